@@ -1,0 +1,172 @@
+"""What is refused before any work: values that contradict each other, files that do not fit."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recbole.evaluator import metric_information
+
+from recbole_etegrec.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from recbole_etegrec.config import Config
+
+CHOICES = {
+    "ranking": ("beam", "exact"),
+    "codebook_update": ("shared", "tokenizer_only"),
+    "item_embedding": ("collaborative", "file"),
+}
+SIZES = (
+    "semantic_hidden_size",
+    "code_num",
+    "code_length",
+    "e_dim",
+    "tokenizer_batch_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_tokens",
+    "num_beams",
+    "eval_batch_size",
+    "MAX_ITEM_LIST_LENGTH",
+)
+
+
+def check_config(config: "Config") -> None:
+    """Checks that hold for every model.
+
+    Raises:
+        UserError: `valid_metric` is not among the values that will be computed, or several
+            processes are asked for in RecBole's way.
+    """
+    name, _, cutoff = str(config["valid_metric"]).lower().partition("@")
+    metrics = [metric.lower() for metric in config["metrics"]]
+    if name not in metrics:
+        raise UserError(f"valid_metric ({config['valid_metric']}) is not in metrics {metrics}")
+    has_cutoff = any(need in ("rec.topk", "rec.items") for need in metric_information[name])
+    if has_cutoff and cutoff not in map(str, config["topk"]):
+        raise UserError(
+            f"valid_metric ({config['valid_metric']}) needs its K in topk {config['topk']}"
+        )
+    if (config["nproc"] or 1) > 1:
+        raise UserError("nproc: start several processes with 'accelerate launch run_recbole.py'")
+
+
+def check_plugin_config(config: "Config") -> None:
+    """Checks of the keys that only the plugin's models have.
+
+    Raises:
+        UserError: a value outside its choices, or two that contradict each other.
+    """
+    for key, choices in CHOICES.items():
+        value = config[key]
+        if key in config and value not in choices:
+            raise UserError(f"{key} ({value}) must be one of {', '.join(choices)}")
+    for key in SIZES:
+        value = config[key]
+        if key in config and (type(value) is not int or value < 1):
+            raise UserError(f"{key} ({value}) must be a whole number above 0")
+    for broken, message in _contradictions(config):
+        if broken:
+            raise UserError(message)
+
+
+def _contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
+    """Pairs (whether it is broken, message), one for each rule between keys."""
+    beam = config["ranking"] == "beam"
+    beams, largest = config["num_beams"], max(config["topk"])
+    yield (
+        beam and beams < largest,
+        f"num_beams ({beams}) must be >= max(topk) ({largest}): raise num_beams or lower topk",
+    )
+    needs_all = [m for m in config["metrics"] if "rec.meanrank" in metric_information[m.lower()]]
+    yield (
+        beam and bool(needs_all) and "full" in config["eval_args"]["mode"].values(),
+        f"metrics ({', '.join(needs_all)}) need the scores of all items: set ranking: exact",
+    )
+    hidden, heads = config["hidden_size"] or 0, config["num_attention_heads"] or 1
+    yield (
+        hidden % heads != 0,
+        f"hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads})",
+    )
+    split, order = config["eval_args"]["split"], config["eval_args"]["order"]
+    yield "LS" not in (split or ()), f"eval_args: split ({split}) must be LS: valid_and_test"
+    yield order != "TO", f"eval_args: order ({order}) must be TO: sequences follow time"
+    file = config["item_embedding_file"]
+    yield (
+        config["item_embedding"] == "file" and not (file and Path(file).is_file()),
+        f"item_embedding_file ({file}) must be an existing file when item_embedding is 'file'",
+    )
+
+
+def check_dataset_files(config: "Config") -> None:
+    """Read through the atomic files that RecBole will load.
+
+    Raises:
+        UserError: a file is missing or empty, its header is not ``field:type ...`` or lacks a
+            field the run needs, or a line has another number of columns than the header.
+    """
+    folder, name = Path(config["data_path"]), config["dataset"]
+    names = config["benchmark_filename"]
+    interactions = [f"{name}.{part}.inter" for part in names] if names else [f"{name}.inter"]
+    load_col = config["load_col"] or {}
+    fields = {config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], *(load_col.get("inter") or ())}
+    if not names and config["eval_args"]["order"] == "TO":
+        fields.add(config["TIME_FIELD"])
+    for file in interactions:
+        _check_atomic_file(folder / file, fields, config)
+    for suffix, wanted in load_col.items():
+        if suffix != "inter" and wanted:
+            _check_atomic_file(folder / f"{name}.{suffix}", set(wanted), config)
+
+
+def _check_atomic_file(path: Path, fields: set[str], config: "Config") -> None:
+    if not path.is_file():
+        raise UserError(f"dataset '{config['dataset']}': no file {path}{_found_instead(path)}")
+    separator = config["field_separator"].encode()
+    with path.open("rb") as lines:
+        header = next(lines, b"").rstrip(b"\r\n")
+        present = _field_names(path, header.decode(config["encoding"] or "utf-8-sig"), config)
+        for field in sorted(fields - set(present)):
+            hint = nearest(field, present)
+            raise UserError(f"{path}: missing field '{field}' (found {', '.join(present)}){hint}")
+        rows = _count_rows(path, lines, separator, len(present))
+    if rows == 0:
+        raise UserError(f"{path}: no lines after the header")
+
+
+def _field_names(path: Path, header: str, config: "Config") -> list[str]:
+    columns = header.split(config["field_separator"])
+    for column in columns:
+        if column.count(":") != 1:
+            raise UserError(f"{path}: header has '{column}' where 'field:type' is expected")
+    return [column.split(":")[0] for column in columns]
+
+
+def _count_rows(path: Path, lines: Any, separator: bytes, columns: int) -> int:
+    rows = 0
+    for number, line in enumerate(lines, start=2):
+        if line.count(separator) != columns - 1 and line.strip():
+            found = line.count(separator) + 1
+            raise UserError(f"{path}, line {number}: {found} columns, the header has {columns}")
+        rows += bool(line.strip())
+    return rows
+
+
+def _found_instead(path: Path) -> str:
+    """What lies where the dataset was looked for, as the end of a message."""
+    if path.parent.is_dir():
+        files = sorted(file.name for file in path.parent.iterdir())
+        return f" (the folder has {', '.join(files[:8])})" if files else " (the folder is empty)"
+    found = datasets_in(path.parent.parent)
+    return f" (datasets found there: {', '.join(found)})" if found else ""
+
+
+def datasets_in(folder: Path) -> list[str]:
+    """Names of the datasets under `folder`: its sub-folders ``X`` that hold an ``X*.inter``."""
+    return sorted({file.parent.name for file in folder.glob("*/*.inter") if _is_named(file)})
+
+
+def _is_named(file: Path) -> bool:
+    return file.name.split(".")[0] == file.parent.name.split(".")[0]

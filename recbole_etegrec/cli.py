@@ -1,0 +1,84 @@
+"""The command line: RecBole's arguments in, an exit code out.
+
+Nothing heavy is imported before the arguments are read, so that a typo is answered at once.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from recbole_etegrec.errors import UserError
+
+HELP = """\
+usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"] [--KEY=VALUE ...]
+       {program} doctor [--data_path=DIR]
+
+Train and test a model of this plugin or of RecBole (default: ETEGRecLlama on ml-100k).
+Any key of properties/ or of RecBole may be given; it wins over the config files.
+`doctor` prints versions, devices, models and datasets.
+Exit codes: 0 success, 2 input you can mend, 130 interrupted, 1 anything else.
+"""
+
+NAMED = ("model", "dataset", "config_files")
+
+
+def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
+    """The ``--key=value`` pairs of a command line, values as text.
+
+    `model`, `dataset` and `config_files` may also be given as ``--key value``.
+
+    Raises:
+        UserError: an argument has another form, or a key comes twice with different values.
+    """
+    values: dict[str, str] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not equals and key in NAMED:
+            value = next(rest, "")
+            equals = value != ""
+        if not argument.startswith("--") or not key or not equals:
+            raise UserError(f"argument '{argument}': expected --key=value (see --help)")
+        if values.setdefault(key, value) != value:
+            raise UserError(f"--{key} is given twice: {values[key]} and {value}")
+    return values
+
+
+def _run(arguments: Sequence[str]) -> None:
+    values = parse_arguments(arguments)
+    model, dataset, files = (values.pop(key, "") for key in NAMED)
+
+    from recbole_etegrec.quick_start import run
+
+    run(model, dataset, config_file_list=files.split(), config_dict=values)
+
+
+def _doctor(arguments: Sequence[str]) -> None:
+    values = parse_arguments(arguments)
+
+    from recbole_etegrec.doctor import report
+
+    sys.stdout.write(report(values.get("data_path", "dataset/")))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        if any(argument in ("-h", "--help") for argument in arguments):
+            sys.stdout.write(HELP.format(program="recbole-etegrec"))
+        elif arguments and arguments[0] == "doctor":
+            _doctor(arguments[1:])
+        else:
+            _run(arguments)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except Exception:
+        # The run's log, where there is one already, keeps the traceback too.
+        logging.getLogger(__name__).exception("the run failed")
+        return 1
+    return 0

@@ -1,0 +1,128 @@
+"""The whole story of a run, in the order the data flows."""
+
+import logging
+import time
+from typing import Any
+
+from recbole.utils import init_seed
+
+from recbole_etegrec.baseline import load_baseline, run_baseline
+from recbole_etegrec.checks import check_dataset_files
+from recbole_etegrec.compat import versions
+from recbole_etegrec.config import Config
+from recbole_etegrec.data import create_dataset, data_preparation
+from recbole_etegrec.model import MODELS
+from recbole_etegrec.run_directory import RunDirectory, default_path, start_logging
+from recbole_etegrec.trainer import ETEGRecTrainer
+from recbole_etegrec.trainer.checkpoint import load_model
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_file_list: list[str] | None = None,
+    config_dict: dict[str, Any] | None = None,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """Train, validate and test one model, of the plugin or of RecBole, on one dataset.
+
+    Returns:
+        RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and
+        ``test_result``, and the ``run_dir`` that holds the rest.
+
+    Raises:
+        UserError: anything the user can mend, before training starts.
+    """
+    started = time.perf_counter()
+    config = Config(model, dataset, config_file_list, config_dict)
+    check_dataset_files(config)
+    path = config["run_dir"] or default_path(config["model"], config["dataset"])
+    run_dir = RunDirectory.create(path)
+    start_logging(run_dir, config["state"])
+    run_dir.write_yaml("config.yaml", config.inputs)
+    logger.info("%s on %s: %s", config["model"], config["dataset"], run_dir.path)
+
+    train_and_test = run_etegrec if config["model"] in MODELS else run_baseline
+    outcome = _plain(train_and_test(config, run_dir, saved))
+
+    summary = {key: config[key] for key in ("model", "dataset", "seed")}
+    seconds = round(time.perf_counter() - started, 1)
+    run_dir.write_json(
+        "result.json", {**summary, **outcome, "seconds": seconds, "versions": versions()}
+    )
+    logger.info("test result\n%s", result_table(outcome["test_result"]))
+    return {
+        "best_valid_score": outcome["best_valid_score"],
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": outcome["best_valid_result"],
+        "test_result": outcome["test_result"],
+        "run_dir": str(run_dir.path),
+    }
+
+
+def run_etegrec(config: Config, run_dir: RunDirectory, saved: bool = True) -> dict[str, Any]:
+    """Train and test one of the plugin's models; returns what `run_baseline` does."""
+    model, _, train_data, valid_data, test_data = _prepare(config)
+    trainer = ETEGRecTrainer(config, model, run_dir)
+    progress = config["show_progress"]
+    best_valid_score, best_valid_result = trainer.fit(
+        train_data, valid_data, saved=saved, show_progress=progress
+    )
+    return {
+        "best_valid_score": best_valid_score,
+        "best_valid_result": best_valid_result,
+        "test_result": trainer.evaluate(test_data, load_best_model=saved, show_progress=progress),
+        "epochs": trainer.epochs_done,
+    }
+
+
+def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
+    """The model of a finished run and its data; `config_dict` overrides keys of its config.
+
+    Returns:
+        ``(config, model, dataset, train_data, valid_data, test_data)``.
+
+    Raises:
+        UserError: `run_dir` is not a run's, or the dataset is gone.
+    """
+    directory = RunDirectory(run_dir)
+    config = Config(config_dict={**directory.read_yaml("config.yaml"), **(config_dict or {})})
+    check_dataset_files(config)
+    if config["model"] not in MODELS:
+        return load_baseline(config, directory)
+    model, dataset, *loaders = _prepare(config)
+    load_model(model, directory.best)
+    return config, model, dataset, *loaders
+
+
+def _prepare(config: Config) -> tuple:
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = create_dataset(config)
+    logger.info(dataset)
+    loaders = data_preparation(config, dataset)
+    init_seed(config["seed"], config["reproducibility"])
+    model = MODELS[config["model"]](config, loaders[0].dataset).to(config["device"])
+    return model, dataset, *loaders
+
+
+def result_table(result: dict[str, float]) -> str:
+    """`result` as text, a row for each metric and a column for each K."""
+    rows: dict[str, dict[str, float]] = {}
+    for key, value in result.items():
+        metric, _, cutoff = key.partition("@")
+        rows.setdefault(metric, {})[cutoff] = value
+    columns = list(dict.fromkeys(cutoff for row in rows.values() for cutoff in row))
+    lines = [" " * 18 + "".join(f"{'@' + cutoff if cutoff else '':>10}" for cutoff in columns)]
+    for metric, row in rows.items():
+        cells = (f"{row[c]:10.4f}" if c in row else " " * 10 for c in columns)
+        lines.append(f"{metric:18}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    """Python numbers for numpy's and torch's, in nested dictionaries."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.item() if hasattr(value, "item") else value

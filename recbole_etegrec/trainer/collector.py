@@ -1,0 +1,56 @@
+"""RecBole's collector of rankings, for models that do not score every item."""
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.evaluator import Collector
+from recbole.evaluator.collector import DataStruct
+
+
+class RankingCollector(Collector):
+    """Takes a score of -inf to mean that the item was not ranked.
+
+    RecBole fills its top K from such items in arbitrary order, so an item that no beam reached
+    could count as a hit.
+    """
+
+    def eval_batch_collect(
+        self,
+        scores_tensor: torch.Tensor,
+        interaction: Interaction,
+        positive_u: torch.Tensor,
+        positive_i: torch.Tensor,
+    ) -> None:
+        """Collect one batch.
+
+        `scores_tensor` is [B, N], or [rows] for value metrics; the positive items are given as
+        pairs of row (`positive_u`) and item (`positive_i`).
+        """
+        super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        if scores_tensor.dim() < 2:
+            return
+        ranked = (~torch.isneginf(scores_tensor)).sum(dim=1, keepdim=True)  # [B, 1]
+        places = torch.arange(max(self.topk), device=scores_tensor.device)
+        unranked = places >= ranked  # [B, K]
+        # "rec.topk" has a further column, the number of positive items.
+        for name in ("rec.topk", "rec.items"):
+            if self.register.need(name):
+                batch = self.data_struct.get(name)[-len(scores_tensor) :, : len(places)]
+                batch.masked_fill_(unranked, 0)  # no hit; the padding item
+
+    def get_data_struct(self) -> DataStruct:
+        """All that was collected, on the CPU; the rankings are forgotten.
+
+        RecBole calls ``.cpu()`` on the counts that ItemCoverage, GiniIndex and others need.
+        """
+        counts = {
+            name: value
+            for name, value in self.data_struct._data_dict.items()
+            if not isinstance(value, torch.Tensor)
+        }
+        for name in counts:
+            del self.data_struct[name]
+        collected = super().get_data_struct()
+        for name, value in counts.items():
+            self.data_struct.set(name, value)
+            collected.set(name, value)
+        return collected
