@@ -47,11 +47,9 @@ def run(
     train_and_test = run_etegrec if config["model"] in MODELS else run_baseline
     outcome = _plain(train_and_test(config, run_dir, saved))
 
-    summary = {key: config[key] for key in ("model", "dataset", "seed")}
-    seconds = round(time.perf_counter() - started, 1)
-    run_dir.write_json(
-        "result.json", {**summary, **outcome, "seconds": seconds, "versions": versions()}
-    )
+    result = {key: config[key] for key in ("model", "dataset", "seed")}
+    result |= {**outcome, "seconds": round(time.perf_counter() - started, 1)}
+    run_dir.write_json("result.json", {**result, "versions": versions()})
     logger.info("test result\n%s", result_table(outcome["test_result"]))
     return {
         "best_valid_score": outcome["best_valid_score"],

@@ -1,0 +1,42 @@
+"""What several test files share: a small dataset with structure, and quiet, repeatable torch."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+USERS, ITEMS = 60, 40
+HEADER = "user_id:token\titem_id:token\ttimestamp:float"
+
+
+def write_interactions(folder: Path, name: str, histories: list[list[int]]) -> None:
+    """Write ``folder/name/name.inter``; item ids and times are a user's history and its order."""
+    (folder / name).mkdir(parents=True)
+    lines = [HEADER]
+    for user, items in enumerate(histories):
+        lines += [f"u{user}\ti{item}\t{time}" for time, item in enumerate(items)]
+    (folder / name / f"{name}.inter").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data_path with the dataset `tiny`: 60 users of 3 to 70 interactions with 40 items.
+
+    Users walk around a circle of items, mostly by one step, so the next item can be learned.
+    The longest history exceeds a window of 50 items.
+    """
+    folder = tmp_path_factory.mktemp("data")
+    chance = random.Random(7)
+    histories = []
+    for user in range(USERS):
+        length = (3, 4, 70)[user] if user < 3 else chance.randint(5, 20)
+        item, history = chance.randrange(ITEMS), []
+        for _ in range(length):
+            history.append(item)
+            item = (item + (1 if chance.random() < 0.8 else chance.randint(2, 4))) % ITEMS
+        histories.append(history)
+    write_interactions(folder, "tiny", histories)
+    return str(folder)
