@@ -1,3 +1,23 @@
-"""ETEGRec with a decoder-only LLaMA, for RecBole."""
+"""ETEGRec with a decoder-only LLaMA, for RecBole.
+
+The names below are imported on first use: none of them is needed to answer ``--help``.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["Config", "UserError", "load_run", "run"]
+
+_MODULES = {
+    "Config": "config",
+    "UserError": "errors",
+    "load_run": "quick_start",
+    "run": "quick_start",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import dok_matrix
 
+from recbole_etegrec import __version__
+
 PACKAGES = (
-    "recbole-etegrec",
     "recbole",
     "torch",
     "transformers",
@@ -69,7 +70,10 @@ def _add_missing_names() -> None:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the packages a result depends on; None if absent."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    found: dict[str, str | None] = {
+        "recbole-etegrec": __version__,
+        "python": platform.python_version(),
+    }
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
