@@ -1,0 +1,88 @@
+"""Rankings with items that were not ranked, against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from recbole.evaluator import Evaluator
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.trainer.collector import RankingCollector
+
+INF = float("inf")
+
+
+def metrics_of(
+    scores: list[list[float]],
+    targets: list[int],
+    metrics: list[str],
+    counts: dict[str, object] | None = None,
+) -> dict[str, float]:
+    """RecBole's metrics at 1 and 3, one target a row, collected in batches of two rows."""
+    values = {"metrics": metrics, "topk": [1, 3], "valid_metric": f"{metrics[0]}@3"}
+    config = Config("Pop", "ml-100k", config_dict=values)
+    collector = RankingCollector(config)
+    for name, value in (counts or {}).items():
+        collector.data_struct.set(name, value)
+    for start in range(0, len(scores), 2):
+        rows = torch.tensor(scores[start : start + 2])
+        wanted = torch.tensor(targets[start : start + 2])
+        collector.eval_batch_collect(rows, None, torch.arange(len(rows)), wanted)
+    return dict(Evaluator(config).evaluate(collector.get_data_struct()))
+
+
+def test_collector_gives_recboles_metrics_when_all_items_are_ranked():
+    scores = [[-INF, 0.1, 0.9, 0.5, 0.3], [-INF, 0.4, 0.3, 0.2, 0.1], [-INF, 0.1, 0.2, 0.3, 0.4]]
+    result = metrics_of(scores, [3, 4, 4], ["Recall", "NDCG", "MRR"])
+    # Ranks 2, 4 and 1.
+    assert result["recall@1"] == pytest.approx(1 / 3, abs=1e-4)
+    assert result["recall@3"] == pytest.approx(2 / 3, abs=1e-4)
+    assert result["mrr@3"] == pytest.approx((1 / 2 + 1) / 3, abs=1e-4)
+    assert result["ndcg@3"] == pytest.approx((1 / math.log2(3) + 1) / 3, abs=1e-4)
+
+
+def test_collector_counts_no_hit_when_no_target_is_ranked():
+    # Five items, of which one or none has a score: any top 3 holds most of the others.
+    scores = [[-INF] * 5 for _ in range(6)]
+    for row in scores[:3]:
+        row[1] = 0.5
+    result = metrics_of(scores, [2, 3, 4, 2, 3, 4], ["Recall", "NDCG", "MRR"])
+    assert set(result.values()) == {0.0}
+
+
+def test_collector_counts_hits_among_ranked_items_when_others_are_not():
+    scores = [[-INF, -INF, 0.5, -INF, 0.7], [-INF, 0.5, -INF, -INF, -INF]]
+    result = metrics_of(scores, [2, 3], ["Recall", "MRR"])
+    assert result["recall@3"] == 0.5
+    assert result["mrr@3"] == 0.25
+
+
+def test_collector_serves_metrics_of_items_when_counts_are_no_tensors():
+    scores = [[-INF, 0.9, 0.8, 0.7, 0.1], [-INF, 0.9, 0.7, 0.8, 0.1]]
+    counts = {"data.num_items": 5, "data.count_items": {1: 10, 2: 4, 3: 1, 4: 1}}
+    names = ["ItemCoverage", "AveragePopularity", "GiniIndex", "ShannonEntropy", "TailPercentage"]
+    result = metrics_of(scores, [1, 1], names, counts)
+    assert result["itemcoverage@1"] == 1 / 5
+    assert result["itemcoverage@3"] == 3 / 5
+    assert result["averagepopularity@1"] == 10
+    assert result["averagepopularity@3"] == 5
+    assert result["shannonentropy@3"] == pytest.approx(math.log(3) / 3, abs=1e-4)
+    assert result["tailpercentage@3"] == pytest.approx(1 / 3, abs=1e-4)
+    # Counts 0 0 2 2 2 of five items: sum of (2i - 6) * count over 5 * 6.
+    assert result["giniindex@3"] == pytest.approx((0 + 4 + 8) / 30, abs=1e-4)
+
+
+def test_collector_keeps_counts_when_it_is_read_twice():
+    config = Config(
+        "Pop",
+        "ml-100k",
+        config_dict={"metrics": ["ItemCoverage"], "topk": 1, "valid_metric": "ItemCoverage@1"},
+    )
+    collector = RankingCollector(config)
+    collector.data_struct.set("data.num_items", 3)
+    for _ in range(2):
+        scores = torch.tensor([[-INF, 0.1, 0.2]])
+        collector.eval_batch_collect(scores, None, torch.tensor([0]), torch.tensor([1]))
+        collected = collector.get_data_struct()
+        assert collected.get("data.num_items") == 3
+        assert collected.get("rec.items").tolist() == [[2]]

@@ -1,0 +1,90 @@
+"""What a run leaves behind, and that it is whole or not there."""
+
+import json
+import logging
+
+import pytest
+
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.run_directory import (
+    RunDirectory,
+    atomic_directory,
+    default_path,
+    start_logging,
+)
+
+
+def test_create_starts_metrics_anew_when_a_run_did_not_finish(tmp_path):
+    run_dir = RunDirectory.create(tmp_path / "a" / "b")
+    run_dir.append_metrics({"epoch": 0})
+    run_dir.append_metrics({"epoch": 1, "loss": 0.5})
+    lines = run_dir.metrics.read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
+    assert RunDirectory.create(run_dir.path).metrics.read_text() == ""
+
+
+def test_create_refuses_when_the_run_is_finished_or_the_path_unwritable(tmp_path):
+    run_dir = RunDirectory.create(tmp_path / "done")
+    run_dir.write_json("result.json", {})
+    with pytest.raises(UserError, match="choose another run_dir"):
+        RunDirectory.create(run_dir.path)
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="cannot be written"):
+            RunDirectory.create(path)
+
+
+def test_written_values_are_read_back_when_json_or_yaml(tmp_path):
+    run_dir = RunDirectory.create(tmp_path)
+    value = {"b": [1, 2.5, None], "a": "text"}
+    run_dir.write_json("v.json", value)
+    run_dir.write_yaml("v.yaml", value)
+    assert json.loads((tmp_path / "v.json").read_text()) == value
+    assert list(run_dir.read_yaml("v.yaml")) == ["b", "a"]
+    assert run_dir.read_yaml("v.yaml") == value
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "v.json", "v.yaml"]
+    with pytest.raises(UserError, match="no config.yaml"):
+        run_dir.read_yaml("config.yaml")
+
+
+def test_atomic_directory_keeps_the_previous_one_when_writing_fails(tmp_path):
+    best = tmp_path / "best"
+    with atomic_directory(best) as folder:
+        (folder / "model").write_text("first")
+    with pytest.raises(RuntimeError), atomic_directory(best) as folder:
+        (folder / "model").write_text("half")
+        raise RuntimeError
+    assert (best / "model").read_text() == "first"
+    with atomic_directory(best) as folder:
+        (folder / "other").write_text("second")
+        assert (best / "model").read_text() == "first"
+    assert [p.name for p in best.iterdir()] == ["other"]
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+
+
+def test_atomic_directory_recovers_the_previous_one_when_a_swap_was_cut_short(tmp_path):
+    (tmp_path / ".best.old").mkdir()
+    (tmp_path / ".best.old" / "model").write_text("first")
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "best"):
+        raise RuntimeError
+    assert (tmp_path / "best" / "model").read_text() == "first"
+
+
+def test_default_path_is_new_when_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = default_path("Pop", "tiny")
+    first.mkdir(parents=True)
+    assert first.name.startswith("Pop-tiny-")
+    assert not default_path("Pop", "tiny").exists()
+
+
+def test_start_logging_writes_to_one_run_when_a_second_starts(tmp_path):
+    first, second = (RunDirectory.create(tmp_path / name) for name in "ab")
+    start_logging(first)
+    logging.getLogger("x").info("one \x1b[1;35mcoloured\x1b[0m")
+    start_logging(second, "WARNING")
+    logging.getLogger("x").info("two")
+    logging.getLogger("x").warning("three")
+    assert first.log.read_text().endswith("INFO one coloured\n")
+    assert second.log.read_text().endswith("WARNING three\n")
+    assert "two" not in second.log.read_text()
