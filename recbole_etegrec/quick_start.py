@@ -101,7 +101,7 @@ def _prepare(config: Config) -> tuple:
     logger.info(dataset)
     loaders = data_preparation(config, dataset)
     init_seed(config["seed"], config["reproducibility"])
-    model = MODELS[config["model"]](config, loaders[0].dataset).to(config["device"])
+    model = MODELS[config["model"]](config, loaders[0]._dataset).to(config["device"])
     return model, dataset, *loaders
 
 
