@@ -1,0 +1,36 @@
+"""Dataset and loaders of a run, from its config."""
+
+from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.utils import create_samplers
+
+from recbole_etegrec.data.dataset import WholeSequenceDataset
+from recbole_etegrec.data.loader import SequenceLoader
+
+
+def create_dataset(config) -> WholeSequenceDataset:
+    """Load and filter the atomic files, as RecBole's function of this name."""
+    return WholeSequenceDataset(config)
+
+
+def data_preparation(config, dataset: WholeSequenceDataset):
+    """Split a dataset and wrap its parts in loaders, as RecBole's function of this name.
+
+    Returns:
+        Training batches of whole sequences, and RecBole's own evaluation loaders for validation
+        and test: full ranking, or sampled where ``eval_args.mode`` says so.
+    """
+    built = dataset.build()
+    samplers = create_samplers(config, dataset, built)
+    train_data = SequenceLoader(
+        built[0],
+        max_tokens=config["max_tokens"],
+        code_length=config["code_length"],
+        cut_probability=config["cut_probability"],
+        seed=config["seed"],
+    )
+    loaders = {True: FullSortEvalDataLoader, False: NegSampleEvalDataLoader}
+    valid_data, test_data = (
+        loaders[config["eval_args"]["mode"][phase] == "full"](config, part, sampler, shuffle=False)
+        for phase, part, sampler in zip(("valid", "test"), built[1:], samplers[1:], strict=True)
+    )
+    return train_data, valid_data, test_data

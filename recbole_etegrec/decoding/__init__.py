@@ -1,0 +1,7 @@
+"""From a trained recommender and a trie to ranked items."""
+
+from recbole_etegrec.decoding.beam import beam_search
+from recbole_etegrec.decoding.exact import ExactRanking
+from recbole_etegrec.decoding.scoring import score_items
+
+__all__ = ["ExactRanking", "beam_search", "score_items"]

@@ -1,0 +1,99 @@
+"""Exact ranking: the log-probability of every item of the catalogue.
+
+The oracle of the beam, and full-sort evaluation in RecBole's own sense. The trie is walked in
+chunks of neighbouring items; each distinct prefix in a chunk is one token behind the shared
+history, so work grows with the nodes of the trie, not with items times codes.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from recbole_etegrec.recommender import EncodedHistory, Recommender
+from recbole_etegrec.tokenizer import Trie
+
+
+class _Chunk(NamedTuple):
+    """A run of leaves and the ``m`` inner nodes above them, the root not counted."""
+
+    items: torch.Tensor  # [n] item ids
+    codes: torch.Tensor  # [n, L] their codes
+    path: list[torch.Tensor]  # per depth 1 .. L-1: which of that depth's nodes, [n]
+    depths: list[slice]  # per depth 1 .. L-1: its nodes among the m
+    node_codes: torch.Tensor  # [m] last code of each node
+    node_levels: torch.Tensor  # [m] level of that code
+    sees: torch.Tensor  # [1, m, m] a node sees its ancestors and itself
+
+
+class ExactRanking:
+    """Scores every item, for one recommender and one trie.
+
+    Args:
+        chunk_items: leaves walked at once; memory grows with users times this.
+    """
+
+    def __init__(self, recommender: Recommender, trie: Trie, chunk_items: int = 512):
+        self.recommender = recommender
+        self.n_items = len(trie)
+        self.chunks = [
+            _make_chunk(trie, slice(start, start + chunk_items))
+            for start in range(0, len(trie), chunk_items)
+        ]
+
+    @torch.no_grad()
+    def __call__(self, history: EncodedHistory) -> torch.Tensor:
+        """Scores ``[B, n_items + 1]`` in nats, indexed by item id; 0, the padding item, is -inf.
+
+        The history's cache is left as it was.
+        """
+        state = history.state
+        scores = torch.full((len(state), self.n_items + 1), -torch.inf, device=state.device)
+        for chunk in self.chunks:
+            scores[:, chunk.items] = self._score(history, chunk)
+        return scores
+
+    def _score(self, history: EncodedHistory, chunk: _Chunk) -> torch.Tensor:
+        embedding = self.recommender.code_embedding
+        rows = embedding.tables()[chunk.node_levels, chunk.node_codes]
+        tokens = embedding.scid_projector(rows).expand(len(history.state), -1, -1)
+        hidden = self.recommender.extend(history, tokens, chunk.node_levels, chunk.sees)
+        history.cache.crop(-tokens.shape[1])
+        total = self._log_probs(history.state.unsqueeze(1), 0)[:, 0, chunk.codes[:, 0]]
+        for level, (nodes, depth) in enumerate(zip(chunk.path, chunk.depths, strict=True), 1):
+            log_probs = self._log_probs(hidden[:, depth], level)
+            total = total + log_probs[:, nodes, chunk.codes[:, level]]
+        return total
+
+    def _log_probs(self, hidden: torch.Tensor, level: int) -> torch.Tensor:
+        """Of all codes of a level, from states ``[B, m, H]``: ``[B, m, C]``."""
+        states = hidden.flatten(0, 1).unsqueeze(1)
+        logits = self.recommender.code_embedding.logits(states, slice(level, level + 1))
+        return logits.log_softmax(dim=-1).view(*hidden.shape[:2], -1)
+
+
+def _make_chunk(trie: Trie, rows: slice) -> _Chunk:
+    codes, items = trie.codes[rows], trie.items[rows]
+    path, depths, node_codes, node_levels, count = [], [], [], [], 0
+    for level in range(trie.depth - 1):
+        node = trie.nodes[level + 1][rows]
+        node = node - node[0]  # neighbours in the trie have consecutive numbers
+        first = torch.searchsorted(node, torch.arange(int(node[-1]) + 1, device=node.device))
+        path.append(node)
+        depths.append(slice(count, count + len(first)))
+        node_codes.append(codes[first, level])
+        node_levels.append(torch.full_like(first, level))
+        count += len(first)
+    sees = torch.zeros(count, count, dtype=torch.bool, device=codes.device)
+    for below, depth in zip(path, depths, strict=True):
+        for above, ancestor in zip(path, depths, strict=True):
+            if ancestor.start <= depth.start:
+                sees[below + depth.start, above + ancestor.start] = True
+    return _Chunk(
+        items,
+        codes,
+        path,
+        depths,
+        torch.cat(node_codes),
+        torch.cat(node_levels),
+        sees.unsqueeze(0),
+    )

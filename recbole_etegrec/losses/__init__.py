@@ -1,0 +1,15 @@
+"""Losses: plain functions of tensors, in nats, averaged over targets."""
+
+from recbole_etegrec.losses.alignment import (
+    preference_semantic_alignment,
+    sequence_item_alignment,
+)
+from recbole_etegrec.losses.quantization import quantization_loss
+from recbole_etegrec.losses.recommendation import recommendation_loss
+
+__all__ = [
+    "preference_semantic_alignment",
+    "quantization_loss",
+    "recommendation_loss",
+    "sequence_item_alignment",
+]

@@ -1,0 +1,28 @@
+"""The tokenizer's own loss ``L_SQ``."""
+
+import torch
+
+from recbole_etegrec.tokenizer import TokenizerOutput
+
+
+def quantization_loss(output: TokenizerOutput, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reconstruction, codebook and commitment terms.
+
+    ETEGRec (SIGIR 2025), Eq. 8-10:
+    ``||z - z~||^2 + sum_l ||sg[v_l] - e||^2 + beta ||v_l - sg[e]||^2``. Departure: each squared
+    norm is a mean over its dimensions, not a sum, as in the published code, because the weights
+    of the alignment losses were tuned at that scale.
+
+    Args:
+        output: the tokenizer's output for items ``[B, ...]``.
+        beta: weight of the commitment term.
+
+    Returns:
+        The loss, and its reconstruction term alone.
+    """
+    quantization = output.quantization
+    reconstruction = (output.embedding - output.reconstruction).pow(2).mean()
+    v, e = quantization.residuals, quantization.selected
+    codebook = (v.detach() - e).pow(2).mean(-1).sum(-1).mean()
+    commitment = (v - e.detach()).pow(2).mean(-1).sum(-1).mean()
+    return reconstruction + codebook + beta * commitment, reconstruction

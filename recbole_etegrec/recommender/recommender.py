@@ -1,0 +1,206 @@
+"""The recommender: codes of a history in, logits of the next item's codes out.
+
+It knows codes, not items, and nothing of training stages. Layout of a sequence of items, four
+codes each: ``[c0 c1 c2 c3 | c0 c1 c2 c3 | ...]``. Code ``j`` of an item is predicted from the
+state of the token before it, so the state of an item's last code predicts the next item's first.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+
+from recbole_etegrec.recommender.backbone import additive_mask
+from recbole_etegrec.recommender.code_embedding import CodeEmbedding
+
+
+class RecommenderOutput(NamedTuple):
+    """For each of ``n`` supervised positions.
+
+    Attributes:
+        logits: of the target's codes, teacher-forced ``[n, L, C]``.
+        sequence_latent: for SIA, in code space ``[n, d_c]``.
+        preference_latent: for PSA, in item embedding space ``[n, d_z]``.
+    """
+
+    logits: torch.Tensor
+    sequence_latent: torch.Tensor
+    preference_latent: torch.Tensor
+
+
+class EncodedHistory(NamedTuple):
+    """Histories run through the backbone once.
+
+    Attributes:
+        cache: keys and values of their tokens.
+        visible: which cached tokens are real ``[B, T * L]``.
+        state: the state of the last history token ``[B, H]``.
+        length: tokens of each history ``[B]``.
+    """
+
+    cache: DynamicCache
+    visible: torch.Tensor
+    state: torch.Tensor
+    length: torch.Tensor
+
+
+class Recommender(nn.Module):
+    """Backbone, tied code embedding, and the adapters of the alignment losses.
+
+    Args:
+        backbone: a decoder taking ``inputs_embeds`` ``[B, S, H]``.
+        code_embedding: of the same ``H``.
+        semantic_hidden_size: width of item embeddings ``d_z``.
+        dropout: on the input embeddings and the final states.
+        alignment_pooling: the state SIA and PSA read: ``last`` (the last history token, which has
+            seen the whole history) or ``mean`` over the history's tokens.
+        init_std: standard deviation of the adapters' initial weights.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        code_embedding: CodeEmbedding,
+        *,
+        semantic_hidden_size: int,
+        dropout: float,
+        alignment_pooling: str,
+        init_std: float,
+    ):
+        super().__init__()
+        hidden_size = backbone.config.hidden_size
+        self.backbone = backbone
+        self.code_embedding = code_embedding
+        self.dropout = nn.Dropout(dropout)
+        self.alignment_pooling = alignment_pooling
+        self.enc_adapter = _adapter(hidden_size, code_embedding.codebooks.shape[-1], init_std)
+        self.dec_adapter = _adapter(hidden_size, semantic_hidden_size, init_std)
+
+    def forward(
+        self,
+        codes: torch.Tensor,
+        target_index: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> RecommenderOutput:
+        """Predict many items of each sequence in one pass.
+
+        Args:
+            codes: of the items of sequences ``[B, T, L]``.
+            target_index: flat index into ``[B, T - 1]`` of positions to predict from ``[n]``;
+                position ``t`` predicts item ``t + 1``.
+            attention_mask: which items are real ``[B, T]``. Without it, padding must be on the
+                right, where causality hides it.
+        """
+        length = codes.shape[-1]
+        embeddings = self.code_embedding.embed(codes).flatten(1, 2)[:, :-1]  # nothing follows
+        token_mask = _token_mask(attention_mask, length)
+        hidden = self._run(embeddings, token_mask if token_mask is None else token_mask[:, :-1])
+        # States of the tokens just before each target code: a shift by L - 1 tokens.
+        before = hidden[:, length - 1 :].unflatten(1, (-1, length)).flatten(0, 1)
+        before = before.index_select(0, target_index)  # [n, L, H]
+        state = before[:, 0]
+        if self.alignment_pooling == "mean":
+            state = _mean_states(hidden, length, token_mask).index_select(0, target_index)
+        return RecommenderOutput(
+            self.code_embedding.logits(before), self.enc_adapter(state), self.dec_adapter(state)
+        )
+
+    def encode_history(
+        self, codes: torch.Tensor, attention_mask: torch.Tensor
+    ) -> EncodedHistory:
+        """Run histories ``[B, T, L]``, padded on either side, and keep their cache."""
+        cache = DynamicCache(config=self.backbone.config)
+        visible = _token_mask(attention_mask, codes.shape[-1])
+        hidden = self._run(self.code_embedding.embed(codes).flatten(1, 2), visible, cache)
+        position = torch.arange(visible.shape[1], device=codes.device)
+        last = (visible * position).argmax(dim=1)
+        state = hidden[torch.arange(len(codes), device=codes.device), last]
+        return EncodedHistory(cache, visible, state, visible.sum(dim=1))
+
+    def extend(
+        self,
+        history: EncodedHistory,
+        embeddings: torch.Tensor,
+        depth: torch.Tensor,
+        sees: torch.Tensor,
+    ) -> torch.Tensor:
+        """Run further tokens that all stand after the same history, as nodes of a tree.
+
+        Branches share the history's keys and values; which earlier node a node may see is a
+        matter of the mask alone, so nothing is copied or reordered. The cache grows by ``n``.
+
+        Args:
+            history: encoded histories of ``B`` users.
+            embeddings: of the new tokens ``[B, n, H]``.
+            depth: codes between the end of the history and each token ``[n]``.
+            sees: for each new token, which tokens beyond the history it attends to, itself
+                included ``[B or 1, n, cached beyond history + n]``.
+
+        Returns:
+            States ``[B, n, H]``.
+        """
+        rows, new = embeddings.shape[:2]
+        visible = torch.cat(
+            [
+                history.visible.unsqueeze(1).expand(-1, new, -1),
+                sees.expand(rows, -1, -1),
+            ],
+            dim=-1,
+        ).unsqueeze(1)  # [B, 1, n, keys]
+        output = self.backbone(
+            inputs_embeds=embeddings,
+            attention_mask=additive_mask(visible, embeddings.dtype),
+            position_ids=history.length.unsqueeze(1) + depth,
+            past_key_values=history.cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state
+
+    def _run(
+        self,
+        embeddings: torch.Tensor,
+        token_mask: torch.Tensor | None,
+        cache: DynamicCache | None = None,
+    ) -> torch.Tensor:
+        """States of tokens ``[B, S, H]``; a mask ``[B, S]`` also sets the positions."""
+        position_ids = None if token_mask is None else (token_mask.cumsum(1) - 1).clamp_min(0)
+        output = self.backbone(
+            inputs_embeds=self.dropout(embeddings),
+            attention_mask=None if token_mask is None else token_mask.long(),
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return self.dropout(output.last_hidden_state)
+
+
+def _token_mask(attention_mask: torch.Tensor | None, code_length: int) -> torch.Tensor | None:
+    """Which tokens are real ``[B, T * L]``, from which items are ``[B, T]``."""
+    if attention_mask is None:
+        return None
+    return attention_mask.bool().repeat_interleave(code_length, dim=1)
+
+
+def _mean_states(
+    hidden: torch.Tensor, code_length: int, token_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Mean state of the history up to each item but the last: ``[B * (T - 1), H]``."""
+    tokens = hidden.shape[1] // code_length * code_length
+    hidden = hidden[:, :tokens]
+    real = torch.ones_like(hidden[..., 0])
+    if token_mask is not None:
+        real = token_mask[:, :tokens].to(hidden)
+    total = (hidden * real.unsqueeze(-1)).cumsum(dim=1)
+    mean = total / real.cumsum(dim=1).clamp_min(1).unsqueeze(-1)
+    return mean[:, code_length - 1 :: code_length].flatten(0, 1)
+
+
+def _adapter(width_in: int, width_out: int, init_std: float) -> nn.Sequential:
+    layers = nn.Sequential(
+        nn.Linear(width_in, width_in), nn.ReLU(), nn.Linear(width_in, width_out)
+    )
+    for linear in (layers[0], layers[2]):
+        nn.init.normal_(linear.weight, std=init_std)
+        nn.init.zeros_(linear.bias)
+    return layers

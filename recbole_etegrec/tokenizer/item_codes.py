@@ -1,0 +1,163 @@
+"""The code table: which tuple of codes stands for which item.
+
+The tokenizer gives an item its semantic codes; items that share them get a last, collision code
+0, 1, 2, ... so that tuples are unique. Table and trie are always rebuilt together.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.tokenizer.trie import Trie
+
+
+@dataclass(frozen=True)
+class CodeHealth:
+    """How well a code table spreads items.
+
+    Attributes:
+        usage: share of codes used, per semantic level.
+        perplexity: ``exp(entropy)`` of the codes' use, per semantic level.
+        collision_rate: share of items that share all their semantic codes with another.
+        largest_group: items in the largest such group.
+        changed: share of items whose codes differ from the previous table.
+    """
+
+    usage: list[float]
+    perplexity: list[float]
+    collision_rate: float
+    largest_group: int
+    changed: float
+
+    def __str__(self) -> str:
+        levels = " ".join(f"{u:.0%}/{p:.0f}" for u, p in zip(self.usage, self.perplexity, strict=True))
+        return (
+            f"usage/perplexity {levels}, collisions {self.collision_rate:.1%} "
+            f"(largest group {self.largest_group}), codes changed {self.changed:.1%}"
+        )
+
+
+class ItemCodes(nn.Module):
+    """Code table ``[items, L]`` and its trie; row 0, the padding item, is in neither.
+
+    Args:
+        n_items: items, the padding item included.
+        code_length: codes an item ``L``, the collision code included.
+        code_num: codes a level ``C``.
+    """
+
+    def __init__(self, *, n_items: int, code_length: int, code_num: int):
+        super().__init__()
+        self.code_num = code_num
+        self.register_buffer("table", torch.full((n_items, code_length), -1))
+        self.trie: Trie | None = None
+
+    def forward(self, items: torch.Tensor) -> torch.Tensor:
+        """Codes of items ``[...]`` → ``[..., L]``; the padding item's are all 0."""
+        return self.table[items].clamp_min(0)
+
+    def rebuild(self, semantic_codes: torch.Tensor) -> CodeHealth:
+        """Take new semantic codes, settle collisions, build the trie.
+
+        Args:
+            semantic_codes: ``[items - 1, L - 1]``, from item 1 on.
+
+        Raises:
+            UserError: if more items share their semantic codes than a collision code can tell.
+        """
+        health = self.health(semantic_codes)
+        if health.largest_group > self.code_num:
+            raise UserError(
+                f"code_num: {health.largest_group} items share their semantic codes, a collision "
+                f"code can tell {self.code_num} apart: raise code_num, e_dim or tokenizer_epochs, "
+                "or give item embeddings that differ (balanced assignment is the general remedy)."
+            )
+        old = self.table[1:].clone()
+        collision = collision_codes(group_ids(semantic_codes, self.code_num), old[:, -1])
+        self.set_table(torch.cat([semantic_codes, collision.unsqueeze(1)], dim=1))
+        changed = float((self.table[1:] != old).any(dim=1).double().mean())
+        return replace(health, changed=changed)
+
+    def health(self, semantic_codes: torch.Tensor) -> CodeHealth:
+        """What a table of these semantic codes would look like ``[items - 1, L - 1]``."""
+        counts = torch.stack(
+            [torch.bincount(column, minlength=self.code_num) for column in semantic_codes.T]
+        ).double()
+        share = counts / counts.sum(dim=1, keepdim=True)
+        entropy = -(share * share.clamp_min(1e-12).log()).sum(dim=1)
+        sizes = torch.bincount(group_ids(semantic_codes, self.code_num))
+        changed = (semantic_codes != self.table[1:, :-1]).any(dim=1)
+        return CodeHealth(
+            usage=(counts > 0).double().mean(dim=1).tolist(),
+            perplexity=entropy.exp().tolist(),
+            collision_rate=float(sizes[sizes > 1].sum() / sizes.sum()),
+            largest_group=int(sizes.max()),
+            changed=float(changed.double().mean()),
+        )
+
+    def set_table(self, codes: torch.Tensor) -> None:
+        """Take full code tuples ``[items - 1, L]``, from item 1 on, and build their trie."""
+        self.table[1:] = codes
+        self.build_trie()
+
+    def build_trie(self) -> None:
+        """Build the trie of the present table, as after loading a state."""
+        items = torch.arange(1, len(self.table), device=self.table.device)
+        self.trie = Trie(self.table[1:], items)
+
+    def digest(self) -> str:
+        """A hash of the table, equal where tables are equal."""
+        return hashlib.sha256(self.table.cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def group_ids(semantic_codes: torch.Tensor, code_num: int) -> torch.Tensor:
+    """A number per row ``[N, Q]`` → ``[N]``, equal where all codes are equal."""
+    key = semantic_codes.new_zeros(len(semantic_codes))
+    for column in semantic_codes.T:
+        key = key * code_num + column
+    return torch.unique(key, return_inverse=True)[1]
+
+
+def collision_codes(groups: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """Number the members of each group, keeping old numbers where they are still free.
+
+    The first item (by id) with a given old number keeps it; the others take the smallest free
+    numbers of their group in item order. All is done with sorts, at any number of items.
+
+    Args:
+        groups: group of each item ``[N]``.
+        old: previous collision codes ``[N]``, -1 for none.
+
+    Returns:
+        ``[N]``, unique within each group.
+    """
+    wish = old.clamp_min(-1)
+    base = max(int(torch.bincount(groups).max()), int(wish.max()) + 1) + 1
+    order = torch.sort(groups * base + wish, stable=True).indices
+    sorted_groups, sorted_wish = groups[order], wish[order]
+    first = torch.ones_like(order, dtype=torch.bool)
+    first[1:] = (sorted_groups[1:] != sorted_groups[:-1]) | (sorted_wish[1:] != sorted_wish[:-1])
+    keeps = torch.zeros_like(first)
+    keeps[order] = first & (sorted_wish >= 0)
+
+    # The r-th free number of a group is r plus the kept numbers that have at most r free below.
+    kept = order[keeps[order]]  # ascending in (group, number)
+    kept_rank = _rank_within(groups[kept])
+    free_below = groups[kept] * base + wish[kept] - kept_rank
+    rest = torch.nonzero(~keeps).squeeze(1)
+    rest = rest[torch.sort(groups[rest], stable=True).indices]
+    rank = _rank_within(groups[rest])
+    taken = torch.searchsorted(free_below, groups[rest] * base + rank, right=True)
+    before = torch.searchsorted(free_below, groups[rest] * base)
+    codes = wish.clone()
+    codes[rest] = rank + taken - before
+    return codes
+
+
+def _rank_within(sorted_groups: torch.Tensor) -> torch.Tensor:
+    """0, 1, 2, ... within each run of equal values of a sorted ``[N]``."""
+    position = torch.arange(len(sorted_groups), device=sorted_groups.device)
+    return position - torch.searchsorted(sorted_groups, sorted_groups)

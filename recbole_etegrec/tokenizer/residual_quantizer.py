@@ -1,0 +1,107 @@
+"""Residual quantization: a vector becomes one code a level.
+
+Source: ETEGRec (SIGIR 2025), Eq. 3-7.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+from torch import nn
+from torch.nn import functional as F
+
+
+class Quantization(NamedTuple):
+    """What quantizing vectors gives, over ``Q`` levels.
+
+    Attributes:
+        codes: chosen codes ``[B, Q]``.
+        distances: squared distances of each residual to its level's codebook ``[B, Q, C]``.
+        residuals: ``v_l`` before each level ``[B, Q, D]``.
+        selected: the codebook rows chosen ``[B, Q, D]``.
+    """
+
+    codes: torch.Tensor
+    distances: torch.Tensor
+    residuals: torch.Tensor
+    selected: torch.Tensor
+
+    def log_probabilities(self) -> torch.Tensor:
+        """``log P(k | v_l) = log softmax_k(-||v_l - e_k||^2)`` (Eq. 6), ``[B, Q, C]``."""
+        return torch.log_softmax(-self.distances, dim=-1)
+
+
+class ResidualQuantizer(nn.Module):
+    """``v_1 = v``; ``c_l = argmin_k ||v_l - e^l_k||``; ``v_{l+1} = v_l - e^l_{c_l}``.
+
+    A residual keeps the gradient of ``v`` and drops that of the rows subtracted, so commitment
+    and alignment losses of every level reach the encoder. (The published code applies the
+    straight-through estimator inside the loop, after which levels 2 and deeper reach nothing.)
+
+    Args:
+        levels: codebooks ``Q``.
+        code_num: rows of each ``C``.
+        e_dim: width of a row ``D``.
+    """
+
+    def __init__(self, *, levels: int, code_num: int, e_dim: int):
+        super().__init__()
+        self.codebooks = nn.Parameter(torch.randn(levels, code_num, e_dim) * 0.02)
+
+    def forward(self, v: torch.Tensor) -> Quantization:
+        """Quantize ``v`` ``[B, D]``."""
+        steps = []
+        for codebook in self.codebooks:
+            distance = squared_distances(v, codebook)
+            code = distance.argmin(dim=-1)
+            selected = F.embedding(code, codebook)
+            steps.append((code, distance, v, selected))
+            v = v - selected.detach()
+        return Quantization(*(torch.stack(column, dim=1) for column in zip(*steps, strict=True)))
+
+    @torch.no_grad()
+    def start_from(self, vectors: torch.Tensor, seed: int) -> None:
+        """Set each codebook to the k-means centroids of that level's residuals.
+
+        With fewer distinct vectors than codes, the codes past them keep their random start.
+
+        Args:
+            vectors: encoded items ``[N, D]``.
+        """
+        residual = vectors.float().cpu().numpy()
+        for level in range(len(self.codebooks)):
+            clusters = min(self.codebooks.shape[1], len(np.unique(residual, axis=0)))
+            kmeans = KMeans(clusters, n_init=1, random_state=seed + level).fit(residual)
+            centroids = torch.from_numpy(kmeans.cluster_centers_).to(self.codebooks)
+            self.codebooks[level, :clusters] = centroids
+            residual = residual - kmeans.cluster_centers_[kmeans.labels_]
+
+    @torch.no_grad()
+    def revive(self, vectors: torch.Tensor, generator: torch.Generator) -> int:
+        """Move every unused code onto the residual of a random item.
+
+        Args:
+            vectors: encoded items ``[N, D]``.
+            generator: on the CPU.
+
+        Returns:
+            How many codes moved.
+        """
+        moved, v = 0, vectors
+        for codebook in self.codebooks:
+            code = squared_distances(v, codebook).argmin(dim=-1)
+            unused = torch.bincount(code, minlength=len(codebook)) == 0
+            count = int(unused.sum())
+            if count:
+                pick = torch.randint(len(v), (count,), generator=generator).to(v.device)
+                codebook[unused] = v[pick]
+                code = squared_distances(v, codebook).argmin(dim=-1)
+            moved += count
+            v = v - codebook[code]
+        return moved
+
+
+def squared_distances(v: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """``||v - e_k||^2`` of ``[B, D]`` to ``[C, D]``, by the expanded square: ``[B, C]``."""
+    return v.pow(2).sum(-1, keepdim=True) - 2 * v @ codebook.T + codebook.pow(2).sum(-1)

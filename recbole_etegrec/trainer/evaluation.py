@@ -1,0 +1,76 @@
+"""Evaluation by RecBole's collector and evaluator, full ranking or sampled."""
+
+import numpy as np
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.evaluator import Evaluator
+from tqdm import tqdm
+
+from recbole_etegrec.trainer.collector import RankingCollector
+
+
+def sample_users(config, loader, count: int):
+    """A loader over a seeded sample of an evaluation loader's users; all with a count of 0."""
+    dataset = loader._dataset
+    rows = len(dataset.inter_feat)
+    if not 0 < count < rows:
+        return loader
+    chosen = np.random.default_rng(config["seed"]).choice(rows, count, replace=False)
+    part = dataset.copy(dataset.inter_feat[torch.from_numpy(np.sort(chosen))])
+    return type(loader)(config, part, loader._sampler, shuffle=False)
+
+
+@torch.no_grad()
+def evaluate(model, loader, train_dataset, config, *, show_progress: bool, title: str) -> dict:
+    """Metrics of a model over the users of a loader.
+
+    Args:
+        model: with ``full_sort_predict`` and ``score_candidates``.
+        loader: one of RecBole's evaluation loaders.
+        train_dataset: for the metrics that need item counts.
+
+    Returns:
+        RecBole's result, metric@k to value.
+    """
+    collector, evaluator = RankingCollector(config), Evaluator(config)
+    collector.data_collect(_Training(train_dataset))
+    score = _score_all if isinstance(loader, FullSortEvalDataLoader) else _score_sampled
+    model.eval()
+    for batch in tqdm(loader, desc=title, disable=not show_progress, ncols=100):
+        interaction, rows, positive_u, positive_i = batch
+        interaction = interaction.to(config["device"])
+        scores = score(model, interaction, rows)
+        collector.eval_batch_collect(scores, interaction, positive_u, positive_i)
+    return evaluator.evaluate(collector.get_data_struct())
+
+
+class _Training:
+    """What RecBole's collector asks of a training loader."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+
+def _score_all(model, interaction, _rows) -> torch.Tensor:
+    scores = model.full_sort_predict(interaction)
+    scores[:, 0] = -torch.inf
+    return scores
+
+
+def _score_sampled(model, interaction, rows: torch.Tensor) -> torch.Tensor:
+    """Scores of each user's sampled items; the user's history is encoded once.
+
+    Args:
+        rows: which user each line of the interaction belongs to, ascending.
+    """
+    items = interaction[model.ITEM_ID]
+    rows = rows.to(items.device)
+    users, counts = rows.unique_consecutive(return_counts=True)
+    first = counts.cumsum(0) - counts
+    column = torch.arange(len(rows), device=rows.device) - first[rows]
+    candidates = items.new_ones(len(users), int(counts.max()))
+    candidates[rows, column] = items
+    scored = model.score_candidates(interaction[first], candidates)
+    scores = scored.new_full((len(users), model.n_items), -torch.inf)
+    scores[rows, items] = scored[rows, column]
+    return scores
