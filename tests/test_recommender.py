@@ -1,0 +1,197 @@
+"""The recommender's whole-sequence pass against one prefix at a time, and its gradients."""
+
+import pytest
+import torch
+
+from recbole_etegrec.losses import recommendation_loss
+from recbole_etegrec.recommender import BACKBONES, add_residual_dropout
+from tests.helpers import small_recommender
+
+LENGTHS = (2, 5, 9, 12)
+
+
+def random_codes(rows: int, items: int, length: int = 4, code_num: int = 8) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rows * 100 + items)
+    return torch.randint(code_num, (rows, items, length), generator=generator)
+
+
+@pytest.mark.parametrize("j", range(4))
+@pytest.mark.parametrize("target", [3, 7])
+def test_recommender_leaks_no_code_when_the_target_changes(j, target):
+    recommender = small_recommender()
+    codes = random_codes(3, 8)
+    altered = codes.clone()
+    altered[:, target, j:] = (altered[:, target, j:] + 1 + torch.arange(4 - j)) % 8
+    index = torch.arange(3) * 7 + target - 1
+    with torch.no_grad():
+        before = recommender(codes, index).logits
+        after = recommender(altered, index).logits
+    assert torch.equal(before[:, : j + 1], after[:, : j + 1])
+    for later in range(j + 1, 4):
+        assert (before[:, later] - after[:, later]).abs().max(dim=1).values.min() > 1e-3
+
+
+def test_recommender_leaks_nothing_when_later_items_change():
+    recommender = small_recommender(pooling="mean")
+    codes = random_codes(3, 8)
+    altered = codes.clone()
+    altered[:, 5:] = (altered[:, 5:] + 1) % 8
+    index = torch.tensor([[row * 7 + t for t in range(4)] for row in range(3)]).flatten()
+    with torch.no_grad():
+        for before, after in zip(
+            recommender(codes, index), recommender(altered, index), strict=True
+        ):
+            assert torch.equal(before, after)
+
+
+def padded_batch(padding: str) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Codes and mask of sequences of LENGTHS items, and the sequences on their own."""
+    width = max(LENGTHS)
+    full = random_codes(len(LENGTHS), width)
+    codes, mask = torch.zeros_like(full), torch.zeros(full.shape[:2], dtype=torch.bool)
+    for row, length in enumerate(LENGTHS):
+        place = slice(width - length, width) if padding == "left" else slice(0, length)
+        codes[row, place], mask[row, place] = full[row, :length], True
+    return codes, mask, [full[row, :length] for row, length in enumerate(LENGTHS)]
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("padding", ["left", "right", "right without mask"])
+def test_recommender_equals_prefix_by_prefix_when_sequences_are_whole(pooling, padding):
+    recommender = small_recommender(pooling=pooling)
+    codes, mask, sequences = padded_batch(padding.split()[0])
+    width = codes.shape[1]
+    places = []  # (row, item before the target), in the padded batch and in the sequence
+    for row, length in enumerate(LENGTHS):
+        begin = width - length if padding == "left" else 0
+        places += [(row, begin + t, t) for t in range(length - 1)]
+    index = torch.tensor([row * (width - 1) + t for row, t, _ in places])
+    with torch.no_grad():
+        whole = recommender(codes, index, None if "without" in padding else mask)
+        for n, (row, _, t) in enumerate(places):
+            prefix = sequences[row][None, : t + 2]
+            alone = recommender(prefix, torch.tensor([t]))
+            for one, many in zip(alone, whole, strict=True):
+                torch.testing.assert_close(many[n : n + 1], one, atol=1e-5, rtol=0)
+
+
+def test_recommender_reads_the_last_token_or_the_mean_when_pooling_says_so():
+    codes, index = random_codes(1, 4), torch.tensor([1])
+    outputs = {}
+    for pooling in ("last", "mean"):
+        recommender = small_recommender(pooling=pooling)
+        tokens = recommender.code_embedding.embed(codes).flatten(1, 2)
+        with torch.no_grad():
+            hidden = recommender.backbone(inputs_embeds=tokens[:, :8]).last_hidden_state
+            state = hidden[:, -1] if pooling == "last" else hidden.mean(dim=1)
+            outputs[pooling] = recommender(codes, index)
+            expected = recommender.enc_adapter(state), recommender.dec_adapter(state)
+        found = outputs[pooling].sequence_latent, outputs[pooling].preference_latent
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert torch.equal(outputs["last"].logits, outputs["mean"].logits)
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_encode_history_gives_the_last_state_when_padded(padding):
+    recommender = small_recommender()
+    codes, mask, sequences = padded_batch(padding)
+    with torch.no_grad():
+        history = recommender.encode_history(codes, mask)
+        for row, sequence in enumerate(sequences):
+            tokens = recommender.code_embedding.embed(sequence[None]).flatten(1, 2)
+            state = recommender.backbone(inputs_embeds=tokens).last_hidden_state[0, -1]
+            torch.testing.assert_close(history.state[row], state, atol=1e-5, rtol=0)
+    assert history.length.tolist() == [4 * length for length in LENGTHS]
+
+
+def backward(recommender, *, adapters: bool) -> None:
+    """One backward pass of L_REC, and of the latents where `adapters`."""
+    codes, mask, _ = padded_batch("right")
+    index = torch.nonzero(mask[:, 1:].flatten()).squeeze(1)
+    output = recommender(codes, index)
+    loss = recommendation_loss(output.logits, codes[:, 1:].flatten(0, 1)[index])
+    if adapters:
+        loss = loss + output.sequence_latent.square().sum() + output.preference_latent.sum()
+    loss.backward()
+
+
+def gradients(recommender) -> dict[str, bool]:
+    """Whether each parameter has a gradient that is not zero."""
+    return {
+        name: p.grad is not None and bool(p.grad.abs().max() > 0)
+        for name, p in recommender.named_parameters()
+    }
+
+
+def test_recommender_gets_every_gradient_but_the_adapters_when_l_rec_is_minimised():
+    recommender = small_recommender()
+    backward(recommender, adapters=False)
+    found = gradients(recommender)
+    assert {name for name, has in found.items() if not has} == {
+        name for name in found if "_adapter" in name
+    }
+    table = recommender.code_embedding
+    assert (table.codebooks.grad.abs().amax(dim=-1) > 0).all()
+    assert (table.collision_table.grad.abs().amax(dim=-1) > 0).all()
+
+
+def test_recommender_gets_every_gradient_when_latents_are_used():
+    recommender = small_recommender()
+    backward(recommender, adapters=True)
+    assert all(gradients(recommender).values())
+
+
+def test_recommender_keeps_codebooks_from_gradients_when_only_the_tokenizer_moves_them():
+    recommender = small_recommender(train_codebooks=False)
+    backward(recommender, adapters=True)
+    assert [name for name, has in gradients(recommender).items() if not has] == [
+        "code_embedding.codebooks"
+    ]
+
+
+def test_code_embedding_ties_both_ends_to_one_table_when_a_row_changes():
+    embedding = small_recommender().code_embedding
+    codes = torch.tensor([[1, 2, 3, 4]])
+    hidden = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0))
+    tables = [*embedding.codebooks, embedding.collision_table[0]]
+    with torch.no_grad():
+        rows = torch.stack([table[code] for table, code in zip(tables, codes[0], strict=True)])
+        expected = rows @ embedding.scid_projector.weight.T
+        torch.testing.assert_close(embedding.embed(codes)[0], expected)
+        query = hidden[0] @ embedding.output_projector.weight.T
+        expected = torch.stack([table @ q for table, q in zip(tables, query, strict=True)])
+        torch.testing.assert_close(embedding.logits(hidden)[0], expected)
+        one_level = embedding.logits(hidden[:, 2:3], slice(2, 3))
+        torch.testing.assert_close(one_level[0, 0], expected[2])
+        torch.testing.assert_close(embedding.embed(codes[:, 2:], 2), embedding.embed(codes)[:, 2:])
+
+
+def test_recommender_holds_no_token_table_when_built():
+    recommender = small_recommender()
+    assert not [name for name, _ in recommender.named_parameters() if "embed_tokens" in name]
+    assert recommender.backbone.embed_tokens is None
+
+
+def test_recommender_starts_from_the_given_spread_when_built():
+    recommender = small_recommender()
+    for name, parameter in recommender.named_parameters():
+        if parameter.ndim >= 2:
+            assert parameter.std().item() == pytest.approx(0.3, rel=0.2), name
+
+
+def test_residual_dropout_drops_what_blocks_add_when_training():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    backbone = BACKBONES["llama"](
+        **sizes,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        attention_dropout=0.0,
+        init_std=0.3,
+    )
+    tokens = torch.randn(2, 6, 16)
+    plain = backbone.eval()(inputs_embeds=tokens).last_hidden_state
+    add_residual_dropout(backbone, 1.0)
+    assert torch.equal(backbone(inputs_embeds=tokens).last_hidden_state, plain)
+    dropped = backbone.train()(inputs_embeds=tokens).last_hidden_state
+    torch.testing.assert_close(dropped, backbone.norm(tokens))
