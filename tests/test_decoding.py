@@ -1,0 +1,192 @@
+"""Beam search and exact ranking against decoders that re-run everything."""
+
+import pytest
+import torch
+
+from recbole_etegrec.decoding import ExactRanking, beam_search, score_items
+from recbole_etegrec.recommender import EncodedHistory, Recommender
+from recbole_etegrec.tokenizer import ItemCodes
+from tests.helpers import small_item_codes, small_recommender
+
+N_ITEMS = 40
+LENGTHS = (1, 3, 6)
+CLOSE = {"atol": 1e-4, "rtol": 0}
+
+
+def setting(code_length: int = 4) -> tuple[Recommender, ItemCodes, list[torch.Tensor]]:
+    """A recommender, codes of 40 items, and the histories of three users."""
+    used = {2: 8, 3: 4, 4: 3}[code_length]
+    codes = small_item_codes(n_items=N_ITEMS, code_length=code_length, code_num=12, used=used)
+    generator = torch.Generator().manual_seed(1)
+    items = [torch.randint(1, N_ITEMS + 1, (length,), generator=generator) for length in LENGTHS]
+    return small_recommender(code_length=code_length, code_num=12), codes, items
+
+
+def encode(
+    recommender: Recommender, codes: ItemCodes, items: list[torch.Tensor], padding: str
+) -> EncodedHistory:
+    padded = torch.zeros(len(items), max(LENGTHS) + 1, dtype=torch.long)
+    for row, history in enumerate(items):
+        begin = padded.shape[1] - len(history) if padding == "left" else 0
+        padded[row, begin : begin + len(history)] = history
+    with torch.no_grad():
+        return recommender.encode_history(codes(padded), padded > 0)
+
+
+def slow_log_probs(
+    recommender: Recommender, history: torch.Tensor, prefix: tuple[int, ...]
+) -> torch.Tensor:
+    """Of the code after `prefix`, the whole history run anew: ``[C]``."""
+    embedding = recommender.code_embedding
+    tokens = embedding.embed(history[None]).flatten(1, 2)
+    if prefix:
+        tokens = torch.cat([tokens, embedding.embed(torch.tensor([prefix]))], dim=1)
+    state = recommender.backbone(inputs_embeds=tokens).last_hidden_state[:, -1:]
+    level = len(prefix)
+    return embedding.logits(state, slice(level, level + 1))[0, 0].log_softmax(-1)
+
+
+@torch.no_grad()
+def slow_beams(
+    recommender: Recommender, codes: ItemCodes, history: torch.Tensor, width: int
+) -> list[tuple[int, float]]:
+    """Items and scores of a beam search without cache, trie or batches."""
+    item_of = {tuple(row): item for item, row in enumerate(codes.table[1:].tolist(), 1)}
+    length = codes.table.shape[1]
+    beams = [((), 0.0)]
+    for level in range(length):
+        allowed = {row[: level + 1] for row in item_of}
+        grown = []
+        for prefix, score in beams:
+            log_probs = slow_log_probs(recommender, codes(history), prefix)
+            for code, value in enumerate(log_probs.tolist()):
+                if (*prefix, code) in allowed:
+                    grown.append(((*prefix, code), score + value))
+        beams = sorted(grown, key=lambda beam: -beam[1])[:width]
+    return [(item_of[prefix], score) for prefix, score in beams]
+
+
+@torch.no_grad()
+def brute_force(recommender: Recommender, codes: ItemCodes, history: torch.Tensor) -> torch.Tensor:
+    """``log p`` of every item, each put after the history and teacher-forced: ``[N]``."""
+    scores = []
+    for item in range(1, N_ITEMS + 1):
+        sequence = codes(torch.cat([history, torch.tensor([item])]))[None]
+        logits = recommender(sequence, torch.tensor([len(history) - 1])).logits
+        log_probs = logits.log_softmax(-1)[0]
+        target = codes(torch.tensor(item))
+        scores.append(sum(log_probs[level, code] for level, code in enumerate(target)))
+    return torch.stack(scores)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 12])
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_beam_search_equals_an_uncached_search_when_narrow(width, padding):
+    recommender, codes, items = setting()
+    ranking = beam_search(
+        recommender, codes.trie, encode(recommender, codes, items, padding), width
+    )
+    for row, history in enumerate(items):
+        expected, scores = zip(*slow_beams(recommender, codes, history, width), strict=True)
+        assert ranking.items[row].tolist() == list(expected)
+        torch.testing.assert_close(ranking.scores[row], torch.tensor(scores), **CLOSE)
+
+
+@pytest.mark.parametrize("code_length", [2, 3, 4])
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_exact_ranking_equals_teacher_forcing_when_every_item_is_tried(code_length, padding):
+    recommender, codes, items = setting(code_length)
+    found = ExactRanking(recommender, codes.trie)(encode(recommender, codes, items, padding))
+    assert found.shape == (3, N_ITEMS + 1)
+    assert torch.isneginf(found[:, 0]).all()
+    for row, history in enumerate(items):
+        expected = brute_force(recommender, codes, history)
+        torch.testing.assert_close(found[row, 1:], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("code_length", [2, 3, 4])
+@pytest.mark.parametrize("width", [N_ITEMS, N_ITEMS + 25])
+def test_beam_search_is_the_exact_ranking_when_it_holds_the_catalogue(code_length, width):
+    recommender, codes, items = setting(code_length)
+    ranking = beam_search(
+        recommender, codes.trie, encode(recommender, codes, items, "right"), width
+    )
+    exact = ExactRanking(recommender, codes.trie)(encode(recommender, codes, items, "right"))
+    scores, order = exact[:, 1:].sort(dim=-1, descending=True)
+    assert torch.equal(ranking.items, order + 1)
+    torch.testing.assert_close(ranking.scores, scores, **CLOSE)
+
+
+@pytest.mark.parametrize("width", [1, 3, 7, 20, 39])
+@pytest.mark.parametrize("code_length", [2, 4])
+def test_beam_search_gives_items_each_once_and_in_order_when_not_exact(width, code_length):
+    recommender, codes, items = setting(code_length)
+    ranking = beam_search(
+        recommender, codes.trie, encode(recommender, codes, items, "right"), width
+    )
+    assert ranking.items.shape == ranking.scores.shape == (3, width)
+    exact = ExactRanking(recommender, codes.trie)(encode(recommender, codes, items, "right"))
+    torch.testing.assert_close(ranking.scores, exact.gather(1, ranking.items), **CLOSE)
+    assert (ranking.scores.diff(dim=1) <= 0).all()
+    for row in ranking.items.tolist():
+        assert len(set(row)) == width
+        assert set(row) <= set(range(1, N_ITEMS + 1))
+
+
+@pytest.mark.parametrize("chunk_items", [1, 3, 7, 39, 40])
+def test_exact_ranking_is_the_same_when_cut_into_chunks(chunk_items):
+    recommender, codes, items = setting()
+    history = encode(recommender, codes, items, "right")
+    whole = ExactRanking(recommender, codes.trie)(history)
+    chunked = ExactRanking(recommender, codes.trie, chunk_items)(history)
+    torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("code_length", [2, 4])
+def test_score_items_equals_exact_ranking_when_candidates_are_many(code_length):
+    recommender, codes, items = setting(code_length)
+    generator = torch.Generator().manual_seed(2)
+    candidates = torch.randint(1, N_ITEMS + 1, (3, 9), generator=generator)
+    history = encode(recommender, codes, items, "left")
+    found = score_items(recommender, history, codes(candidates))
+    exact = ExactRanking(recommender, codes.trie)(history)
+    torch.testing.assert_close(found, exact.gather(1, candidates), **CLOSE)
+
+
+def cache_of(history: EncodedHistory) -> list[torch.Tensor]:
+    return [part.clone() for layer in history.cache.layers for part in (layer.keys, layer.values)]
+
+
+def test_cache_stays_as_it_was_when_items_are_scored():
+    recommender, codes, items = setting()
+    history = encode(recommender, codes, items, "right")
+    before = cache_of(history)
+    candidates = codes(torch.arange(1, 8).expand(3, -1))
+    results = []
+    for _ in range(2):
+        results.append(ExactRanking(recommender, codes.trie, 11)(history))
+        results.append(score_items(recommender, history, candidates))
+        for old, new in zip(before, cache_of(history), strict=True):
+            assert torch.equal(old, new)
+    assert torch.equal(results[0], results[2])
+    assert torch.equal(results[1], results[3])
+
+
+def test_extend_keeps_branches_apart_when_they_share_a_history():
+    recommender, codes, items = setting()
+    history = encode(recommender, codes, items, "right")
+    paths = codes(torch.tensor([[4, 9], [9, 4], [17, 9]]))
+    together = score_items(recommender, history, paths)
+    alone = [score_items(recommender, history, paths[:, n : n + 1]) for n in range(2)]
+    torch.testing.assert_close(together, torch.cat(alone, dim=1), atol=1e-5, rtol=0)
+
+
+def test_ranking_is_the_same_when_a_user_is_alone_or_in_a_batch():
+    recommender, codes, items = setting()
+    together = encode(recommender, codes, items, "right")
+    ranking = beam_search(recommender, codes.trie, together, 10)
+    for row, history in enumerate(items):
+        alone = encode(recommender, codes, [history], "right")
+        single = beam_search(recommender, codes.trie, alone, 10)
+        assert torch.equal(single.items[0], ranking.items[row])
+        torch.testing.assert_close(single.scores[0], ranking.scores[row], **CLOSE)
