@@ -1,0 +1,540 @@
+"""Stages, schedule, early stopping and evaluation, on a real small model."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from recbole.utils import init_seed
+from safetensors.torch import load_file
+from transformers import get_constant_schedule_with_warmup
+
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.losses import quantization_loss
+from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.trainer import ETEGRecTrainer
+from recbole_etegrec.trainer.checkpoint import load_model
+from recbole_etegrec.trainer.evaluation import evaluate, sample_users
+from recbole_etegrec.trainer.pretraining import pretrain_tokenizer
+from recbole_etegrec.trainer.schedule import Stage, alternation, finetuning
+from tests.helpers import Loaders, changed_since, parameters_of, small_config, small_model
+
+NO_STAGES = {"tokenizer_epochs": 0, "epochs": 0, "finetune_epochs": 0}
+METRICS = {"metrics": ["Recall", "NDCG", "MRR"], "topk": [1, 5, 20], "valid_metric": "NDCG@5"}
+
+
+def make_trainer(data_path: str, run_dir: Path, **more) -> tuple[ETEGRecTrainer, Loaders]:
+    config = small_config(data_path, **more)
+    model, loaders = small_model(config)
+    return ETEGRecTrainer(config, model, RunDirectory.create(run_dir)), loaders
+
+
+def ready_trainer(data_path: str, run_dir: Path, **more) -> ETEGRecTrainer:
+    """A trainer that knows its data and has run no stage."""
+    trainer, loaders = make_trainer(data_path, run_dir, **NO_STAGES, **more)
+    trainer.fit(loaders.train, loaders.valid)
+    assert trainer.epochs_done == 0
+    return trainer
+
+
+def run_stages(trainer: ETEGRecTrainer, *stages: Stage) -> None:
+    trainer._run(list(stages), 0.01, get_constant_schedule_with_warmup)
+
+
+def metrics_lines(trainer: ETEGRecTrainer) -> list[dict]:
+    return [json.loads(line) for line in trainer.run_dir.metrics.read_text().splitlines()]
+
+
+# What a stage changes ---------------------------------------------------------------------------
+
+BOOKS = "recommender.code_embedding.codebooks"
+TOKENIZER_BOOKS = "tokenizer.quantizer.codebooks"
+
+
+def of_module(names, module: str) -> set[str]:
+    return {name for name in names if name.startswith(module + ".")}
+
+
+def adapters(names) -> set[str]:
+    return {name for name in names if "_adapter" in name}
+
+
+def changes(trainer: ETEGRecTrainer, stage: Stage) -> tuple[set[str], set[str], bool]:
+    """Parameters that a stage changed, all parameters, and whether codes changed."""
+    before, table = parameters_of(trainer.model), trainer.model.codes.table.clone()
+    run_stages(trainer, stage)
+    changed = changed_since(trainer.model, before)
+    return changed, set(before), not torch.equal(trainer.model.codes.table, table)
+
+
+def test_tokenizer_stage_changes_the_tokenizer_alone_when_codes_stay(tiny_data, tmp_path):
+    trainer = ready_trainer(tiny_data, tmp_path / "run")
+    stage = Stage("alternation", "tokenizer", sia=0.1, psa=0.1, quantization=1.0)
+    changed, names, codes_changed = changes(trainer, stage)
+    assert changed == of_module(names, "tokenizer")
+    assert not codes_changed
+
+
+def test_tokenizer_stage_also_moves_the_shared_codebooks_when_codes_are_rebuilt(
+    tiny_data, tmp_path
+):
+    rate = {"alternation_tokenizer_learning_rate": 0.05}
+    trainer = ready_trainer(tiny_data, tmp_path / "run", **rate)
+    stage = Stage("alternation", "tokenizer", quantization=1.0, rebuild_codes=True)
+    changed, names, codes_changed = changes(trainer, stage)
+    assert changed == of_module(names, "tokenizer") | {BOOKS}
+    assert codes_changed
+
+
+def test_tokenizer_stage_leaves_the_rest_when_only_sia_is_weighted(tiny_data, tmp_path):
+    trainer = ready_trainer(tiny_data, tmp_path / "run")
+    changed, names, _ = changes(trainer, Stage("alternation", "tokenizer", sia=0.1))
+    tokenizer = of_module(names, "tokenizer")
+    assert changed == {name for name in tokenizer if ".decoder." not in name}
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_recommender_stage_changes_no_encoder_when_codebooks_are_shared(
+    aligned, tiny_data, tmp_path
+):
+    trainer = ready_trainer(tiny_data, tmp_path / "run", weight_decay=0.0)
+    weight = 0.1 if aligned else 0.0
+    stage = Stage("alternation", "recommender", 1.0, weight, weight)
+    changed, names, codes_changed = changes(trainer, stage)
+    expected = of_module(names, "recommender") - (set() if aligned else adapters(names))
+    assert changed == expected | {TOKENIZER_BOOKS}
+    assert not codes_changed
+    model = trainer.model
+    books = model.recommender.code_embedding.codebooks
+    assert torch.equal(books, model.tokenizer.quantizer.codebooks)
+
+
+def test_recommender_stage_leaves_the_tokenizer_when_it_alone_moves_codebooks(tiny_data, tmp_path):
+    trainer = ready_trainer(tiny_data, tmp_path / "run", codebook_update="tokenizer_only")
+    stage = Stage("alternation", "recommender", 1.0, 0.1, 0.1)
+    changed, names, codes_changed = changes(trainer, stage)
+    assert changed == of_module(names, "recommender") - {BOOKS}
+    assert not codes_changed
+
+
+def test_finetuning_stage_leaves_the_tokenizer_when_codebooks_are_shared(tiny_data, tmp_path):
+    trainer = ready_trainer(tiny_data, tmp_path / "run", weight_decay=0.0)
+    changed, names, codes_changed = changes(trainer, Stage("finetune", "recommender", 1.0))
+    assert changed == of_module(names, "recommender") - adapters(names)
+    assert not codes_changed
+
+
+def test_stages_change_only_their_own_when_they_alternate(tiny_data, tmp_path):
+    trainer = ready_trainer(tiny_data, tmp_path / "run")
+    tokenizer = Stage("alternation", "tokenizer", 0.0, 0.1, 0.1, 1.0)
+    recommender = Stage("alternation", "recommender", 1.0, 0.1, 0.1)
+    for _ in range(2):  # optimizer state of one stage must not move its module in the next
+        changed, names, _ = changes(trainer, tokenizer)
+        assert changed == of_module(names, "tokenizer")
+        changed, names, _ = changes(trainer, recommender)
+        assert changed == of_module(names, "recommender") | {TOKENIZER_BOOKS}
+    before = parameters_of(trainer.model.recommender)
+    run_stages(trainer, recommender, tokenizer)
+    assert len(changed_since(trainer.model.recommender, before)) == len(before)
+
+
+# What follows a tokenizer epoch -----------------------------------------------------------------
+
+
+def test_everything_uses_the_new_codes_when_the_tokenizer_was_trained(tiny_data, tmp_path):
+    values = {"alternation_tokenizer_learning_rate": 0.05, "ranking": "exact"}
+    trainer = ready_trainer(tiny_data, tmp_path / "run", **values)
+    model = trainer.model
+    (rows,) = [interaction for interaction, *_ in trainer.valid_data]
+    batch = next(iter(trainer.train_data))
+    old = model.codes(batch.items), model.full_sort_predict(rows)
+    run_stages(trainer, Stage("alternation", "tokenizer", quantization=1.0, rebuild_codes=True))
+    semantic = model.tokenizer.encode(model.item_embedding[1:])
+    table = model.codes.table[1:]
+    assert torch.equal(table[:, :3], semantic)
+    assert len(table.unique(dim=0)) == len(table)
+    assert torch.equal(model.codes.trie.codes, table[model.codes.trie.items - 1])
+    books = model.recommender.code_embedding.codebooks
+    assert torch.equal(books, model.tokenizer.quantizer.codebooks)
+    assert not torch.equal(model.codes(batch.items), old[0])
+
+    # Evaluation ranks by teacher-forced log-probabilities of the new codes.
+    scores = model.full_sort_predict(rows)
+    assert (scores[:, 1:] - old[1][:, 1:]).abs().max() > 0.1
+    for item in (1, 17, 40):
+        forced = []
+        for history, length in zip(rows["item_id_list"], rows["item_length"], strict=True):
+            sequence = torch.cat([history[:length], torch.tensor([item])])[None]
+            logits = model.recommender(model.codes(sequence), length[None] - 1).logits
+            forced.append(logits.log_softmax(-1)[0, range(4), model.codes.table[item]].sum())
+        torch.testing.assert_close(scores[:, item], torch.stack(forced), atol=1e-4, rtol=0)
+    assert metrics_lines(trainer)[-1]["changed"] > 0
+
+
+def test_training_batch_uses_the_new_codes_when_the_table_changed(tiny_data, tmp_path):
+    trainer = ready_trainer(tiny_data, tmp_path / "run")
+    stage, model = Stage("alternation", "recommender", 1.0), trainer.model
+    batch = next(iter(trainer.train_data))
+    with torch.no_grad():
+        before = trainer._losses(batch, stage).recommendation
+        swapped = model.codes.table[1:].flip(0).clone()
+        model.codes.set_table(swapped)
+        after = trainer._losses(batch, stage).recommendation
+        logits = model.recommender(swapped[batch.items - 1], batch.target_index).logits
+        expected = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), swapped[batch.targets - 1].flatten()
+        )
+    torch.testing.assert_close(after, expected, atol=1e-5, rtol=0)
+    assert abs(after - before) > 1e-4
+
+
+# The loop ---------------------------------------------------------------------------------------
+
+
+def test_trainer_sees_every_target_in_fresh_batches_when_epochs_pass(tiny_data, tmp_path):
+    trainer = ready_trainer(tiny_data, tmp_path / "run", max_tokens=600)
+    epochs = []
+    for epoch in range(2):
+        trainer.train_data.draw(epoch)
+        prepared = [batch.items.tolist() for batch in trainer.batches]
+        assert prepared == [batch.items.tolist() for batch in trainer.train_data]
+        epochs.append(prepared)
+    assert epochs[0] != epochs[1]
+    stage = Stage("finetune", "recommender", 1.0)
+    run_stages(trainer, stage, stage)
+    train = trainer.train_data._dataset.inter_feat
+    targets = len(train) - len(train["user_id"].unique())
+    assert [line["targets"] for line in metrics_lines(trainer)] == [targets, targets]
+    padded = [sum(4 * len(rows) * len(rows[0]) for rows in epoch) for epoch in epochs]
+    assert [line["tokens"] for line in metrics_lines(trainer)] == padded
+
+
+def test_trainer_records_the_mean_loss_when_nothing_moves(tiny_data, tmp_path):
+    values = {"cut_probability": 0.0, "max_tokens": 600}
+    trainer = ready_trainer(tiny_data, tmp_path / "run", **values)
+    trainer._run([Stage("finetune", "recommender", 1.0)], 0.0, get_constant_schedule_with_warmup)
+    (record,) = metrics_lines(trainer)
+    total = torch.zeros(4)
+    with torch.no_grad():
+        for batch in trainer.train_data:
+            losses = trainer._losses(batch, Stage("finetune", "recommender", 1.0))
+            total += torch.stack(losses) * len(batch.targets)
+    for name, value in zip(losses._fields, total / record["targets"], strict=True):
+        assert record[name] == pytest.approx(value.item(), rel=1e-4), name
+    assert record["phase"] == "finetune"
+    assert record["lr"] == 0.0
+
+
+def test_trainer_lowers_every_loss_when_it_is_weighted(tiny_data, tmp_path):
+    trainer = ready_trainer(tiny_data, tmp_path / "run")
+    stage = Stage("alternation", "recommender", 1.0, 0.1, 0.1)
+    run_stages(trainer, *[stage] * 6)
+    first, *_, last = metrics_lines(trainer)
+    assert all(last[name] < first[name] for name in ("recommendation", "sia", "psa"))
+    trainer = ready_trainer(tiny_data, tmp_path / "other")
+    run_stages(trainer, *[Stage("alternation", "tokenizer", 0.0, 0.1, 0.1, 1.0)] * 6)
+    first, *_, last = metrics_lines(trainer)
+    assert all(last[name] < first[name] for name in ("quantization", "sia", "psa"))
+
+
+def test_trainer_keeps_the_best_model_when_later_ones_are_worse(tiny_data, tmp_path):
+    trainer = ready_trainer(tiny_data, tmp_path / "run", valid_users=0, clip_grad_norm=None)
+    good = Stage("finetune", "recommender", 1.0, evaluate=True)
+    # Ascending the loss makes a model worse, whatever the noise.
+    bad = Stage("finetune", "recommender", -1.0, evaluate=True)
+    run_stages(trainer, *[good] * 3, *[bad] * 5)
+    lines = metrics_lines(trainer)
+    scores = [line["valid_result"]["ndcg@10"] for line in lines]
+    best = max(range(8), key=lambda n: (scores[n], n))
+    assert scores[7] < scores[best] - 0.05
+    assert trainer.best_valid_score == scores[best]
+    assert trainer.best_valid_result == lines[best]["valid_result"]
+    kept = json.loads((trainer.run_dir.best / "model.json").read_text())
+    assert kept["epoch"] == best
+    assert kept["valid_result"] == lines[best]["valid_result"]
+    state = load_file(trainer.run_dir.best / "model.safetensors")
+    for name, value in trainer.best_state.items():
+        assert torch.equal(state[name], value)
+    assert trainer._evaluate(trainer.valid_data, "") == lines[7]["valid_result"]
+    assert trainer.evaluate(trainer.valid_data) == lines[best]["valid_result"]
+
+
+def test_fit_returns_the_best_models_result_over_all_users_when_a_sample_chose_it(
+    tiny_data, tmp_path
+):
+    values = {"tokenizer_epochs": 1, "epochs": 2, "finetune_epochs": 2, "eval_step": 1}
+    trainer, loaders = make_trainer(tiny_data, tmp_path / "run", valid_users=20, **values)
+    score, result = trainer.fit(loaders.train, loaders.valid)
+    assert score == result["ndcg@10"]
+    assert trainer.evaluate(loaders.valid, load_best_model=False) == result
+    assert trainer.evaluate(loaders.valid, load_best_model=True) == result
+    phases = [line["phase"] for line in metrics_lines(trainer)]
+    assert phases == ["pretraining", "alternation", "alternation", "finetune", "finetune"]
+    assert [line["epoch"] for line in metrics_lines(trainer)[1:]] == [0, 1, 2, 3]
+
+
+def test_fit_evaluates_when_no_epoch_was_asked_for(tiny_data, tmp_path):
+    trainer, loaders = make_trainer(tiny_data, tmp_path / "run", **NO_STAGES)
+    score, result = trainer.fit(loaders.train, loaders.valid)
+    assert 0 <= score <= 1
+    assert trainer.evaluate(loaders.valid) == result
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_trainer_stops_early_when_nothing_improves(patience, tiny_data, tmp_path):
+    trainer = ready_trainer(tiny_data, tmp_path / "run", stopping_step=patience)
+    trainer.best_valid_score = 2.0  # more than any NDCG
+    stage = Stage("finetune", "recommender", 1.0, evaluate=True)
+    quiet = Stage("finetune", "recommender", 1.0)
+    run_stages(trainer, quiet, *[stage] * 10)
+    assert trainer.epochs_done == 1 + patience + 1  # RecBole's: more than stopping_step in a row
+    assert trainer.best_state is None
+
+
+def test_trainer_takes_the_lower_score_when_the_metric_is_better_small(tiny_data, tmp_path):
+    values = {"metrics": ["NDCG", "AveragePopularity"], "valid_metric": "AveragePopularity@10"}
+    trainer = ready_trainer(tiny_data, tmp_path / "run", **values)
+    assert trainer.best_valid_score == float("inf")
+    run_stages(trainer, *[Stage("finetune", "recommender", 1.0, evaluate=True)] * 3)
+    scores = [line["valid_result"]["averagepopularity@10"] for line in metrics_lines(trainer)]
+    assert trainer.best_valid_score == min(scores)
+
+
+def test_trainer_steps_by_each_modules_own_rate_when_a_cosine_decays(tiny_data, tmp_path):
+    values = {"warmup_steps": 0, "max_tokens": 600, "finetune_epochs": 3, "epochs": 0}
+    trainer, loaders = make_trainer(
+        tiny_data, tmp_path / "run", finetune_learning_rate=0.004, tokenizer_epochs=0, **values
+    )
+    trainer.fit(loaders.train, loaders.valid)
+    rates = [line["lr"] for line in metrics_lines(trainer)]
+    assert rates[0] > rates[1] > rates[2]
+    assert rates[2] == pytest.approx(0, abs=1e-9)
+    assert rates[0] == pytest.approx(0.004 * (1 + math.cos(math.pi / 3)) / 2, rel=0.1)
+
+
+def test_weight_decay_spares_tables_norms_and_biases_when_it_is_set(tiny_data, tmp_path):
+    trainer = ready_trainer(tiny_data, tmp_path / "run", weight_decay=0.3)
+    decays = {
+        id(p): group["weight_decay"]
+        for group in trainer.optimizers["recommender"].param_groups
+        for p in group["params"]
+    }
+    for name, parameter in trainer.model.recommender.named_parameters():
+        spared = parameter.ndim < 2 or "codebooks" in name or "collision_table" in name
+        assert decays[id(parameter)] == (0.0 if spared else 0.3), name
+
+
+# The checkpoint ---------------------------------------------------------------------------------
+
+
+def test_load_model_gives_codes_and_scores_back_when_it_was_saved(tiny_data, tmp_path):
+    values = {"ranking": "exact", "tokenizer_epochs": 2}
+    trainer, loaders = make_trainer(tiny_data, tmp_path / "run", **values)
+    trainer.fit(loaders.train, loaders.valid)
+    fresh = ETEGRecLlama(trainer.config, loaders.train._dataset).eval()
+    assert fresh.codes.digest() != trainer.model.codes.digest()
+    load_model(fresh, trainer.run_dir.best)
+    assert fresh.codes.digest() == trainer.model.codes.digest()
+    (rows,) = [interaction for interaction, *_ in loaders.test]
+    assert torch.equal(fresh.full_sort_predict(rows), trainer.model.full_sort_predict(rows))
+
+
+def test_load_model_refuses_when_nothing_was_saved(tiny_data, tmp_path):
+    model, _ = small_model(small_config(tiny_data))
+    with pytest.raises(UserError, match="holds no model.safetensors"):
+        load_model(model, tmp_path)
+
+
+# Pretraining ------------------------------------------------------------------------------------
+
+
+def test_pretraining_improves_the_tokenizer_alone_when_it_runs(tiny_data):
+    model, _ = small_model(small_config(tiny_data))
+    records, before = [], parameters_of(model)
+    with torch.no_grad():
+        first = quantization_loss(model.tokenizer(model.item_embedding[1:])[0], model.beta)[1]
+    pretrain_tokenizer(
+        model,
+        epochs=40,
+        batch_size=16,
+        learning_rate=0.005,
+        seed=0,
+        record=records.append,
+        show_progress=False,
+    )
+    with torch.no_grad():
+        last = quantization_loss(model.tokenizer(model.item_embedding[1:])[0], model.beta)[1]
+    assert last < 0.7 * first
+    assert changed_since(model, before) <= {BOOKS, *of_module(before, "tokenizer")}
+    assert len(records) == 40
+    assert {record["phase"] for record in records} == {"pretraining"}
+    assert torch.equal(model.codes.table[1:, :3], model.tokenizer.encode(model.item_embedding[1:]))
+    health = model.codes.health(model.codes.table[1:, :3])
+    assert records[-1]["usage"] == health.usage
+    assert records[-1]["perplexity"] == pytest.approx(health.perplexity)
+    assert records[-1]["collision_rate"] == pytest.approx(health.collision_rate)
+    assert not any(p.requires_grad for p in model.tokenizer.parameters())
+
+
+# Evaluation -------------------------------------------------------------------------------------
+
+
+def hand_metrics(ranks: list[int], cutoffs: list[int]) -> dict[str, float]:
+    """Recall, NDCG and MRR of one target a user, from its rank (1 is best)."""
+    count, found = len(ranks), {}
+    for k in cutoffs:
+        hits = [rank for rank in ranks if rank <= k]
+        found[f"recall@{k}"] = len(hits) / count
+        found[f"ndcg@{k}"] = sum(1 / math.log2(rank + 1) for rank in hits) / count
+        found[f"mrr@{k}"] = sum(1 / rank for rank in hits) / count
+    return found
+
+
+def evaluate_quietly(model, loader, train_dataset, config) -> dict[str, float]:
+    return dict(evaluate(model, loader, train_dataset, config, show_progress=False, title=""))
+
+
+def test_evaluate_equals_hand_ranking_when_ranking_is_exact(tiny_data):
+    config = small_config(tiny_data, ranking="exact", eval_batch_size=25, **METRICS)
+    model, loaders = small_model(config)
+    ranks = []
+    for rows, *_ in loaders.test:
+        scores = []
+        for item in range(1, 41):
+            one = rows.repeat(1)
+            one["item_id"] = torch.full_like(rows["item_id"], item)
+            scores.append(model.predict(one))
+        scores = torch.stack(scores, dim=1)  # [B, 40]
+        own = scores.gather(1, rows["item_id"].unsqueeze(1) - 1)
+        ranks += (1 + (scores > own).sum(dim=1)).tolist()
+    users = len(loaders.test._dataset.inter_feat)
+    assert len(ranks) == users > 50
+    found = evaluate_quietly(model, loaders.test, loaders.train._dataset, config)
+    # RecBole rounds to four decimals.
+    assert found == pytest.approx(hand_metrics(ranks, [1, 5, 20]), abs=6e-5)
+
+
+def test_evaluate_with_beams_equals_exact_when_beams_hold_the_catalogue(tiny_data):
+    found = []
+    for values in ({"ranking": "exact"}, {"ranking": "beam", "num_beams": 40}):
+        config = small_config(tiny_data, **values, **METRICS)
+        model, loaders = small_model(config)
+        found.append(evaluate_quietly(model, loaders.test, loaders.train._dataset, config))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("batch_size", [64, 10_000])
+def test_evaluate_equals_a_loop_over_predictions_when_sampled(batch_size, tiny_data):
+    values = {"eval_args": {"mode": "uni20"}, "eval_batch_size": batch_size}
+    config = small_config(tiny_data, **values, **METRICS)
+    model, loaders = small_model(config)
+    init_seed(1, True)
+    found = evaluate_quietly(model, loaders.test, loaders.train._dataset, config)
+    init_seed(1, True)
+    ranks, total = [], 0
+    for rows, user_of, positive_u, positive_i in loaders.test:
+        scores = model.predict(rows)
+        total += len(rows)
+        for user, target in zip(positive_u.tolist(), positive_i.tolist(), strict=True):
+            mine = user_of == user
+            by_item = dict(zip(rows["item_id"][mine].tolist(), scores[mine].tolist(), strict=True))
+            ranks.append(1 + sum(score > by_item[target] for score in by_item.values()))
+    users = len(loaders.test._dataset.inter_feat)
+    assert len(ranks) == users
+    assert total == users * 21
+    assert found == pytest.approx(hand_metrics(ranks, [1, 5, 20]), abs=6e-5)
+
+
+def test_evaluate_serves_all_kinds_of_metrics_when_asked(tiny_data):
+    names = ["Hit", "Precision", "MAP", "GAUC", "ItemCoverage", "AveragePopularity", "GiniIndex"]
+    values = {"metrics": names, "topk": [5], "valid_metric": "Hit@5", "ranking": "exact"}
+    config = small_config(tiny_data, **values)
+    model, loaders = small_model(config)
+    found = evaluate_quietly(model, loaders.test, loaders.train._dataset, config)
+    assert set(found) == {"gauc"} | {f"{name.lower()}@5" for name in names if name != "GAUC"}
+    assert all(math.isfinite(value) for value in found.values())
+    assert found["precision@5"] == pytest.approx(found["hit@5"] / 5, abs=1e-4)
+
+
+def test_sample_users_takes_the_same_users_when_asked_again(tiny_data):
+    config = small_config(tiny_data)
+    _, loaders = small_model(config)
+    assert sample_users(config, loaders.valid, 0) is loaders.valid
+    assert sample_users(config, loaders.valid, 10_000) is loaders.valid
+    chosen = [
+        sample_users(small_config(tiny_data, seed=seed), loaders.valid, 20)._dataset.inter_feat
+        for seed in (1, 1, 2)
+    ]
+    users = [part["user_id"].tolist() for part in chosen]
+    assert users[0] == users[1] != users[2]
+    assert len(set(users[0])) == 20
+    everyone = loaders.valid._dataset.inter_feat
+    for user, target in zip(users[0], chosen[0]["item_id"].tolist(), strict=True):
+        assert everyone["item_id"][everyone["user_id"] == user].tolist() == [target]
+
+
+# The schedule -----------------------------------------------------------------------------------
+
+
+def alternate(epochs: int, cycle: int, warm: int = 0) -> list[Stage]:
+    weights = {"sia_weight": 0.3, "psa_weight": 0.2}
+    return list(alternation(epochs=epochs, cycle_epochs=cycle, warm_epochs=warm, **weights))
+
+
+def tokenizer_stage(sia: float, psa: float) -> Stage:
+    return Stage("alternation", "tokenizer", 0.0, sia, psa, 1.0, rebuild_codes=True)
+
+
+def recommender_stage(sia: float, psa: float, evaluate: bool) -> Stage:
+    return Stage("alternation", "recommender", 1.0, sia, psa, 0.0, False, evaluate)
+
+
+def test_alternation_takes_turns_when_a_cycle_has_two_epochs():
+    expected = [tokenizer_stage(0.3, 0.2), recommender_stage(0.3, 0.2, True)] * 3
+    assert alternate(6, 2) == expected
+
+
+def test_alternation_starts_alignment_late_when_there_are_warm_epochs():
+    assert alternate(6, 2, warm=3) == [
+        tokenizer_stage(0.0, 0.0),
+        recommender_stage(0.0, 0.0, True),
+        tokenizer_stage(0.0, 0.0),
+        recommender_stage(0.3, 0.2, True),
+        tokenizer_stage(0.3, 0.2),
+        recommender_stage(0.3, 0.2, True),
+    ]
+
+
+def test_alternation_evaluates_at_the_end_of_a_cycle_when_it_has_four_epochs():
+    cycle = [tokenizer_stage(0.3, 0.2)]
+    cycle += [recommender_stage(0.3, 0.2, last) for last in (False, False, True)]
+    assert alternate(8, 4) == cycle * 2
+    # A cycle cut short is evaluated too.
+    assert alternate(7, 4) == cycle + [*cycle[:2], recommender_stage(0.3, 0.2, True)]
+
+
+def test_alternation_trains_the_recommender_alone_when_a_cycle_has_one_epoch():
+    assert alternate(3, 1) == [recommender_stage(0.3, 0.2, True)] * 3
+
+
+def test_schedules_are_empty_when_there_are_no_epochs():
+    assert alternate(0, 2) == []
+    assert list(finetuning(epochs=0, eval_step=2, sia_weight=0.0, psa_weight=0.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("epochs", "step", "evaluated"), [(5, 2, [2, 4, 5]), (4, 2, [2, 4]), (3, 1, [1, 2, 3])]
+)
+def test_finetuning_evaluates_every_few_epochs_and_last_when_it_runs(epochs, step, evaluated):
+    stages = list(finetuning(epochs=epochs, eval_step=step, sia_weight=0.1, psa_weight=0.4))
+    assert stages == [
+        Stage("finetune", "recommender", 1.0, 0.1, 0.4, 0.0, False, epoch in evaluated)
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+def test_alternation_ends_with_new_codes_when_its_last_epoch_is_the_tokenizers():
+    assert alternate(1, 2) == [tokenizer_stage(0.3, 0.2)]
+    assert alternate(3, 2) == [*alternate(2, 2), tokenizer_stage(0.3, 0.2)]
