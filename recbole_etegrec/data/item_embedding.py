@@ -54,7 +54,7 @@ def collaborative_embedding(config, dataset: WholeSequenceDataset) -> np.ndarray
     items = dataset.inter_feat[dataset.iid_field].numpy()
     offsets = sequence_offsets(dataset.inter_feat[dataset.uid_field].numpy())
     manifest = {
-        "source": "collaborative",
+        "source": "collaborative: PPMI, SVD, rows at unit length",
         "interactions": hashlib.sha256(items.tobytes() + offsets.tobytes()).hexdigest(),
         "items": int(dataset.item_num),
         "semantic_hidden_size": config["semantic_hidden_size"],
@@ -103,7 +103,9 @@ def cooccurrence(
 
 
 def ppmi_svd(counts: sparse.csr_matrix, width: int, rng: np.random.Generator) -> np.ndarray:
-    """``U sqrt(S)`` of the positive pointwise mutual information of ``counts``.
+    """``U sqrt(S)`` of the positive pointwise mutual information, rows at unit length.
+
+    Without unit length, rare items sit together near the origin and share their codes.
 
     Args:
         counts: symmetric co-occurrence ``[N, N]``.
@@ -130,7 +132,7 @@ def ppmi_svd(counts: sparse.csr_matrix, width: int, rng: np.random.Generator) ->
     u *= np.where(u[np.abs(u).argmax(axis=0), np.arange(rank)] < 0, -1, 1)  # fix the sign
     vectors[:, :rank] = u * np.sqrt(s)
     vectors[totals == 0] = 0
-    return vectors
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def file_embedding(config, dataset: WholeSequenceDataset) -> np.ndarray:

@@ -4,9 +4,7 @@ import torch
 from torch.nn import functional as F
 
 
-def recommendation_loss(
-    logits: torch.Tensor, codes: torch.Tensor, label_smoothing: float = 0.0
-) -> torch.Tensor:
+def recommendation_loss(logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy over the codes of all targets, in nats a code.
 
     ``-1 / (n L) sum_i sum_j log P(c_ij | history, c_i,<j)``; the paper's sum over the codes of a
@@ -15,8 +13,5 @@ def recommendation_loss(
     Args:
         logits: ``[n, L, C]``.
         codes: the targets' codes ``[n, L]``.
-        label_smoothing: share of the probability spread over all codes of a level.
     """
-    return F.cross_entropy(
-        logits.float().flatten(0, 1), codes.flatten(), label_smoothing=label_smoothing
-    )
+    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())

@@ -58,7 +58,6 @@ class ETEGRecLlama(SequentialRecommender):
         self.max_history = config["MAX_ITEM_LIST_LENGTH"]
         self.beta = config["beta"]
         self.temperature = config["psa_temperature"]
-        self.label_smoothing = config["label_smoothing"]
         self.sia_weight, self.psa_weight = config["sia_weight"], config["psa_weight"]
         self.num_beams, self.ranking = config["num_beams"], config["ranking"]
         self.seed = config["seed"]
@@ -126,7 +125,7 @@ class ETEGRecLlama(SequentialRecommender):
         items, sequence = tokenizer_output
         output = recommender_output
         return Losses(
-            recommendation_loss(output.logits, self.codes(batch.targets), self.label_smoothing),
+            recommendation_loss(output.logits, self.codes(batch.targets)),
             sequence_item_alignment(
                 items.quantization.log_probabilities(),
                 sequence.log_probabilities(),
@@ -159,9 +158,7 @@ class ETEGRecLlama(SequentialRecommender):
         output = self.recommender(self.codes(items), batch.target_index)
         tokenized = self.tokenizer(self.item_embedding[distinct], output.sequence_latent)
         losses = self.losses(batch, output, tokenized)
-        return (
-            losses.recommendation + self.sia_weight * losses.sia + self.psa_weight * losses.psa
-        )
+        return losses.recommendation + self.sia_weight * losses.sia + self.psa_weight * losses.psa
 
     # Ranking ----------------------------------------------------------------------------------
 
@@ -177,9 +174,7 @@ class ETEGRecLlama(SequentialRecommender):
         if self.ranking == "exact":
             scores, items = ExactRanking(self.recommender, self.codes.trie)(history).topk(k)
             return Ranking(items, scores)
-        ranking = beam_search(
-            self.recommender, self.codes.trie, history, max(k, self.num_beams)
-        )
+        ranking = beam_search(self.recommender, self.codes.trie, history, max(k, self.num_beams))
         return Ranking(ranking.items[:, :k], ranking.scores[:, :k])
 
     def full_sort_predict(self, interaction) -> torch.Tensor:
@@ -215,7 +210,6 @@ def build_recommender(config, semantic_hidden_size: int) -> Recommender:
         num_attention_heads=config["num_attention_heads"],
         intermediate_size=config["intermediate_size"],
         max_position_embeddings=(config["MAX_ITEM_LIST_LENGTH"] + 1) * config["code_length"],
-        attention_dropout=config["attention_dropout"],
         init_std=config["init_std"],
     )
     add_residual_dropout(backbone, config["residual_dropout"])

@@ -18,7 +18,6 @@ def llama_from_scratch(
     num_attention_heads: int,
     intermediate_size: int,
     max_position_embeddings: int,
-    attention_dropout: float,
     init_std: float,
 ) -> PreTrainedModel:
     """A randomly initialised LLaMA decoder of transformers, without its token table."""
@@ -30,7 +29,6 @@ def llama_from_scratch(
             num_attention_heads=num_attention_heads,
             intermediate_size=intermediate_size,
             max_position_embeddings=max_position_embeddings,
-            attention_dropout=attention_dropout,
             initializer_range=init_std,
             bos_token_id=None,
             eos_token_id=None,

@@ -106,9 +106,7 @@ class Recommender(nn.Module):
             self.code_embedding.logits(before), self.enc_adapter(state), self.dec_adapter(state)
         )
 
-    def encode_history(
-        self, codes: torch.Tensor, attention_mask: torch.Tensor
-    ) -> EncodedHistory:
+    def encode_history(self, codes: torch.Tensor, attention_mask: torch.Tensor) -> EncodedHistory:
         """Run histories ``[B, T, L]``, padded on either side, and keep their cache."""
         cache = DynamicCache(config=self.backbone.config)
         visible = _token_mask(attention_mask, codes.shape[-1])
@@ -197,9 +195,7 @@ def _mean_states(
 
 
 def _adapter(width_in: int, width_out: int, init_std: float) -> nn.Sequential:
-    layers = nn.Sequential(
-        nn.Linear(width_in, width_in), nn.ReLU(), nn.Linear(width_in, width_out)
-    )
+    layers = nn.Sequential(nn.Linear(width_in, width_in), nn.ReLU(), nn.Linear(width_in, width_out))
     for linear in (layers[0], layers[2]):
         nn.init.normal_(linear.weight, std=init_std)
         nn.init.zeros_(linear.bias)

@@ -33,7 +33,9 @@ class CodeHealth:
     changed: float
 
     def __str__(self) -> str:
-        levels = " ".join(f"{u:.0%}/{p:.0f}" for u, p in zip(self.usage, self.perplexity, strict=True))
+        levels = " ".join(
+            f"{u:.0%}/{p:.0f}" for u, p in zip(self.usage, self.perplexity, strict=True)
+        )
         return (
             f"usage/perplexity {levels}, collisions {self.collision_rate:.1%} "
             f"(largest group {self.largest_group}), codes changed {self.changed:.1%}"

@@ -58,10 +58,8 @@ def alternation(
             yield Stage("alternation", "recommender", 1.0, sia, psa, evaluate=last)
 
 
-def finetuning(
-    *, epochs: int, eval_step: int, sia_weight: float, psa_weight: float
-) -> Iterator[Stage]:
-    """The recommender alone, on the final codes: ``L_REC + mu SIA + lambda PSA``."""
+def finetuning(*, epochs: int, eval_step: int) -> Iterator[Stage]:
+    """The recommender alone, on ``L_REC`` and the final codes."""
     for epoch in range(1, epochs + 1):
         evaluate = epoch % eval_step == 0 or epoch == epochs
-        yield Stage("finetune", "recommender", 1.0, sia_weight, psa_weight, evaluate=evaluate)
+        yield Stage("finetune", "recommender", 1.0, evaluate=evaluate)

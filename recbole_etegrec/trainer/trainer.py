@@ -105,12 +105,7 @@ class ETEGRecTrainer(AbstractTrainer):
         self._run(list(cycles), config["learning_rate"], get_constant_schedule_with_warmup)
         if self.best_state is not None:
             restore(self.model, self.best_state)
-        final = finetuning(
-            epochs=config["finetune_epochs"],
-            eval_step=config["eval_step"],
-            sia_weight=config["finetune_sia_weight"],
-            psa_weight=config["finetune_psa_weight"],
-        )
+        final = finetuning(epochs=config["finetune_epochs"], eval_step=config["eval_step"])
         self._run(list(final), config["finetune_learning_rate"], get_cosine_schedule_with_warmup)
         if self.best_state is not None and valid_data is not None:
             restore(self.model, self.best_state)
