@@ -86,7 +86,6 @@ def small_recommender(
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=256,
-        attention_dropout=0.0,
         init_std=0.3,
     )
     embedding = CodeEmbedding(

@@ -101,7 +101,10 @@ def test_calculate_loss_is_the_mean_of_batches_when_rows_come_in_pieces(tiny_dat
     assert total / targets == pytest.approx(mean, abs=1e-5)
 
 
-def test_recboles_trainer_trains_the_recommender_alone_when_it_is_used(tiny_data, tmp_path):
+def test_recboles_trainer_trains_the_recommender_alone_when_it_is_used(
+    tiny_data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # where RecBole's trainer writes its logs
     values = {"epochs": 1, "train_batch_size": 256, "checkpoint_dir": str(tmp_path)}
     config = small_config(tiny_data, log_wandb=False, learning_rate=0.01, **values)
     model, loaders = small_model(config)
@@ -251,17 +254,6 @@ def test_losses_reach_the_encoder_when_the_tokenizer_trains(name, tiny_data):
     # The decoder is asked by PSA and by the reconstruction.
     decoder = [p.grad is not None for p in model.tokenizer.decoder.parameters()]
     assert all(decoder) if name != "sia" else not any(decoder)
-
-
-def test_label_smoothing_reaches_the_loss_when_it_is_set(tiny_data):
-    plain, loaders = small_model(small_config(tiny_data, cut_probability=0.0))
-    smooth, _ = small_model(small_config(tiny_data, label_smoothing=0.1))
-    batch = next(iter(loaders.train))
-    with torch.no_grad():
-        output = plain.recommender(plain.codes(batch.items), batch.target_index)
-        expected = recommendation_loss(output.logits, plain.codes(batch.targets), 0.1)
-        found = losses_of(smooth, batch).recommendation
-    torch.testing.assert_close(found, expected)
 
 
 def test_rebuild_codes_moves_table_trie_and_codebooks_when_the_tokenizer_changed(tiny_data):

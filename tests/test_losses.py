@@ -30,14 +30,6 @@ def test_recommendation_loss_is_the_mean_over_codes_when_targets_are_given():
     assert found == pytest.approx(sum(terms) / 6, abs=1e-6)
 
 
-def test_recommendation_loss_spreads_probability_when_labels_are_smoothed():
-    logits, codes = seeded(3, 2, 5), torch.tensor([[0, 4], [2, 2], [3, 1]])
-    log_probs = logits.log_softmax(-1)
-    own = -log_probs.gather(-1, codes.unsqueeze(-1)).mean()
-    expected = 0.9 * own - 0.1 * log_probs.mean()
-    torch.testing.assert_close(recommendation_loss(logits, codes, 0.1), expected)
-
-
 def test_quantization_loss_is_the_formula_when_computed_by_hand():
     # One item, d_z = 2, two levels, D = 2.
     output = TokenizerOutput(

@@ -166,6 +166,18 @@ def test_code_embedding_ties_both_ends_to_one_table_when_a_row_changes():
         torch.testing.assert_close(embedding.embed(codes[:, 2:], 2), embedding.embed(codes)[:, 2:])
 
 
+def test_code_embedding_gives_logits_in_fp32_when_autocast_is_on():
+    embedding = small_recommender().code_embedding
+    hidden = torch.randn(50, 4, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = embedding.logits(hidden)
+        query = embedding.output_projector(hidden).float()
+    assert logits.dtype == torch.float32
+    tables = embedding.tables()
+    expected = (query.unsqueeze(-2) * tables).sum(-1)  # no product of matrices, so no autocast
+    torch.testing.assert_close(logits, expected.detach(), atol=1e-5, rtol=0)
+
+
 def test_recommender_holds_no_token_table_when_built():
     recommender = small_recommender()
     assert not [name for name, _ in recommender.named_parameters() if "embed_tokens" in name]
@@ -186,7 +198,6 @@ def test_residual_dropout_drops_what_blocks_add_when_training():
         **sizes,
         intermediate_size=32,
         max_position_embeddings=64,
-        attention_dropout=0.0,
         init_std=0.3,
     )
     tokens = torch.randn(2, 6, 16)

@@ -53,6 +53,16 @@ def test_quantizer_equals_a_loop_when_vectors_are_random():
                 residual = residual - rows[code]
 
 
+def test_quantizer_chooses_the_same_codes_when_autocast_is_on():
+    quantizer, vectors = small_quantizer(code_num=64), seeded(500, 4)
+    with torch.no_grad():
+        plain = quantizer(vectors)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = quantizer(vectors)
+    assert torch.equal(cast.codes, plain.codes)
+    torch.testing.assert_close(cast.distances, plain.distances)
+
+
 def test_quantizer_reconstructs_exactly_when_vectors_are_sums_of_rows():
     quantizer = small_quantizer(levels=2)
     with torch.no_grad():

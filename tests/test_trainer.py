@@ -521,16 +521,16 @@ def test_alternation_trains_the_recommender_alone_when_a_cycle_has_one_epoch():
 
 def test_schedules_are_empty_when_there_are_no_epochs():
     assert alternate(0, 2) == []
-    assert list(finetuning(epochs=0, eval_step=2, sia_weight=0.0, psa_weight=0.0)) == []
+    assert list(finetuning(epochs=0, eval_step=2)) == []
 
 
 @pytest.mark.parametrize(
     ("epochs", "step", "evaluated"), [(5, 2, [2, 4, 5]), (4, 2, [2, 4]), (3, 1, [1, 2, 3])]
 )
 def test_finetuning_evaluates_every_few_epochs_and_last_when_it_runs(epochs, step, evaluated):
-    stages = list(finetuning(epochs=epochs, eval_step=step, sia_weight=0.1, psa_weight=0.4))
+    stages = list(finetuning(epochs=epochs, eval_step=step))
     assert stages == [
-        Stage("finetune", "recommender", 1.0, 0.1, 0.4, 0.0, False, epoch in evaluated)
+        Stage("finetune", "recommender", 1.0, evaluate=epoch in evaluated)
         for epoch in range(1, epochs + 1)
     ]
 
