@@ -58,7 +58,8 @@ def test_build_holds_out_what_recbole_does_when_split_for_valid_and_test(dataset
 
 @pytest.mark.parametrize("mode", ["valid_only", "test_only"])
 def test_build_holds_out_what_recbole_does_when_only_one_part_is_asked_for(mode, tiny_data):
-    config = small_config(tiny_data, eval_args={"split": {"LS": mode}})
+    config = small_config(tiny_data)
+    config["eval_args"]["split"] = {"LS": mode}
     ours, theirs = create_dataset(config).build(), SequentialDataset(config).build()
     place, empty = (1, 2) if mode == "valid_only" else (2, 1)
     assert rows_of(ours[place]) == rows_of(theirs[place])

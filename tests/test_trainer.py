@@ -34,8 +34,10 @@ def make_trainer(data_path: str, run_dir: Path, **more) -> tuple[ETEGRecTrainer,
 def ready_trainer(data_path: str, run_dir: Path, **more) -> ETEGRecTrainer:
     """A trainer that knows its data and has run no stage."""
     trainer, loaders = make_trainer(data_path, run_dir, **NO_STAGES, **more)
+    worst = trainer.best_valid_score
     trainer.fit(loaders.train, loaders.valid)
     assert trainer.epochs_done == 0
+    trainer.best_valid_score, trainer.best_valid_result, trainer.best_state = worst, None, None
     return trainer
 
 
