@@ -103,11 +103,9 @@ def cut_windows(windows: Windows, probability: float, rng: np.random.Generator) 
 class SequenceWindows(Dataset):
     """The windows of one epoch over the training interactions."""
 
-    def __init__(self, items: np.ndarray, offsets: np.ndarray, max_history: int, cut: float):
-        self.items = items
-        self.cut_probability = cut
-        self.whole = make_windows(offsets, max_history, max(max_history // 2, 1))
-        self.windows = self.whole
+    def __init__(self, items: np.ndarray, whole: Windows, cut_probability: float):
+        self.items, self.whole, self.cut_probability = items, whole, cut_probability
+        self.windows = whole
 
     def draw(self, rng: np.random.Generator) -> None:
         """Draw the random cuts of an epoch."""
@@ -187,6 +185,8 @@ class SequenceLoader(DataLoader):
         dataset: the training part, interactions sorted by user and time.
         max_tokens: padded code tokens in a batch at most.
         code_length: tokens an item.
+        window_overlap: share of a window that repeats the one before, in [0, 1), for users with
+            more interactions than a window holds.
         cut_probability: share of windows cut at a random item in each epoch.
     """
 
@@ -196,12 +196,15 @@ class SequenceLoader(DataLoader):
         *,
         max_tokens: int,
         code_length: int,
+        window_overlap: float,
         cut_probability: float,
         seed: int,
     ):
         items = dataset.inter_feat[dataset.iid_field].numpy()
         offsets = sequence_offsets(dataset.inter_feat[dataset.uid_field].numpy())
-        windows = SequenceWindows(items, offsets, dataset.max_item_list_len, cut_probability)
+        stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
+        whole = make_windows(offsets, dataset.max_item_list_len, stride)
+        windows = SequenceWindows(items, whole, cut_probability)
         sampler = TokenBudgetSampler(windows, max(max_tokens // code_length, 1), seed)
         self._dataset = dataset
         super().__init__(windows, batch_sampler=sampler, collate_fn=windows.collate)

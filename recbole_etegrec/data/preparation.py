@@ -25,6 +25,7 @@ def data_preparation(config, dataset: WholeSequenceDataset):
         built[0],
         max_tokens=config["max_tokens"],
         code_length=config["code_length"],
+        window_overlap=config["window_overlap"],
         cut_probability=config["cut_probability"],
         seed=config["seed"],
     )

@@ -32,6 +32,15 @@ class Stage:
     rebuild_codes: bool = False
     evaluate: bool = False
 
+    @property
+    def shares_codebooks(self) -> bool:
+        """Whether codebooks moved by the recommender go back to the tokenizer.
+
+        Not in the final stage: there the codes are settled, and the tokenizer's own codebooks
+        must go on giving them.
+        """
+        return self.phase == "alternation" and self.trains == "recommender"
+
 
 def alternation(
     *, epochs: int, cycle_epochs: int, warm_epochs: int, sia_weight: float, psa_weight: float

@@ -7,6 +7,7 @@ business, through one ``Accelerator``.
 import logging
 import time
 
+import psutil
 import torch
 from accelerate import Accelerator
 from recbole.trainer import AbstractTrainer
@@ -156,7 +157,7 @@ class ETEGRecTrainer(AbstractTrainer):
 
     def _start_optimizers(self, stages, learning_rate: float, make_scheduler) -> dict:
         """Fresh optimizer state, and a scheduler sized to the steps that each module will take."""
-        steps = {name: 0 for name in self.optimizers}
+        steps = dict.fromkeys(self.optimizers, 0)
         for epoch, stage in enumerate(stages, self.epochs_done):
             self.train_data.draw(epoch)
             steps[stage.trains] += len(self.batches)
@@ -177,46 +178,50 @@ class ETEGRecTrainer(AbstractTrainer):
     def _train_epoch(self, stage: Stage, scheduler) -> dict:
         """One pass over the training sequences; returns the record of the epoch."""
         self._freeze_all_but(stage.trains)
-        optimizer = self.optimizers[stage.trains]
         self.train_data.draw(self.epochs_done)
+        # Sums stay on the device: reading one would make every step wait for it.
         sums = torch.zeros(len(Losses._fields), device=self.accelerator.device)
         targets = tokens = 0
         start = time.perf_counter()
         title = f"Epoch {self.epochs_done} {stage.phase}: {stage.trains}"
         for batch in tqdm(self.batches, desc=title, disable=not self.show_progress, ncols=100):
-            losses = self._losses(batch, stage)
-            loss = sum(getattr(stage, name) * value for name, value in losses._asdict().items())
-            self.accelerator.backward(loss)
-            if clip := self.config["clip_grad_norm"]:
-                self.accelerator.clip_grad_norm_(self.parameters[stage.trains], **clip)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            sums += torch.stack([value.detach().float() for value in losses]) * len(batch.targets)
+            sums += self._step(batch, stage, scheduler) * len(batch.targets)
             targets += len(batch.targets)
             tokens += batch.items.numel() * self.config["code_length"]
         seconds = time.perf_counter() - start
+        if stage.shares_codebooks and self.config["codebook_update"] == "shared":
+            self.model.copy_codebooks(to="tokenizer")
         means = dict(zip(Losses._fields, (sums / targets).tolist(), strict=True))
-        record = {
+        text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+        rate = scheduler.get_last_lr()[0]
+        logger.info(
+            "epoch %d %s %s: %s, lr %.1e, %.1f s, %.0f tokens/s, memory %.1f GiB",
+            *(self.epochs_done, stage.phase, stage.trains, text, rate),
+            *(seconds, tokens / seconds, memory_gib()),
+        )
+        return {
             "epoch": self.epochs_done,
             "phase": stage.phase,
             "trains": stage.trains,
             **means,
-            "lr": scheduler.get_last_lr()[0],
+            "lr": rate,
             "seconds": seconds,
             "targets": targets,
             "tokens": tokens,
         }
-        if stage.trains == "recommender" and self.config["codebook_update"] == "shared":
-            if stage.phase == "alternation":
-                self.model.copy_codebooks(to="tokenizer")
-        text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-        logger.info(
-            "epoch %d %s %s: %s, lr %.2e, %.1f s, %.0f tokens/s",
-            *(self.epochs_done, stage.phase, stage.trains, text),
-            *(record["lr"], seconds, tokens / seconds),
-        )
-        return record
+
+    def _step(self, batch: SequenceBatch, stage: Stage, scheduler) -> torch.Tensor:
+        """One optimizer step; returns the losses of the batch, unweighted."""
+        losses = self._losses(batch, stage)
+        loss = sum(getattr(stage, name) * value for name, value in losses._asdict().items())
+        self.accelerator.backward(loss)
+        if clip := self.config["clip_grad_norm"]:
+            self.accelerator.clip_grad_norm_(self.parameters[stage.trains], **clip)
+        optimizer = self.optimizers[stage.trains]
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        return torch.stack([value.detach().float() for value in losses])
 
     def _losses(self, batch: SequenceBatch, stage: Stage) -> Losses:
         model = self.model
@@ -257,6 +262,13 @@ class ETEGRecTrainer(AbstractTrainer):
                 "valid_result": self.best_valid_result,
             }
             save_model(self.best_state, description, self.run_dir.best)
+
+
+def memory_gib() -> float:
+    """Memory of this process: the most it held on the GPU where there is one, else in use."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return psutil.Process().memory_info().rss / 2**30
 
 
 def decay_groups(module: torch.nn.Module, weight_decay: float) -> list[dict]:
