@@ -5,14 +5,12 @@ from typing import Any
 
 import recbole.trainer.trainer as recbole_trainer
 import torch
-from accelerate import PartialState
 from recbole.data import create_dataset, data_preparation
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import get_trainer, init_seed
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.errors import UserError
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer.collector import RankingCollector
 
@@ -26,12 +24,7 @@ def run_baseline(config: Config, run_dir: RunDirectory, saved: bool = True) -> d
 
     Returns:
         ``best_valid_score``, ``best_valid_result``, ``test_result`` and ``epochs``.
-
-    Raises:
-        UserError: started in several processes.
     """
-    if PartialState().num_processes > 1:
-        raise UserError(f"model {config['model']}: RecBole's models run in one process here")
     model, _, train_data, valid_data, test_data = _prepare(config, run_dir)
     logger.info(model)
     # RecBole opens ./log_tensorboard for every trainer; this run has a place of its own.

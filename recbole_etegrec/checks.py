@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
 from recbole.evaluator import metric_information
 
 from recbole_etegrec.errors import UserError, nearest
@@ -49,8 +50,9 @@ def check_config(config: "Config") -> None:
         raise UserError(
             f"valid_metric ({config['valid_metric']}) needs its K in topk {config['topk']}"
         )
-    if (config["nproc"] or 1) > 1:
-        raise UserError("nproc: start several processes with 'accelerate launch run_recbole.py'")
+    processes = max(int(config["nproc"] or 1), PartialState().num_processes)
+    if processes > 1:
+        raise UserError(f"nproc ({processes}): this version trains in one process")
 
 
 def check_plugin_config(config: "Config") -> None:

@@ -103,7 +103,7 @@ def test_config_leaves_visible_devices_alone_when_gpu_id_is_not_given(monkeypatc
         ("SASRec", {"topk": [5]}, r"valid_metric (NDCG@10) needs its K in topk [5]"),
         ("SASRec", {"metrics": ["MRR"]}, "valid_metric (NDCG@10) is not in metrics ['mrr']"),
         ("SASRec", {"eval_args": {"mode": "unix"}}, "eval_args: mode: "),
-        ("SASRec", {"nproc": 2}, "accelerate launch"),
+        ("SASRec", {"nproc": 2}, "one process"),
         ("ETEGRecLlama", {"num_beams": 5}, "num_beams (5) must be >= max(topk) (20): raise"),
         ("ETEGRecLlama", {"num_beams": 0}, "num_beams (0) must be a whole number above 0"),
         ("ETEGRecLlama", {"ranking": "best"}, "ranking (best) must be one of beam, exact"),
