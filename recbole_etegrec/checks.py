@@ -16,6 +16,9 @@ CHOICES = {
     "ranking": ("beam", "exact"),
     "codebook_update": ("shared", "tokenizer_only"),
     "item_embedding": ("collaborative", "file"),
+    "backbone": ("llama",),
+    "alignment_pooling": ("last", "mean"),
+    "precision": ("fp32", "bf16", "fp16"),
 }
 SIZES = (
     "semantic_hidden_size",
@@ -93,8 +96,17 @@ def _contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
         f"hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads})",
     )
     split, order = config["eval_args"]["split"], config["eval_args"]["order"]
-    yield "LS" not in (split or ()), f"eval_args: split ({split}) must be LS: valid_and_test"
+    whole = split == {"LS": "valid_and_test"}
+    yield not whole, f"eval_args: split ({split}) must be LS: valid_and_test"
+    length = config["code_length"]
+    yield length < 2, f"code_length ({length}) must be at least 2: semantic codes, collision code"
     yield order != "TO", f"eval_args: order ({order}) must be TO: sequences follow time"
+    files = config["benchmark_filename"]
+    yield bool(files), f"benchmark_filename ({files}) must be empty: whole sequences are split here"
+    yield (
+        config["precision"] == "fp16" and config["device"].type == "cpu",
+        "precision (fp16) needs a GPU: choose bf16 or fp32 on the CPU",
+    )
     file = config["item_embedding_file"]
     yield (
         config["item_embedding"] == "file" and not (file and Path(file).is_file()),

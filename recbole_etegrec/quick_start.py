@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from recbole.utils import init_seed
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recbole_etegrec.baseline import load_baseline, run_baseline
 from recbole_etegrec.checks import check_dataset_files
@@ -45,7 +46,8 @@ def run(
     logger.info("%s on %s: %s", config["model"], config["dataset"], run_dir.path)
 
     train_and_test = run_etegrec if config["model"] in MODELS else run_baseline
-    outcome = _plain(train_and_test(config, run_dir, saved))
+    with logging_redirect_tqdm():  # log lines pass above a progress bar, not through it
+        outcome = _plain(train_and_test(config, run_dir, saved))
 
     result = {key: config[key] for key in ("model", "dataset", "seed")}
     result |= {**outcome, "seconds": round(time.perf_counter() - started, 1)}

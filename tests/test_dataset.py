@@ -56,18 +56,6 @@ def test_build_holds_out_what_recbole_does_when_split_for_valid_and_test(dataset
     assert sorted(found) == sorted(expected)
 
 
-@pytest.mark.parametrize("mode", ["valid_only", "test_only"])
-def test_build_holds_out_what_recbole_does_when_only_one_part_is_asked_for(mode, tiny_data):
-    config = small_config(tiny_data)
-    config["eval_args"]["split"] = {"LS": mode}
-    ours, theirs = create_dataset(config).build(), SequentialDataset(config).build()
-    place, empty = (1, 2) if mode == "valid_only" else (2, 1)
-    assert rows_of(ours[place]) == rows_of(theirs[place])
-    assert len(ours[empty].inter_feat) == 0
-    users = len(np.unique(theirs[0].inter_feat[theirs[0].uid_field].numpy()))
-    assert len(ours[0].inter_feat) == len(theirs[0].inter_feat) + users
-
-
 def test_build_cuts_histories_when_longer_than_the_window(tiny_data):
     long = rows_of(create_dataset(small_config(tiny_data)).build()[2])
     short = rows_of(create_dataset(small_config(tiny_data, MAX_ITEM_LIST_LENGTH=7)).build()[2])
@@ -108,13 +96,6 @@ def test_build_refuses_when_a_part_would_be_empty(length, tmp_path):
     dataset = create_dataset(small_config(str(tmp_path), "short"))
     part = "valid" if length == 3 else "(valid|test)"
     with pytest.raises(UserError, match=f"the {part} part of short is empty .*needs 4 inter"):
-        dataset.build()
-
-
-def test_build_refuses_when_the_split_is_not_leave_one_out(tiny_data):
-    dataset = create_dataset(small_config(tiny_data))
-    dataset.config["eval_args"]["split"] = {"LS": "last_three"}
-    with pytest.raises(UserError, match="need split LS .* found split .*last_three"):
         dataset.build()
 
 

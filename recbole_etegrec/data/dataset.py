@@ -14,11 +14,9 @@ from recbole.data.interaction import Interaction
 
 from recbole_etegrec.errors import UserError
 
-_HELD_OUT = {"valid_and_test": 2, "valid_only": 1, "test_only": 1}
-
 
 class WholeSequenceDataset(SequentialDataset):
-    """Sequences of item ids, split by leaving the last one or two interactions out.
+    """Sequences of item ids, each user's last two interactions held out.
 
     After :meth:`build`, ``train.inter_feat`` holds the training interactions sorted by user and
     time; ``valid.inter_feat`` and ``test.inter_feat`` hold one row a user: the target in
@@ -38,44 +36,30 @@ class WholeSequenceDataset(SequentialDataset):
             The three datasets, as RecBole's ``build`` does.
 
         Raises:
-            UserError: if a part is empty, or the split is not leave-one-out in time order.
+            UserError: if a part is empty.
         """
-        mode = self._leave_one_out_mode()
         self._change_feat_format()
         users = self.inter_feat[self.uid_field].numpy()
         offsets = sequence_offsets(users)
         lengths = np.diff(offsets)
         # RecBole counts rows (one less than interactions) and always keeps one for training.
-        held_out = np.clip(lengths - 2, 0, _HELD_OUT[mode])
+        held_out = np.clip(lengths - 2, 0, 2)
         last = offsets[1:] - 1
         in_train = np.ones(len(users), dtype=bool)
         test_rows = last[held_out >= 1]
         valid_rows = last[held_out >= 2] - 1
-        if mode == "valid_only":
-            test_rows, valid_rows = valid_rows, test_rows
         in_train[np.concatenate([valid_rows, test_rows])] = False
         self._drop_unused_col()
         parts = {"valid": self._with_history(valid_rows), "test": self._with_history(test_rows)}
         parts = {"train": self.inter_feat[torch.from_numpy(np.flatnonzero(in_train))], **parts}
-        expected = {"valid_only": ("train", "valid"), "test_only": ("train", "test")}
-        for name in expected.get(mode, ("train", "valid", "test")):
-            if len(parts[name]) == 0:
+        for name, part in parts.items():
+            if len(part) == 0:
                 raise UserError(
                     f"eval_args.split: the {name} part of {self.dataset_name} is empty "
                     f"({len(lengths)} users, longest sequence {lengths.max(initial=0)}): "
                     "a user needs 4 interactions to have a validation and a test item."
                 )
         return [self.copy(part) for part in parts.values()]
-
-    def _leave_one_out_mode(self) -> str:
-        args = self.config["eval_args"]
-        mode = args["split"].get("LS")
-        if mode not in _HELD_OUT or args["order"] != "TO" or self.config["benchmark_filename"]:
-            raise UserError(
-                f"eval_args: whole sequences need split LS ({' | '.join(_HELD_OUT)}) in order TO "
-                f"and no benchmark_filename, found split {args['split']}, order {args['order']}."
-            )
-        return mode
 
     def _with_history(self, rows: np.ndarray) -> Interaction:
         """Rows of the sorted interactions, each with the items before it, shortest first.

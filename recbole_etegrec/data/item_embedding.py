@@ -69,7 +69,8 @@ def collaborative_embedding(config, dataset: WholeSequenceDataset) -> np.ndarray
 
 
 def _collaborative(config, items: np.ndarray, offsets: np.ndarray, n_items: int) -> np.ndarray:
-    counts = cooccurrence(items, offsets, n_items, config["cooccurrence_window"])
+    window, quiet = config["cooccurrence_window"], not config["show_progress"]
+    counts = cooccurrence(items, offsets, n_items, window, quiet)
     rng = np.random.default_rng(config["seed"])
     vectors = ppmi_svd(counts, config["semantic_hidden_size"], rng)
     # An item without a training neighbour has no vector; equal vectors would all collide.
@@ -86,13 +87,13 @@ def _collaborative(config, items: np.ndarray, offsets: np.ndarray, n_items: int)
 
 
 def cooccurrence(
-    items: np.ndarray, offsets: np.ndarray, n_items: int, window: int
+    items: np.ndarray, offsets: np.ndarray, n_items: int, window: int, quiet: bool = True
 ) -> sparse.csr_matrix:
     """Symmetric item-item counts, a pair at distance ``d <= window`` counting ``1 / d``."""
     ends = np.repeat(offsets[1:], np.diff(offsets))
     total = sparse.csr_matrix((n_items, n_items), dtype=np.float64)
     position = np.arange(len(items))
-    for distance in tqdm(range(1, window + 1), desc="Item co-occurrence", leave=False):
+    for distance in tqdm(range(1, window + 1), desc="Item embeddings", disable=quiet):
         left = position[position + distance < ends]
         pairs = (items[left], items[left + distance])
         weight = np.full(len(left), 1.0 / distance)
@@ -166,7 +167,10 @@ def file_embedding(config, dataset: WholeSequenceDataset) -> np.ndarray:
 
 
 def _read_npy(path: Path) -> tuple[list[str], np.ndarray]:
-    rows = np.load(_existing(path), allow_pickle=False)
+    try:
+        rows = np.load(_existing(path), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"item_embedding_file: {path} is no .npy of numbers.") from error
     names = path.with_suffix(".items")
     tokens = _existing(names).read_text(encoding="utf-8").split("\n")
     tokens = tokens[:-1] if tokens and tokens[-1] == "" else tokens
@@ -182,7 +186,12 @@ def _read_itememb(path: Path) -> tuple[list[str], np.ndarray]:
     table = pd.read_csv(_existing(path), sep="\t", dtype=str, keep_default_na=False)
     if table.shape[1] < 2:
         raise UserError(f"item_embedding_file: {path} needs an id and a vector column (tabs).")
-    vectors = [np.array(text.split(), dtype=np.float32) for text in table.iloc[:, 1]]
+    vectors = []
+    for token, text in table.iloc[:, :2].itertuples(index=False):
+        try:
+            vectors.append(np.array(text.split(), dtype=np.float32))
+        except ValueError as error:
+            raise UserError(f"item_embedding_file: {path}, item {token!r}: {error}.") from error
     widths = {len(vector) for vector in vectors}
     if len(widths) != 1:
         raise UserError(f"item_embedding_file: {path} has vectors of widths {sorted(widths)}.")

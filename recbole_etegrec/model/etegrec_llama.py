@@ -172,7 +172,9 @@ class ETEGRecLlama(SequentialRecommender):
         """
         history = self._encode(interaction)
         if self.ranking == "exact":
-            scores, items = ExactRanking(self.recommender, self.codes.trie)(history).topk(k)
+            scores, items = ExactRanking(self.recommender, self.codes.trie)(history).topk(
+                min(k, self.n_items - 1)
+            )
             return Ranking(items, scores)
         ranking = beam_search(self.recommender, self.codes.trie, history, max(k, self.num_beams))
         return Ranking(ranking.items[:, :k], ranking.scores[:, :k])

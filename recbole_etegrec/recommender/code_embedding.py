@@ -57,4 +57,5 @@ class CodeEmbedding(nn.Module):
     def logits(self, hidden: torch.Tensor, levels: slice = slice(None)) -> torch.Tensor:
         """Logits in fp32: states ``[n, l, H]`` of ``l`` levels → ``[n, l, C]``."""
         query = self.output_projector(hidden).float()
-        return torch.einsum("nld,lcd->nlc", query, self.tables()[levels].float())
+        with torch.autocast(query.device.type, enabled=False):
+            return torch.einsum("nld,lcd->nlc", query, self.tables()[levels].float())

@@ -78,7 +78,9 @@ class ItemCodes(nn.Module):
                 "or give item embeddings that differ (balanced assignment is the general remedy)."
             )
         old = self.table[1:].clone()
-        collision = collision_codes(group_ids(semantic_codes, self.code_num), old[:, -1])
+        stays = (semantic_codes == old[:, :-1]).all(dim=1)
+        wish = torch.where(stays, old[:, -1], -1)  # a newcomer must not push out who stays
+        collision = collision_codes(group_ids(semantic_codes, self.code_num), wish)
         self.set_table(torch.cat([semantic_codes, collision.unsqueeze(1)], dim=1))
         changed = float((self.table[1:] != old).any(dim=1).double().mean())
         return replace(health, changed=changed)

@@ -11,6 +11,8 @@ from sklearn.cluster import KMeans
 from torch import nn
 from torch.nn import functional as F
 
+_REVIVALS = 10  # rounds at most, since a moved code can take all items of another
+
 
 class Quantization(NamedTuple):
     """What quantizing vectors gives, over ``Q`` levels.
@@ -79,7 +81,7 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def revive(self, vectors: torch.Tensor, generator: torch.Generator) -> int:
-        """Move every unused code onto the residual of a random item.
+        """Move every unused code onto the residual of an item that its code serves badly.
 
         Args:
             vectors: encoded items ``[N, D]``.
@@ -90,18 +92,21 @@ class ResidualQuantizer(nn.Module):
         """
         moved, v = 0, vectors
         for codebook in self.codebooks:
-            code = squared_distances(v, codebook).argmin(dim=-1)
-            unused = torch.bincount(code, minlength=len(codebook)) == 0
-            count = int(unused.sum())
-            if count:
-                pick = torch.randint(len(v), (count,), generator=generator).to(v.device)
-                codebook[unused] = v[pick]
-                code = squared_distances(v, codebook).argmin(dim=-1)
-            moved += count
-            v = v - codebook[code]
+            for _ in range(_REVIVALS):
+                error, code = squared_distances(v, codebook).clamp_min(0).min(dim=-1)
+                unused = torch.bincount(code, minlength=len(codebook)) == 0
+                count = min(int(unused.sum()), int((error > 0).sum()))
+                if count == 0:
+                    break
+                pick = torch.multinomial(error.cpu(), count, generator=generator).to(v.device)
+                codebook[unused.nonzero().squeeze(1)[:count]] = v[pick]
+                moved += count
+            v = v - codebook[squared_distances(v, codebook).argmin(dim=-1)]
         return moved
 
 
 def squared_distances(v: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """``||v - e_k||^2`` of ``[B, D]`` to ``[C, D]``, by the expanded square: ``[B, C]``."""
-    return v.pow(2).sum(-1, keepdim=True) - 2 * v @ codebook.T + codebook.pow(2).sum(-1)
+    with torch.autocast(v.device.type, enabled=False):
+        v = v.float()
+        return v.pow(2).sum(-1, keepdim=True) - 2 * v @ codebook.T + codebook.pow(2).sum(-1)

@@ -10,6 +10,7 @@ import time
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from recbole.trainer import AbstractTrainer
 from recbole.utils import calculate_valid_score, early_stopping
 from tqdm import tqdm
@@ -40,6 +41,7 @@ class ETEGRecTrainer(AbstractTrainer):
     def __init__(self, config, model: ETEGRecLlama, run_dir: RunDirectory):
         super().__init__(config, model)
         self.run_dir = run_dir
+        AcceleratorState._reset_state()  # an earlier run of this process may differ
         self.accelerator = Accelerator(
             mixed_precision=_PRECISION[config["precision"]], cpu=not config["use_gpu"]
         )
@@ -108,7 +110,9 @@ class ETEGRecTrainer(AbstractTrainer):
             restore(self.model, self.best_state)
         final = finetuning(epochs=config["finetune_epochs"], eval_step=config["eval_step"])
         self._run(list(final), config["finetune_learning_rate"], get_cosine_schedule_with_warmup)
-        if self.best_state is not None and valid_data is not None:
+        if self.best_state is None:  # no stage was evaluated: the present model is the best
+            self._keep_best({})
+        if valid_data is not None:
             restore(self.model, self.best_state)
             self.best_valid_result = self._evaluate(valid_data, "Validation, all users")
             self.best_valid_score = calculate_valid_score(
