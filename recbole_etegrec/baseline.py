@@ -10,7 +10,7 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import get_trainer, init_seed
 from torch.utils.tensorboard import SummaryWriter
 
-from recbole_etegrec.config import Config
+from recbole_etegrec.config import Config, refusals_for_the_user
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer.collector import RankingCollector
 
@@ -53,15 +53,16 @@ def load_baseline(config: Config, run_dir: RunDirectory) -> tuple:
     """
     model, dataset, *loaders = _prepare(config, run_dir)
     _load_best(model, run_dir, config["device"])
-    return config, model, dataset, *loaders
+    return config, model.eval(), dataset, *loaders
 
 
 def _prepare(config: Config, run_dir: RunDirectory) -> tuple:
     config["checkpoint_dir"] = str(run_dir.path)
     init_seed(config["seed"], config["reproducibility"])
-    dataset = create_dataset(config)
-    logger.info(dataset)
-    loaders = data_preparation(config, dataset)
+    with refusals_for_the_user("dataset"):
+        dataset = create_dataset(config)
+        logger.info(dataset)
+        loaders = data_preparation(config, dataset)
     init_seed(config["seed"], config["reproducibility"])
     model = config.model_class(config, loaders[0]._dataset).to(config["device"])
     return model, dataset, *loaders

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 CHOICES = {
     "ranking": ("beam", "exact"),
     "codebook_update": ("shared", "tokenizer_only"),
-    "item_embedding": ("collaborative", "file"),
-    "backbone": ("llama",),
     "alignment_pooling": ("last", "mean"),
     "precision": ("fp32", "bf16", "fp16"),
 }
+COUNTS = ("tokenizer_epochs", "epochs", "warm_epochs", "finetune_epochs", "warmup_steps")
+COUNTS += ("valid_users", "stopping_step")
+RATES = ("learning_rate", "finetune_learning_rate", "tokenizer_learning_rate")
+RATES += ("alternation_tokenizer_learning_rate", "psa_temperature", "init_std")
+SHARES = ("dropout", "residual_dropout", "window_overlap")
+WEIGHTS = ("beta", "sia_weight", "psa_weight", "weight_decay", "cut_probability")
 SIZES = (
     "semantic_hidden_size",
     "code_num",
@@ -31,9 +35,21 @@ SIZES = (
     "num_attention_heads",
     "intermediate_size",
     "max_tokens",
+    "cooccurrence_window",
+    "cycle_epochs",
+    "eval_step",
     "num_beams",
     "eval_batch_size",
     "MAX_ITEM_LIST_LENGTH",
+)
+
+
+_NUMBERS = (
+    (SIZES, lambda v: type(v) is int and v > 0, "a whole number above 0"),
+    (COUNTS, lambda v: type(v) is int and v >= 0, "a whole number, 0 or above"),
+    (RATES, lambda v: v > 0, "a number above 0"),
+    (SHARES, lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    (WEIGHTS, lambda v: v >= 0, "a number, 0 or above"),
 )
 
 
@@ -44,6 +60,8 @@ def check_config(config: "Config") -> None:
         UserError: `valid_metric` is not among the values that will be computed, or several
             processes are asked for in RecBole's way.
     """
+    if not config["topk"]:
+        raise UserError("topk ([]) must name at least one K")
     name, _, cutoff = str(config["valid_metric"]).lower().partition("@")
     metrics = [metric.lower() for metric in config["metrics"]]
     if name not in metrics:
@@ -64,14 +82,19 @@ def check_plugin_config(config: "Config") -> None:
     Raises:
         UserError: a value outside its choices, or two that contradict each other.
     """
-    for key, choices in CHOICES.items():
-        value = config[key]
-        if key in config and value not in choices:
-            raise UserError(f"{key} ({value}) must be one of {', '.join(choices)}")
-    for key in SIZES:
-        value = config[key]
-        if key in config and (type(value) is not int or value < 1):
-            raise UserError(f"{key} ({value}) must be a whole number above 0")
+    from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS
+    from recbole_etegrec.recommender import BACKBONES
+
+    tables = {"item_embedding": tuple(ITEM_EMBEDDINGS), "backbone": tuple(BACKBONES)}
+    for key, choices in {**CHOICES, **tables}.items():
+        if key in config and config[key] not in choices:
+            raise UserError(f"{key} ({config[key]}) must be one of {', '.join(choices)}")
+    for keys, fits, wanted in _NUMBERS:
+        for key in keys:
+            value = config[key]
+            number = type(value) in (int, float)
+            if key in config and not (number and fits(value)):
+                raise UserError(f"{key} ({value}) must be {wanted}")
     for broken, message in _contradictions(config):
         if broken:
             raise UserError(message)

@@ -211,15 +211,15 @@ class Config(recbole.config.Config):
             final["load_col"] = {**columns, "inter": list(dict.fromkeys(needed))}
 
     def _set_default_parameters(self) -> None:
-        with _refusals_for_the_user("config"):
+        with refusals_for_the_user("config"):
             super()._set_default_parameters()
 
     def _set_train_neg_sample_args(self) -> None:
-        with _refusals_for_the_user("train_neg_sample_args"):
+        with refusals_for_the_user("train_neg_sample_args"):
             super()._set_train_neg_sample_args()
 
     def _set_eval_neg_sample_args(self, phase: str) -> None:
-        with _refusals_for_the_user("eval_args: mode"):
+        with refusals_for_the_user("eval_args: mode"):
             super()._set_eval_neg_sample_args(phase)
 
     def _init_device(self) -> None:
@@ -235,7 +235,7 @@ class Config(recbole.config.Config):
 
 
 @contextmanager
-def _refusals_for_the_user(where: str) -> Iterator[None]:
+def refusals_for_the_user(where: str) -> Iterator[None]:
     """What RecBole refuses while it reads the configuration is the user's to mend."""
     try:
         yield

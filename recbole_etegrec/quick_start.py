@@ -94,7 +94,7 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
         return load_baseline(config, directory)
     model, dataset, *loaders = _prepare(config)
     load_model(model, directory.best)
-    return config, model, dataset, *loaders
+    return config, model.eval(), dataset, *loaders
 
 
 def _prepare(config: Config) -> tuple:

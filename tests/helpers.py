@@ -1,5 +1,6 @@
 """Small real models, configurations and loaders for the tests of the core."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, Recommender
 from recbole_etegrec.tokenizer import ItemCodes
 
 # What `write_interactions` cannot give: real data, kept outside the repository.
-REAL_DATA = Path(__file__).parents[2] / "shared" / "dataset"
+REAL_DATA = Path(os.environ.get("RECBOLE_ETEGREC_DATA", Path(__file__).parents[1] / "dataset"))
 
 SMALL_MODEL = {
     "semantic_hidden_size": 10,

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from recbole.data.dataset import SequentialDataset
 
 from recbole_etegrec.config import Config
@@ -104,3 +105,15 @@ def test_build_refuses_when_a_part_would_be_empty(length, tmp_path):
 )
 def test_sequence_offsets_mark_where_each_user_begins_when_sorted(users, expected):
     assert sequence_offsets(np.array(users, dtype=np.int64)).tolist() == expected
+
+
+def test_create_dataset_fills_missing_values_when_an_item_file_has_gaps(tmp_path):
+    write_interactions(tmp_path, "gaps", [[(u + t) % 9 for t in range(6)] for u in range(12)])
+    lines = [f"i{n}\t{'' if n % 3 else n / 2}" for n in range(9)]
+    text = "\n".join(["item_id:token\tprice:float", *lines]) + "\n"
+    (tmp_path / "gaps" / "gaps.item").write_text(text)
+    columns = {"inter": ["user_id", "item_id", "timestamp"], "item": ["item_id", "price"]}
+    values = {"data_path": str(tmp_path), "load_col": columns}
+    dataset = create_dataset(Config("ETEGRecLlama", "gaps", config_dict=values))
+    dataset.build()
+    assert torch.isfinite(dataset.get_item_feature()["price"]).all()

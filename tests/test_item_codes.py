@@ -12,10 +12,11 @@ from recbole_etegrec.tokenizer import ItemCodes, Trie
 from recbole_etegrec.tokenizer.item_codes import collision_codes, group_ids
 
 
-def slow_collision_codes(groups: list[int], old: list[int]) -> list[int]:
-    """First come, first served for old codes; then the smallest free code, in item order."""
+def slow_collision_codes(groups: list[int], old: list[int], stays: list[bool]) -> list[int]:
+    """Old codes go to those that stay, then to newcomers; then the smallest free, in item order."""
     taken, codes = defaultdict(set), [None] * len(groups)
-    for item, (group, code) in enumerate(zip(groups, old, strict=True)):
+    for item in sorted(range(len(groups)), key=lambda item: not stays[item]):
+        group, code = groups[item], old[item]
         if code >= 0 and code not in taken[group]:
             taken[group].add(code)
             codes[item] = code
@@ -29,13 +30,17 @@ def slow_collision_codes(groups: list[int], old: list[int]) -> list[int]:
 def test_collision_codes_number_each_group_when_there_is_no_former_table():
     groups = torch.tensor([2, 0, 2, 2, 1, 0])
     old = torch.full((6,), -1)
-    assert collision_codes(groups, old).tolist() == [0, 0, 1, 2, 0, 1]
+    stays = torch.zeros(6, dtype=torch.bool)
+    assert collision_codes(groups, old, stays).tolist() == [0, 0, 1, 2, 0, 1]
 
 
 def test_collision_codes_keep_old_numbers_when_they_are_free():
     groups = torch.tensor([0, 0, 0, 0, 1])
     old = torch.tensor([3, 1, 1, -1, 7])
-    assert collision_codes(groups, old).tolist() == [3, 1, 0, 2, 7]
+    stays = torch.ones(5, dtype=torch.bool)
+    assert collision_codes(groups, old, stays).tolist() == [3, 1, 0, 2, 7]
+    stays[1] = False  # the second item has come from another group
+    assert collision_codes(groups, old, stays).tolist() == [3, 0, 1, 2, 7]
 
 
 def test_collision_codes_equal_the_slow_reference_when_groups_are_random():
@@ -45,8 +50,10 @@ def test_collision_codes_equal_the_slow_reference_when_groups_are_random():
         groups = [chance.randrange(chance.randint(1, 12)) for _ in range(count)]
         groups = torch.unique(torch.tensor(groups), return_inverse=True)[1].tolist()
         old = [chance.randint(-1, chance.choice([0, 2, 9, 60])) for _ in range(count)]
-        found = collision_codes(torch.tensor(groups), torch.tensor(old)).tolist()
-        assert found == slow_collision_codes(groups, old), (groups, old)
+        stays = [chance.random() < 0.5 for _ in range(count)]
+        arguments = [torch.tensor(column) for column in (groups, old, stays)]
+        found = collision_codes(*arguments).tolist()
+        assert found == slow_collision_codes(groups, old, stays), (groups, old, stays)
 
 
 def test_group_ids_are_equal_exactly_where_rows_are_equal():

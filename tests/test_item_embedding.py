@@ -211,14 +211,16 @@ def test_file_is_refused_when_a_value_is_not_finite(kind, value, tiny_data, tmp_
 def test_file_is_refused_when_rows_and_tokens_differ_in_number(tiny_data, tmp_path):
     tokens = [f"i{n}" for n in range(40)]
     file = write_vectors(tmp_path, "npy", tokens, vectors_of(tokens)[:39])
-    with pytest.raises(UserError, match=r"shape \(39, 3\), .*vectors.items has 40 lines"):
+    with pytest.raises(
+        UserError, match=r"shape \(39, 3\) of float32, .*vectors.items has 40 lines"
+    ):
         from_file(tiny_data, file)
 
 
 @pytest.mark.parametrize("rows", [np.zeros(40), np.zeros((40, 2, 2))])
 def test_file_is_refused_when_it_is_no_matrix(rows, tiny_data, tmp_path):
     file = write_vectors(tmp_path, "npy", [f"i{n}" for n in range(40)], rows)
-    with pytest.raises(UserError, match="need one row of a matrix for each line"):
+    with pytest.raises(UserError, match="need a row of numbers for each line"):
         from_file(tiny_data, file)
 
 

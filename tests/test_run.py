@@ -157,9 +157,34 @@ def test_run_tests_the_model_when_no_epoch_would_be_validated(epochs, tiny_data,
 
 
 @pytest.mark.parametrize("mode", ["valid_only", "test_only"])
-def test_run_ends_when_one_held_out_part_is_not_wanted(mode, tiny_data, tmp_path):
+def test_run_refuses_a_split_when_a_held_out_part_is_missing(mode, tiny_data, tmp_path, capsys):
     code = main(arguments(tiny_data, tmp_path, f"--eval_args={{'split':{{'LS':'{mode}'}}}}"))
-    assert code in (0, 2)
+    assert code == 2
+    assert "must be LS: valid_and_test" in capsys.readouterr().err
+
+
+def test_load_run_recommends_the_same_twice_when_the_model_has_dropout(tiny_data, tmp_path):
+    run_tiny(tiny_data, tmp_path / "run", epochs=0, dropout=0.5, residual_dropout=0.5)
+    _, model, *_, test_data = load_run(str(tmp_path / "run"))
+    (rows,) = [interaction for interaction, *_ in test_data]
+    first, second = model.recommend(rows, 10), model.recommend(rows, 10)
+    assert torch.equal(first.items, second.items)
+    assert torch.equal(first.scores, second.scores)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "cycle_epochs=0",
+        "eval_step=0",
+        "psa_weight=-1",
+        "learning_rate=abc",
+        "tokenizer_learning_rate=0",
+    ],
+)
+def test_run_refuses_numbers_when_they_make_no_sense(value, tiny_data, tmp_path, capsys):
+    assert main(arguments(tiny_data, tmp_path, f"--{value}")) == 2
+    assert f"error: {value.split('=')[0]} (" in capsys.readouterr().err
 
 
 def test_run_takes_vectors_from_a_file_when_told_to(tiny_data, tmp_path):

@@ -53,16 +53,6 @@ def test_quantizer_equals_a_loop_when_vectors_are_random():
                 residual = residual - rows[code]
 
 
-def test_quantizer_chooses_the_same_codes_when_autocast_is_on():
-    quantizer, vectors = small_quantizer(code_num=64), seeded(500, 4)
-    with torch.no_grad():
-        plain = quantizer(vectors)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            cast = quantizer(vectors)
-    assert torch.equal(cast.codes, plain.codes)
-    torch.testing.assert_close(cast.distances, plain.distances)
-
-
 def test_quantizer_reconstructs_exactly_when_vectors_are_sums_of_rows():
     quantizer = small_quantizer(levels=2)
     with torch.no_grad():
@@ -200,3 +190,17 @@ def test_revive_keeps_codes_when_all_are_used():
     before = quantizer.codebooks.detach().clone()
     assert quantizer.revive(vectors, torch.Generator().manual_seed(0)) == 0
     assert torch.equal(quantizer.codebooks, before)
+
+
+def test_rqvae_gives_the_codes_of_encode_when_autocast_is_on():
+    torch.manual_seed(0)
+    sizes = {"semantic_hidden_size": 10, "hidden_sizes": [16], "e_dim": 6}
+    tokenizer = RQVAE(**sizes, levels=3, code_num=64)
+    items, latents = torch.randn(500, 10), torch.randn(40, 6)
+    with torch.no_grad():
+        plain, sequence = tokenizer(items, latents)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast, cast_sequence = tokenizer(items, latents.bfloat16().float())
+    assert torch.equal(cast.quantization.codes, tokenizer.encode(items))
+    assert torch.equal(cast.reconstruction, plain.reconstruction)
+    assert cast_sequence.distances.dtype == sequence.distances.dtype == torch.float32

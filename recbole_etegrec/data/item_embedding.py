@@ -7,23 +7,26 @@ item order, row 0 being the padding item.
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 from scipy.sparse.linalg import svds
 from tqdm import tqdm
 
+from recbole_etegrec.config import Config
 from recbole_etegrec.data.dataset import WholeSequenceDataset, sequence_offsets
 from recbole_etegrec.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-def load_item_embedding(config, dataset: WholeSequenceDataset) -> np.ndarray:
+def load_item_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
     """Make, or read from the cache, the embeddings named by ``item_embedding``.
 
     Args:
@@ -44,7 +47,7 @@ def load_item_embedding(config, dataset: WholeSequenceDataset) -> np.ndarray:
     return np.concatenate([np.zeros_like(vectors[:1]), known]).astype(np.float32)
 
 
-def collaborative_embedding(config, dataset: WholeSequenceDataset) -> np.ndarray:
+def collaborative_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
     """Truncated SVD of the items' positive pointwise mutual information (PPMI).
 
     Items that follow each other within ``cooccurrence_window`` steps of a training sequence
@@ -68,11 +71,15 @@ def collaborative_embedding(config, dataset: WholeSequenceDataset) -> np.ndarray
     )
 
 
-def _collaborative(config, items: np.ndarray, offsets: np.ndarray, n_items: int) -> np.ndarray:
-    window, quiet = config["cooccurrence_window"], not config["show_progress"]
-    counts = cooccurrence(items, offsets, n_items, window, quiet)
-    rng = np.random.default_rng(config["seed"])
-    vectors = ppmi_svd(counts, config["semantic_hidden_size"], rng)
+def _collaborative(
+    config: Config, items: np.ndarray, offsets: np.ndarray, n_items: int
+) -> np.ndarray:
+    window, rng = config["cooccurrence_window"], np.random.default_rng(config["seed"])
+    bar = tqdm(total=window + 1, desc="Item embeddings", disable=not config["show_progress"])
+    with bar:
+        counts = cooccurrence(items, offsets, n_items, window, bar.update)
+        vectors = ppmi_svd(counts, config["semantic_hidden_size"], rng)
+        bar.update()
     # An item without a training neighbour has no vector; equal vectors would all collide.
     cold = np.flatnonzero(np.abs(vectors[1:]).sum(axis=1) == 0) + 1
     if len(cold):
@@ -87,17 +94,25 @@ def _collaborative(config, items: np.ndarray, offsets: np.ndarray, n_items: int)
 
 
 def cooccurrence(
-    items: np.ndarray, offsets: np.ndarray, n_items: int, window: int, quiet: bool = True
+    items: np.ndarray,
+    offsets: np.ndarray,
+    n_items: int,
+    window: int,
+    advance: Callable[[], object] = lambda: None,
 ) -> sparse.csr_matrix:
-    """Symmetric item-item counts, a pair at distance ``d <= window`` counting ``1 / d``."""
+    """Symmetric item-item counts, a pair at distance ``d <= window`` counting ``1 / d``.
+
+    ``advance`` is called after each distance.
+    """
     ends = np.repeat(offsets[1:], np.diff(offsets))
     total = sparse.csr_matrix((n_items, n_items), dtype=np.float64)
     position = np.arange(len(items))
-    for distance in tqdm(range(1, window + 1), desc="Item embeddings", disable=quiet):
+    for distance in range(1, window + 1):
         left = position[position + distance < ends]
         pairs = (items[left], items[left + distance])
         weight = np.full(len(left), 1.0 / distance)
         total = total + sparse.coo_matrix((weight, pairs), shape=total.shape).tocsr()
+        advance()
     total.setdiag(0)
     total.eliminate_zeros()
     return (total + total.T).tocsr()
@@ -136,7 +151,7 @@ def ppmi_svd(counts: sparse.csr_matrix, width: int, rng: np.random.Generator) ->
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def file_embedding(config, dataset: WholeSequenceDataset) -> np.ndarray:
+def file_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
     """Vectors from a file, matched to items by their tokens.
 
     ``item_embedding_file`` is a ``.npy`` of shape ``[rows, width]`` beside a text file of the
@@ -174,10 +189,10 @@ def _read_npy(path: Path) -> tuple[list[str], np.ndarray]:
     names = path.with_suffix(".items")
     tokens = _existing(names).read_text(encoding="utf-8").split("\n")
     tokens = tokens[:-1] if tokens and tokens[-1] == "" else tokens
-    if rows.ndim != 2 or len(rows) != len(tokens):
+    if rows.ndim != 2 or len(rows) != len(tokens) or rows.dtype.kind not in "fiu":
         raise UserError(
-            f"item_embedding_file: {path} has shape {rows.shape}, {names} has {len(tokens)} "
-            "lines: need one row of a matrix for each line."
+            f"item_embedding_file: {path} has shape {rows.shape} of {rows.dtype}, {names} has "
+            f"{len(tokens)} lines: need a row of numbers for each line."
         )
     return tokens, rows
 
@@ -208,14 +223,19 @@ def _cached(folder: Path, manifest: dict, make: Callable[[], np.ndarray]) -> np.
     """The array stored under a manifest, made and stored where there is none."""
     text = json.dumps(manifest, sort_keys=True)
     path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
-    if path.is_file():
+    try:
+        vectors = load_file(path)["embedding"]
         logger.info("item embeddings: read from %s", path)
-        return load_file(path)["embedding"]
-    vectors = make()
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{hashlib.sha256(vectors.tobytes()).hexdigest()[:8]}.tmp")
-    save_file({"embedding": vectors}, temporary, metadata={"manifest": text})
-    temporary.replace(path)
+        return vectors
+    except (OSError, SafetensorError):
+        vectors = make()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file({"embedding": vectors}, temporary, metadata={"manifest": text})
+        temporary.replace(path)
+    except OSError as error:
+        logger.warning("embedding_cache: %s cannot be written (%s), going on", folder, error)
     return vectors
 
 

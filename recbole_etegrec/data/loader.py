@@ -49,7 +49,7 @@ class SequenceBatch(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """Pieces of the flat interaction list; items after ``supervised_from`` are targets."""
+    """Pieces of the flat interaction list; items from ``supervised_from`` on are targets."""
 
     start: np.ndarray
     end: np.ndarray

@@ -1,18 +1,23 @@
 """Dataset and loaders of a run, from its config."""
 
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.utils import create_samplers
 
+from recbole_etegrec.config import Config, refusals_for_the_user
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.loader import SequenceLoader
 
 
-def create_dataset(config) -> WholeSequenceDataset:
+def create_dataset(config: Config) -> WholeSequenceDataset:
     """Load and filter the atomic files, as RecBole's function of this name."""
-    return WholeSequenceDataset(config)
+    with refusals_for_the_user("dataset"):  # as when filters leave nothing
+        return WholeSequenceDataset(config)
 
 
-def data_preparation(config, dataset: WholeSequenceDataset):
+def data_preparation(
+    config: Config, dataset: WholeSequenceDataset
+) -> tuple[SequenceLoader, AbstractDataLoader, AbstractDataLoader]:
     """Split a dataset and wrap its parts in loaders, as RecBole's function of this name.
 
     Returns:

@@ -32,8 +32,8 @@ class ExactRanking:
         chunk_items: leaves walked at once; memory grows with users times this.
     """
 
-    def __init__(self, recommender: Recommender, trie: Trie, chunk_items: int = 512):
-        self.recommender = recommender
+    def __init__(self, recommender: Recommender, trie: Trie, chunk_items: int = 128):
+        self.recommender, self.trie = recommender, trie
         self.n_items = len(trie)
         self.chunks = [
             _make_chunk(trie, slice(start, start + chunk_items))
@@ -55,7 +55,7 @@ class ExactRanking:
     def _score(self, history: EncodedHistory, chunk: _Chunk) -> torch.Tensor:
         embedding = self.recommender.code_embedding
         rows = embedding.tables()[chunk.node_levels, chunk.node_codes]
-        tokens = embedding.scid_projector(rows).expand(len(history.state), -1, -1)
+        tokens = embedding.scid_projector(rows).float().expand(len(history.state), -1, -1)
         hidden = self.recommender.extend(history, tokens, chunk.node_levels, chunk.sees)
         history.cache.crop(-tokens.shape[1])
         total = self._log_probs(history.state.unsqueeze(1), 0)[:, 0, chunk.codes[:, 0]]

@@ -7,9 +7,12 @@ module of the model that reads a config.
 from typing import NamedTuple
 
 import torch
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 
+from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch, load_item_embedding
 from recbole_etegrec.decoding import ExactRanking, beam_search, score_items
 from recbole_etegrec.decoding.beam import Ranking
@@ -22,6 +25,7 @@ from recbole_etegrec.losses import (
 from recbole_etegrec.recommender import (
     BACKBONES,
     CodeEmbedding,
+    EncodedHistory,
     Recommender,
     RecommenderOutput,
     add_residual_dropout,
@@ -53,7 +57,7 @@ class ETEGRecLlama(SequentialRecommender):
 
     input_type = InputType.POINTWISE
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: Config, dataset: SequentialDataset):
         super().__init__(config, dataset)
         self.max_history = config["MAX_ITEM_LIST_LENGTH"]
         self.beta = config["beta"]
@@ -74,6 +78,7 @@ class ETEGRecLlama(SequentialRecommender):
         self.codes = ItemCodes(
             n_items=self.n_items, code_length=config["code_length"], code_num=config["code_num"]
         )
+        self._exact: ExactRanking | None = None
         self.start_codebooks()
         self.rebuild_codes()
         # RecBole's stock trainer optimises every parameter that wants a gradient.
@@ -97,8 +102,9 @@ class ETEGRecLlama(SequentialRecommender):
     def copy_codebooks(self, to: str) -> None:
         """Copy the codebooks across at a stage boundary.
 
-        Tokenizer and recommender each hold them, because each is wrapped on its own; only one
-        side trains at a time, so a copy in between makes them one parameter.
+        Tokenizer and recommender each hold them, because each is wrapped on its own, and only
+        one side trains at a time. Within a recommender epoch the alignment losses are measured
+        against the tokenizer's copy, as it was when the epoch began.
 
         Args:
             to: ``recommender`` or ``tokenizer``.
@@ -140,7 +146,7 @@ class ETEGRecLlama(SequentialRecommender):
             quantization_loss(items, self.beta)[0],
         )
 
-    def calculate_loss(self, interaction) -> torch.Tensor:
+    def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """``L_REC + mu SIA + lambda PSA`` of RecBole's own prefix rows, tokenizer frozen.
 
         The target is put right after its history: ``seq_end_position`` is the token before it,
@@ -162,7 +168,7 @@ class ETEGRecLlama(SequentialRecommender):
 
     # Ranking ----------------------------------------------------------------------------------
 
-    def recommend(self, interaction, k: int) -> Ranking:
+    def recommend(self, interaction: Interaction, k: int) -> Ranking:
         """The ``k`` best items after each history, best first, with their log-probabilities.
 
         Beam search with at least ``num_beams`` beams, or all items with ``ranking: exact``.
@@ -172,39 +178,42 @@ class ETEGRecLlama(SequentialRecommender):
         """
         history = self._encode(interaction)
         if self.ranking == "exact":
-            scores, items = ExactRanking(self.recommender, self.codes.trie)(history).topk(
-                min(k, self.n_items - 1)
-            )
+            scores, items = self._exact_ranking()(history).topk(min(k, self.n_items - 1))
             return Ranking(items, scores)
         ranking = beam_search(self.recommender, self.codes.trie, history, max(k, self.num_beams))
         return Ranking(ranking.items[:, :k], ranking.scores[:, :k])
 
-    def full_sort_predict(self, interaction) -> torch.Tensor:
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
         """Scores ``[B, n_items]``: log-probabilities where ranked, -inf elsewhere."""
         history = self._encode(interaction)
         if self.ranking == "exact":
-            return ExactRanking(self.recommender, self.codes.trie)(history)
+            return self._exact_ranking()(history)
         ranking = beam_search(self.recommender, self.codes.trie, history, self.num_beams)
         scores = ranking.scores.new_full((len(ranking.items), self.n_items), -torch.inf)
         return scores.scatter_(1, ranking.items, ranking.scores)
 
-    def predict(self, interaction) -> torch.Tensor:
+    def predict(self, interaction: Interaction) -> torch.Tensor:
         """``log p(item | history)`` of the item in each row ``[B]``."""
         candidates = interaction[self.ITEM_ID].unsqueeze(1)
         return self.score_candidates(interaction, candidates).squeeze(1)
 
-    def score_candidates(self, interaction, items: torch.Tensor) -> torch.Tensor:
+    def score_candidates(self, interaction: Interaction, items: torch.Tensor) -> torch.Tensor:
         """``log p(item | history)`` of several items after each history: ``[B, n]``."""
         return score_items(self.recommender, self._encode(interaction), self.codes(items))
 
+    def _exact_ranking(self) -> ExactRanking:
+        if self._exact is None or self._exact.trie is not self.codes.trie:
+            self._exact = ExactRanking(self.recommender, self.codes.trie)
+        return self._exact
+
     @torch.no_grad()
-    def _encode(self, interaction):
+    def _encode(self, interaction: Interaction) -> EncodedHistory:
         history, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         history = history[:, : int(length.max())]
         return self.recommender.encode_history(self.codes(history), history > 0)
 
 
-def build_recommender(config, semantic_hidden_size: int) -> Recommender:
+def build_recommender(config: Config, semantic_hidden_size: int) -> Recommender:
     """The recommender a config describes."""
     backbone = BACKBONES[config["backbone"]](
         hidden_size=config["hidden_size"],

@@ -185,7 +185,7 @@ def _mean_states(
 ) -> torch.Tensor:
     """Mean state of the history up to each item but the last: ``[B * (T - 1), H]``."""
     tokens = hidden.shape[1] // code_length * code_length
-    hidden = hidden[:, :tokens]
+    hidden = hidden[:, :tokens].float()
     real = torch.ones_like(hidden[..., 0])
     if token_mask is not None:
         real = token_mask[:, :tokens].to(hidden)

@@ -57,6 +57,13 @@ class ItemCodes(nn.Module):
         self.register_buffer("table", torch.full((n_items, code_length), -1))
         self.trie: Trie | None = None
 
+    def _apply(self, fn, recurse=True):
+        """Take the trie along when the table moves to a device."""
+        super()._apply(fn, recurse)
+        if self.trie is not None:
+            self.build_trie()
+        return self
+
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Codes of items ``[...]`` → ``[..., L]``; the padding item's are all 0."""
         return self.table[items].clamp_min(0)
@@ -79,27 +86,28 @@ class ItemCodes(nn.Module):
             )
         old = self.table[1:].clone()
         stays = (semantic_codes == old[:, :-1]).all(dim=1)
-        wish = torch.where(stays, old[:, -1], -1)  # a newcomer must not push out who stays
-        collision = collision_codes(group_ids(semantic_codes, self.code_num), wish)
+        groups = group_ids(semantic_codes, self.code_num)
+        collision = collision_codes(groups, old[:, -1], stays)
         self.set_table(torch.cat([semantic_codes, collision.unsqueeze(1)], dim=1))
-        changed = float((self.table[1:] != old).any(dim=1).double().mean())
+        changed = float((self.table[1:] != old).any(dim=1).float().mean())
         return replace(health, changed=changed)
 
     def health(self, semantic_codes: torch.Tensor) -> CodeHealth:
         """What a table of these semantic codes would look like ``[items - 1, L - 1]``."""
+        changed = (semantic_codes != self.table[1:, :-1]).any(dim=1)
+        semantic_codes = semantic_codes.cpu()  # some accelerators have no float64
         counts = torch.stack(
             [torch.bincount(column, minlength=self.code_num) for column in semantic_codes.T]
         ).double()
         share = counts / counts.sum(dim=1, keepdim=True)
         entropy = -(share * share.clamp_min(1e-12).log()).sum(dim=1)
         sizes = torch.bincount(group_ids(semantic_codes, self.code_num))
-        changed = (semantic_codes != self.table[1:, :-1]).any(dim=1)
         return CodeHealth(
             usage=(counts > 0).double().mean(dim=1).tolist(),
             perplexity=entropy.exp().tolist(),
             collision_rate=float(sizes[sizes > 1].sum() / sizes.sum()),
             largest_group=int(sizes.max()),
-            changed=float(changed.double().mean()),
+            changed=float(changed.float().mean()),
         )
 
     def set_table(self, codes: torch.Tensor) -> None:
@@ -125,22 +133,24 @@ def group_ids(semantic_codes: torch.Tensor, code_num: int) -> torch.Tensor:
     return torch.unique(key, return_inverse=True)[1]
 
 
-def collision_codes(groups: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+def collision_codes(groups: torch.Tensor, old: torch.Tensor, stays: torch.Tensor) -> torch.Tensor:
     """Number the members of each group, keeping old numbers where they are still free.
 
-    The first item (by id) with a given old number keeps it; the others take the smallest free
-    numbers of their group in item order. All is done with sorts, at any number of items.
+    Of items with the same old number, one that was in the group before keeps it, else the first
+    by id; the others take the smallest free numbers of their group in item order. All is done
+    with sorts, at any number of items.
 
     Args:
         groups: group of each item ``[N]``.
         old: previous collision codes ``[N]``, -1 for none.
+        stays: which items were in their group before, bool ``[N]``.
 
     Returns:
         ``[N]``, unique within each group.
     """
     wish = old.clamp_min(-1)
     base = max(int(torch.bincount(groups).max()), int(wish.max()) + 1) + 1
-    order = torch.sort(groups * base + wish, stable=True).indices
+    order = torch.sort((groups * base + wish) * 2 + ~stays, stable=True).indices
     sorted_groups, sorted_wish = groups[order], wish[order]
     first = torch.ones_like(order, dtype=torch.bool)
     first[1:] = (sorted_groups[1:] != sorted_groups[:-1]) | (sorted_wish[1:] != sorted_wish[:-1])

@@ -107,6 +107,4 @@ class ResidualQuantizer(nn.Module):
 
 def squared_distances(v: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
     """``||v - e_k||^2`` of ``[B, D]`` to ``[C, D]``, by the expanded square: ``[B, C]``."""
-    with torch.autocast(v.device.type, enabled=False):
-        v = v.float()
-        return v.pow(2).sum(-1, keepdim=True) - 2 * v @ codebook.T + codebook.pow(2).sum(-1)
+    return v.pow(2).sum(-1, keepdim=True) - 2 * v @ codebook.T + codebook.pow(2).sum(-1)

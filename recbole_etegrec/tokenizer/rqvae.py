@@ -57,13 +57,15 @@ class RQVAE(nn.Module):
             embedding: item embeddings ``[B, d_z]``.
             latent: vectors already in code space ``[n, d_c]``.
         """
-        encoded = self.encoder(embedding)
-        quantization = self.quantizer(encoded)
-        quantized = quantization.selected.sum(dim=1)
-        # Straight-through: the decoder's gradient passes to the encoder as if nothing was rounded.
-        reconstruction = self.decoder(encoded + (quantized - encoded).detach())
-        output = TokenizerOutput(embedding, quantization, reconstruction)
-        return output, None if latent is None else self.quantizer(latent)
+        # Always fp32: it is small, and its codes must be those that `encode` gives.
+        with torch.autocast(embedding.device.type, enabled=False):
+            encoded = self.encoder(embedding)
+            quantization = self.quantizer(encoded)
+            quantized = quantization.selected.sum(dim=1)
+            # Straight-through: the decoder's gradient passes to the encoder as if not rounded.
+            reconstruction = self.decoder(encoded + (quantized - encoded).detach())
+            output = TokenizerOutput(embedding, quantization, reconstruction)
+            return output, None if latent is None else self.quantizer(latent.float())
 
     @torch.no_grad()
     def encode(self, embedding: torch.Tensor) -> torch.Tensor:

@@ -3,26 +3,42 @@
 import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.data.dataset import Dataset
 from recbole.evaluator import Evaluator
+from recbole.model.abstract_recommender import SequentialRecommender
 from tqdm import tqdm
 
+from recbole_etegrec.config import Config
 from recbole_etegrec.trainer.collector import RankingCollector
 
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-def sample_users(config, loader, count: int):
+
+def sample_users(
+    config: Config, loader: AbstractDataLoader | None, count: int
+) -> AbstractDataLoader | None:
     """A loader over a seeded sample of an evaluation loader's users; all with a count of 0."""
+    if loader is None or not 0 < count < len(loader._dataset.inter_feat):
+        return loader
     dataset = loader._dataset
     rows = len(dataset.inter_feat)
-    if not 0 < count < rows:
-        return loader
     chosen = np.random.default_rng(config["seed"]).choice(rows, count, replace=False)
     part = dataset.copy(dataset.inter_feat[torch.from_numpy(np.sort(chosen))])
     return type(loader)(config, part, loader._sampler, shuffle=False)
 
 
 @torch.no_grad()
-def evaluate(model, loader, train_dataset, config, *, show_progress: bool, title: str) -> dict:
-    """Metrics of a model over the users of a loader.
+def evaluate(
+    model: SequentialRecommender,
+    loader: AbstractDataLoader,
+    train_dataset: Dataset,
+    config: Config,
+    *,
+    show_progress: bool = False,
+    title: str = "Evaluate",
+) -> dict[str, float]:
+    """Metrics of a model over the users of a loader, in the config's precision.
 
     Args:
         model: with ``full_sort_predict`` and ``score_candidates``.
@@ -36,11 +52,13 @@ def evaluate(model, loader, train_dataset, config, *, show_progress: bool, title
     collector.data_collect(_Training(train_dataset))
     score = _score_all if isinstance(loader, FullSortEvalDataLoader) else _score_sampled
     model.eval()
-    for batch in tqdm(loader, desc=title, disable=not show_progress, ncols=100):
-        interaction, rows, positive_u, positive_i = batch
-        interaction = interaction.to(config["device"])
-        scores = score(model, interaction, rows)
-        collector.eval_batch_collect(scores, interaction, positive_u, positive_i)
+    dtype = AUTOCAST[config["precision"]]
+    with torch.autocast(config["device"].type, dtype, enabled=dtype is not None):
+        for batch in tqdm(loader, desc=title, disable=not show_progress, ncols=100):
+            interaction, rows, positive_u, positive_i = batch
+            interaction = interaction.to(config["device"])
+            scores = score(model, interaction, rows)
+            collector.eval_batch_collect(scores, interaction, positive_u, positive_i)
     return evaluator.evaluate(collector.get_data_struct())
 
 

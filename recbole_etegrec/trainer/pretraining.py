@@ -24,8 +24,8 @@ def pretrain_tokenizer(
 ) -> None:
     """Minimise ``L_SQ`` over the catalogue, then give every item its codes.
 
-    Codebooks start from k-means of the first full pass. After each epoch but the last, codes that
-    no item uses move to where items are.
+    Codebooks have been started from k-means when the model was made. After each epoch but the
+    last, codes that no item uses move to where items are.
 
     Args:
         model: its tokenizer and codes are changed.
@@ -34,7 +34,6 @@ def pretrain_tokenizer(
     """
     tokenizer, embedding = model.tokenizer, model.item_embedding[1:]
     generator = torch.Generator().manual_seed(seed)
-    model.start_codebooks()
     tokenizer.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=learning_rate, weight_decay=0.0)
     bar = tqdm(range(epochs), desc="Tokenizer pretraining", disable=not show_progress, ncols=100)

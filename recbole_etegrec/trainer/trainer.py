@@ -11,12 +11,15 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import AbstractTrainer
 from recbole.utils import calculate_valid_score, early_stopping
 from tqdm import tqdm
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
+from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch
+from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.model.etegrec_llama import ETEGRecLlama, Losses
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer.checkpoint import load_model, restore, save_model, trained_state
@@ -38,7 +41,7 @@ class ETEGRecTrainer(AbstractTrainer):
         run_dir: takes ``metrics.jsonl`` and ``best/``.
     """
 
-    def __init__(self, config, model: ETEGRecLlama, run_dir: RunDirectory):
+    def __init__(self, config: Config, model: ETEGRecLlama, run_dir: RunDirectory):
         super().__init__(config, model)
         self.run_dir = run_dir
         AcceleratorState._reset_state()  # an earlier run of this process may differ
@@ -75,12 +78,18 @@ class ETEGRecTrainer(AbstractTrainer):
 
     # The story ----------------------------------------------------------------------------------
 
-    def fit(self, train_data, valid_data=None, saved=True, show_progress=False):
+    def fit(
+        self,
+        train_data: SequenceLoader,
+        valid_data: AbstractDataLoader | None = None,
+        saved: bool = True,
+        show_progress: bool = False,
+    ) -> tuple[float | None, dict | None]:
         """Train.
 
         Returns:
             The best validation score and the result it belongs to, over all users of
-            ``valid_data``.
+            ``valid_data``; None without it.
         """
         config = self.config
         self.saved, self.show_progress = saved, show_progress
@@ -112,16 +121,22 @@ class ETEGRecTrainer(AbstractTrainer):
         self._run(list(final), config["finetune_learning_rate"], get_cosine_schedule_with_warmup)
         if self.best_state is None:  # no stage was evaluated: the present model is the best
             self._keep_best({})
-        if valid_data is not None:
-            restore(self.model, self.best_state)
-            self.best_valid_result = self._evaluate(valid_data, "Validation, all users")
-            self.best_valid_score = calculate_valid_score(
-                self.best_valid_result, config["valid_metric"].lower()
-            )
+        restore(self.model, self.best_state)
+        if valid_data is None:
+            return None, None
+        self.best_valid_result = self._evaluate(valid_data, "Validation, all users")
+        self.best_valid_score = calculate_valid_score(
+            self.best_valid_result, config["valid_metric"].lower()
+        )
         return self.best_valid_score, self.best_valid_result
 
     @torch.no_grad()
-    def evaluate(self, eval_data, load_best_model=True, show_progress=False) -> dict:
+    def evaluate(
+        self,
+        eval_data: AbstractDataLoader,
+        load_best_model: bool = True,
+        show_progress: bool = False,
+    ) -> dict[str, float]:
         """Metrics on a loader's users, of the best model or of the present one."""
         self.show_progress = show_progress
         if load_best_model:
@@ -192,16 +207,22 @@ class ETEGRecTrainer(AbstractTrainer):
             sums += self._step(batch, stage, scheduler) * len(batch.targets)
             targets += len(batch.targets)
             tokens += batch.items.numel() * self.config["code_length"]
-        seconds = time.perf_counter() - start
+        means = dict(zip(Losses._fields, (sums / targets).tolist(), strict=True))
+        seconds = time.perf_counter() - start  # after the read above, which waits for the device
         if stage.shares_codebooks and self.config["codebook_update"] == "shared":
             self.model.copy_codebooks(to="tokenizer")
-        means = dict(zip(Losses._fields, (sums / targets).tolist(), strict=True))
         text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
         rate = scheduler.get_last_lr()[0]
         logger.info(
             "epoch %d %s %s: %s, lr %.1e, %.1f s, %.0f tokens/s, memory %.1f GiB",
-            *(self.epochs_done, stage.phase, stage.trains, text, rate),
-            *(seconds, tokens / seconds, memory_gib()),
+            self.epochs_done,
+            stage.phase,
+            stage.trains,
+            text,
+            rate,
+            seconds,
+            tokens / seconds,
+            memory_gib(self.accelerator.device),
         )
         return {
             "epoch": self.epochs_done,
@@ -217,13 +238,15 @@ class ETEGRecTrainer(AbstractTrainer):
     def _step(self, batch: SequenceBatch, stage: Stage, scheduler) -> torch.Tensor:
         """One optimizer step; returns the losses of the batch, unweighted."""
         losses = self._losses(batch, stage)
-        loss = sum(getattr(stage, name) * value for name, value in losses._asdict().items())
+        weighted = ((getattr(stage, name), value) for name, value in losses._asdict().items())
+        loss = sum(weight * value for weight, value in weighted if weight)
         self.accelerator.backward(loss)
         if clip := self.config["clip_grad_norm"]:
             self.accelerator.clip_grad_norm_(self.parameters[stage.trains], **clip)
         optimizer = self.optimizers[stage.trains]
         optimizer.step()
-        scheduler.step()
+        if not optimizer.step_was_skipped:  # as when fp16 gradients overflow
+            scheduler.step()
         optimizer.zero_grad()
         return torch.stack([value.detach().float() for value in losses])
 
@@ -246,13 +269,14 @@ class ETEGRecTrainer(AbstractTrainer):
     # Validation ---------------------------------------------------------------------------------
 
     def _evaluate(self, loader, title: str) -> dict:
-        train_dataset = (self.train_data or loader)._dataset
-        with self.accelerator.autocast():
-            return evaluate(
-                *(self.model, loader, train_dataset, self.config),
-                show_progress=self.show_progress,
-                title=title,
-            )
+        return evaluate(
+            self.model,
+            loader,
+            (self.train_data or loader)._dataset,
+            self.config,
+            show_progress=self.show_progress,
+            title=title,
+        )
 
     def _keep_best(self, result: dict) -> None:
         self.best_valid_result = dict(result)
@@ -268,10 +292,10 @@ class ETEGRecTrainer(AbstractTrainer):
             save_model(self.best_state, description, self.run_dir.best)
 
 
-def memory_gib() -> float:
-    """Memory of this process: the most it held on the GPU where there is one, else in use."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+def memory_gib(device: torch.device) -> float:
+    """Memory of this process: the most it held on a GPU, or what it holds in use of the CPU's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
     return psutil.Process().memory_info().rss / 2**30
 
 
