@@ -213,6 +213,9 @@ def test_check_dataset_files_accepts_recboles_own_data_when_lines_end_blank(tmp_
         lines.write("\n")
     check_dataset_files(Config("SASRec", "d", config_dict={"data_path": str(tmp_path)}))
     check_dataset_files(Config("FDSA", "ml-100k"))
+    with (tmp_path / "d" / "d.inter").open("a") as lines:
+        lines.write("u0\ti1\n")  # a short line is no blank one, and is counted past it
+    assert "line 9: 2 columns, the header has 3" in refusal_of_files(tmp_path)
 
 
 def test_sequences_of_tiny_data_can_be_learned_when_one_looks_at_steps(tiny_data):
