@@ -11,6 +11,7 @@ from recbole.utils import get_trainer, init_seed
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_etegrec.config import Config, refusals_for_the_user
+from recbole_etegrec.data.history import settle_history
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer.collector import RankingCollector
 
@@ -62,7 +63,7 @@ def _prepare(config: Config, run_dir: RunDirectory) -> tuple:
     with refusals_for_the_user("dataset"):
         dataset = create_dataset(config)
         logger.info(dataset)
-        loaders = data_preparation(config, dataset)
+        loaders = settle_history(config, data_preparation(config, dataset))
     init_seed(config["seed"], config["reproducibility"])
     model = config.model_class(config, loaders[0]._dataset).to(config["device"])
     return model, dataset, *loaders

@@ -57,8 +57,8 @@ def check_config(config: "Config") -> None:
     """Checks that hold for every model.
 
     Raises:
-        UserError: `valid_metric` is not among the values that will be computed, or several
-            processes are asked for in RecBole's way.
+        UserError: `valid_metric` is not among the values that will be computed,
+            `exclude_history` is no boolean, or several processes are asked for in RecBole's way.
     """
     if not config["topk"]:
         raise UserError("topk ([]) must name at least one K")
@@ -71,6 +71,8 @@ def check_config(config: "Config") -> None:
         raise UserError(
             f"valid_metric ({config['valid_metric']}) needs its K in topk {config['topk']}"
         )
+    if config["exclude_history"] not in (None, True, False):
+        raise UserError(f"exclude_history ({config['exclude_history']}) must be True or False")
     processes = max(int(config["nproc"] or 1), PartialState().num_processes)
     if processes > 1:
         raise UserError(f"nproc ({processes}): this version trains in one process")

@@ -190,3 +190,25 @@ def test_ranking_is_the_same_when_a_user_is_alone_or_in_a_batch():
         single = beam_search(recommender, codes.trie, alone, 10)
         assert torch.equal(single.items[0], ranking.items[row])
         torch.testing.assert_close(single.scores[0], ranking.scores[row], **CLOSE)
+
+
+@pytest.mark.parametrize("num_beams", [5, N_ITEMS])
+def test_beam_reaches_no_excluded_item_when_some_are(num_beams):
+    recommender, codes, items = setting()
+    generator = torch.Generator().manual_seed(2)
+    gone = torch.rand(len(items), N_ITEMS + 1, generator=generator) < 0.6
+    gone[0, 1:] = True  # all but three items
+    gone[0, [4, 9, 30]] = False
+    excluded = gone.nonzero(as_tuple=True)
+    excluded = tuple(index[excluded[1] > 0] for index in excluded)
+    history = encode(recommender, codes, items, "right")
+    ranking = beam_search(recommender, codes.trie, history, num_beams, excluded)
+    assert sorted(ranking.items[0, :3].tolist()) == [4, 9, 30]
+    assert ranking.items[0, 3:].eq(0).all() and ranking.scores[0, 3:].isneginf().all()
+    assert ranking.scores[1:, :5].isfinite().all()
+    exact = ExactRanking(recommender, codes.trie)(encode(recommender, codes, items, "right"))
+    exact[excluded] = -torch.inf
+    torch.testing.assert_close(exact.gather(1, ranking.items), ranking.scores, **CLOSE)
+    if num_beams == N_ITEMS:
+        assert torch.equal(ranking.scores.isfinite().sum(1), (~gone[:, 1:]).sum(1))
+        assert ranking.scores.diff(dim=1).nan_to_num(0).le(0).all()

@@ -6,6 +6,7 @@ from recbole.data.utils import create_samplers
 
 from recbole_etegrec.config import Config, refusals_for_the_user
 from recbole_etegrec.data.dataset import WholeSequenceDataset
+from recbole_etegrec.data.history import settle_history
 from recbole_etegrec.data.loader import SequenceLoader
 
 
@@ -39,4 +40,4 @@ def data_preparation(
         loaders[config["eval_args"]["mode"][phase] == "full"](config, part, sampler, shuffle=False)
         for phase, part, sampler in zip(("valid", "test"), built[1:], samplers[1:], strict=True)
     )
-    return train_data, valid_data, test_data
+    return settle_history(config, (train_data, valid_data, test_data))

@@ -34,7 +34,11 @@ class _Beams(NamedTuple):
 
 @torch.no_grad()
 def beam_search(
-    recommender: Recommender, trie: Trie, history: EncodedHistory, num_beams: int
+    recommender: Recommender,
+    trie: Trie,
+    history: EncodedHistory,
+    num_beams: int,
+    excluded: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> Ranking:
     """The ``num_beams`` most probable items of each history, as far as a beam can tell.
 
@@ -45,6 +49,8 @@ def beam_search(
     Args:
         history: encoded histories of ``B`` users; its cache grows and is not to be used again.
         num_beams: beams ``K``; fewer come back if the catalogue is smaller.
+        excluded: distinct pairs of row and item ``[p]`` that no beam may reach. Where that leaves
+            fewer than ``K`` items, the rest have item 0 and score -inf.
     """
     rows = len(history.state)
     root = torch.zeros(rows, 1, dtype=torch.long, device=history.state.device)
@@ -60,8 +66,9 @@ def beam_search(
             embeddings = recommender.code_embedding.embed(beams.codes.unsqueeze(-1), level - 1)
             depth = torch.full((width,), level - 1, device=hidden.device)
             hidden = recommender.extend(history, embeddings.squeeze(2), depth, sees)
-        beams = _expand(recommender, trie, level, hidden, beams, num_beams)
-    return Ranking(trie.items[beams.nodes], beams.scores)
+        beams = _expand(recommender, trie, level, hidden, beams, num_beams, excluded)
+    items = trie.items[beams.nodes].masked_fill(beams.scores.isneginf(), 0)
+    return Ranking(items, beams.scores)
 
 
 def _expand(
@@ -71,6 +78,7 @@ def _expand(
     hidden: torch.Tensor,
     beams: _Beams,
     num_beams: int,
+    excluded: tuple[torch.Tensor, torch.Tensor] | None,
 ) -> _Beams:
     """The best children of all beams of a user, in order."""
     rows, width = beams.nodes.shape
@@ -78,8 +86,11 @@ def _expand(
     logits = recommender.code_embedding.logits(states, slice(level, level + 1))
     log_probs = logits.squeeze(1).log_softmax(dim=-1).unflatten(0, (rows, width))  # [B, K, C]
     children = trie.children(level, beams.nodes)  # [B, K, W]
+    exists = children.exists
+    if excluded is not None:
+        exists = exists & _has_items_left(trie, level + 1, children.nodes, excluded)
     scores = beams.scores.unsqueeze(-1) + log_probs.gather(-1, children.codes)
-    scores = scores.masked_fill(~children.exists, -torch.inf).flatten(1)  # [B, K * W]
+    scores = scores.masked_fill(~exists, -torch.inf).flatten(1)  # [B, K * W]
     keep = min(num_beams, trie.node_counts[level + 1], scores.shape[1])
     best = scores.topk(keep, dim=-1)
     return _Beams(
@@ -88,3 +99,17 @@ def _expand(
         best.values,
         best.indices // children.codes.shape[-1],
     )
+
+
+def _has_items_left(
+    trie: Trie, depth: int, nodes: torch.Tensor, excluded: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Whether some item under each node ``[B, K, W]`` of a depth is not excluded in its row."""
+    rows, items = excluded
+    count = trie.node_counts[depth]
+    under = rows * count + trie.nodes[depth][trie.leaf_of[items]]
+    keys, taken = under.unique(return_counts=True)
+    sizes = torch.bincount(trie.nodes[depth], minlength=count)
+    emptied = keys[taken == sizes[keys % count]]
+    row = torch.arange(len(nodes), device=nodes.device).view(-1, 1, 1)
+    return ~torch.isin(row * count + nodes, emptied)

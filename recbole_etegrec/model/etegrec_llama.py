@@ -14,6 +14,7 @@ from recbole.utils import InputType
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch, load_item_embedding
+from recbole_etegrec.data.history import HistoryIndex
 from recbole_etegrec.decoding import ExactRanking, beam_search, score_items
 from recbole_etegrec.decoding.beam import Ranking
 from recbole_etegrec.losses import (
@@ -168,27 +169,35 @@ class ETEGRecLlama(SequentialRecommender):
 
     # Ranking ----------------------------------------------------------------------------------
 
-    def recommend(self, interaction: Interaction, k: int) -> Ranking:
+    def recommend(
+        self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
+    ) -> Ranking:
         """The ``k`` best items after each history, best first, with their log-probabilities.
 
         Beam search with at least ``num_beams`` beams, or all items with ``ranking: exact``.
 
         Args:
             interaction: RecBole rows with ``item_id_list`` ``[B, T]`` and ``item_length`` ``[B]``.
+            excluded: distinct pairs of row and item that are not to be ranked. A row left with
+                fewer than ``k`` items ends in item 0 with score -inf.
         """
-        history = self._encode(interaction)
         if self.ranking == "exact":
-            scores, items = self._exact_ranking()(history).topk(min(k, self.n_items - 1))
-            return Ranking(items, scores)
-        ranking = beam_search(self.recommender, self.codes.trie, history, max(k, self.num_beams))
+            scores = self.full_sort_predict(interaction, excluded)
+            scores, items = scores.topk(min(k, self.n_items - 1))
+            return Ranking(items.masked_fill(scores.isneginf(), 0), scores)
+        ranking = self._beams(interaction, max(k, self.num_beams), excluded)
         return Ranking(ranking.items[:, :k], ranking.scores[:, :k])
 
-    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+    def full_sort_predict(
+        self, interaction: Interaction, excluded: HistoryIndex | None = None
+    ) -> torch.Tensor:
         """Scores ``[B, n_items]``: log-probabilities where ranked, -inf elsewhere."""
-        history = self._encode(interaction)
         if self.ranking == "exact":
-            return self._exact_ranking()(history)
-        ranking = beam_search(self.recommender, self.codes.trie, history, self.num_beams)
+            scores = self._exact_ranking()(self._encode(interaction))
+            if excluded is not None:
+                scores[excluded] = -torch.inf
+            return scores
+        ranking = self._beams(interaction, self.num_beams, excluded)
         scores = ranking.scores.new_full((len(ranking.items), self.n_items), -torch.inf)
         return scores.scatter_(1, ranking.items, ranking.scores)
 
@@ -200,6 +209,12 @@ class ETEGRecLlama(SequentialRecommender):
     def score_candidates(self, interaction: Interaction, items: torch.Tensor) -> torch.Tensor:
         """``log p(item | history)`` of several items after each history: ``[B, n]``."""
         return score_items(self.recommender, self._encode(interaction), self.codes(items))
+
+    def _beams(
+        self, interaction: Interaction, num_beams: int, excluded: HistoryIndex | None
+    ) -> Ranking:
+        history = self._encode(interaction)
+        return beam_search(self.recommender, self.codes.trie, history, num_beams, excluded)
 
     def _exact_ranking(self) -> ExactRanking:
         if self._exact is None or self._exact.trie is not self.codes.trie:

@@ -42,6 +42,8 @@ class Trie:
             order = order[torch.sort(codes[order, level], stable=True).indices]
         codes = codes[order]
         self.items = items[order]  # [N], the leaves
+        self.leaf_of = items.new_zeros(int(items.max()) + 1)  # the leaf of each item id
+        self.leaf_of[self.items] = torch.arange(len(items), device=items.device)
         self.codes = codes  # [N, L], sorted
         self.starts: list[torch.Tensor] = []  # per level: first child of each node, and an end
         self.child_codes: list[torch.Tensor] = []

@@ -10,6 +10,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from tqdm import tqdm
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.data.history import FullSortLoader, HistoryIndex
 from recbole_etegrec.trainer.collector import RankingCollector
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,6 +26,8 @@ def sample_users(
     rows = len(dataset.inter_feat)
     chosen = np.random.default_rng(config["seed"]).choice(rows, count, replace=False)
     part = dataset.copy(dataset.inter_feat[torch.from_numpy(np.sort(chosen))])
+    if isinstance(loader, FullSortLoader):
+        return FullSortLoader(config, part, loader._sampler, loader.seen)
     return type(loader)(config, part, loader._sampler, shuffle=False)
 
 
@@ -55,9 +58,9 @@ def evaluate(
     dtype = AUTOCAST[config["precision"]]
     with torch.autocast(config["device"].type, dtype, enabled=dtype is not None):
         for batch in tqdm(loader, desc=title, disable=not show_progress, ncols=100):
-            interaction, rows, positive_u, positive_i = batch
+            interaction, index, positive_u, positive_i = batch
             interaction = interaction.to(config["device"])
-            scores = score(model, interaction, rows)
+            scores = score(model, interaction, index)
             collector.eval_batch_collect(scores, interaction, positive_u, positive_i)
     return evaluator.evaluate(collector.get_data_struct())
 
@@ -69,8 +72,10 @@ class _Training:
         self.dataset = dataset
 
 
-def _score_all(model, interaction, _rows) -> torch.Tensor:
-    scores = model.full_sort_predict(interaction)
+def _score_all(model, interaction, excluded: HistoryIndex | None) -> torch.Tensor:
+    if excluded is not None:
+        excluded = tuple(index.to(model.device) for index in excluded)
+    scores = model.full_sort_predict(interaction, excluded)
     scores[:, 0] = -torch.inf
     return scores
 
