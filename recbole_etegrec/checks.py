@@ -1,6 +1,7 @@
 """What is refused before any work: values that contradict each other, files that do not fit."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,8 @@ CHOICES = {
     "alignment_pooling": ("last", "mean"),
     "precision": ("fp32", "bf16", "fp16"),
 }
-COUNTS = ("tokenizer_epochs", "epochs", "warm_epochs", "finetune_epochs", "warmup_steps")
-COUNTS += ("valid_users", "stopping_step")
+COUNTS = ("tokenizer_epochs", "epochs", "warm_epochs", "finetune_epochs")
+COUNTS += ("valid_users", "stopping_step", "save_steps", "max_bad_steps")
 RATES = ("learning_rate", "finetune_learning_rate", "tokenizer_learning_rate")
 RATES += ("alternation_tokenizer_learning_rate", "psa_temperature", "init_std")
 SHARES = ("dropout", "residual_dropout", "window_overlap")
@@ -40,6 +41,7 @@ SIZES = (
     "eval_step",
     "num_beams",
     "eval_batch_size",
+    "gradient_accumulation_steps",
     "MAX_ITEM_LIST_LENGTH",
 )
 
@@ -58,7 +60,8 @@ def check_config(config: "Config") -> None:
 
     Raises:
         UserError: `valid_metric` is not among the values that will be computed,
-            `exclude_history` is no boolean, or several processes are asked for in RecBole's way.
+            `exclude_history` is no boolean, several processes are asked for in RecBole's way or
+            for RecBole's models, or `log_wandb` lacks its package.
     """
     if not config["topk"]:
         raise UserError("topk ([]) must name at least one K")
@@ -73,9 +76,19 @@ def check_config(config: "Config") -> None:
         )
     if config["exclude_history"] not in (None, True, False):
         raise UserError(f"exclude_history ({config['exclude_history']}) must be True or False")
-    processes = max(int(config["nproc"] or 1), PartialState().num_processes)
-    if processes > 1:
-        raise UserError(f"nproc ({processes}): this version trains in one process")
+    if int(config["nproc"] or 1) > 1:
+        raise UserError(
+            f"nproc ({config['nproc']}): start several processes with "
+            f"accelerate launch --num_processes={config['nproc']} run_recbole.py ..."
+        )
+    if "num_beams" not in config and PartialState().num_processes > 1:
+        raise UserError(
+            f"model {config['model']}: RecBole's own trainers know nothing of accelerate and would "
+            "train one model a process; start without a launcher (one GPU), or use RecBole's own "
+            "run_recbole.py --nproc"
+        )
+    if config["log_wandb"] and find_spec("wandb") is None:
+        raise UserError("log_wandb (True) needs the package wandb: pip install wandb")
 
 
 def check_plugin_config(config: "Config") -> None:
@@ -97,6 +110,9 @@ def check_plugin_config(config: "Config") -> None:
             number = type(value) in (int, float)
             if key in config and not (number and fits(value)):
                 raise UserError(f"{key} ({value}) must be {wanted}")
+    warmup = config["warmup_steps"]
+    if not (type(warmup) in (int, float) and (0 <= warmup < 1 or warmup == int(warmup) >= 1)):
+        raise UserError(f"warmup_steps ({warmup}) must be a number of steps, or a share below 1")
     for broken, message in _contradictions(config):
         if broken:
             raise UserError(message)

@@ -7,16 +7,19 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from recbole_etegrec.errors import UserError
+from recbole_etegrec.errors import Interrupted, TrainingError, UserError
 
 HELP = """\
 usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"] [--KEY=VALUE ...]
+       {program} --resume=RUN_DIR
        {program} doctor [--data_path=DIR]
 
 Train and test a model of this plugin or of RecBole (default: ETEGRecLlama on ml-100k).
 Any key of properties/ or of RecBole may be given; it wins over the config files.
+`--resume=RUN_DIR` goes on with a run that was stopped; `--resume` beside --run_dir and the run's
+other arguments goes on if that run has begun, and starts it if not.
 `doctor` prints versions, devices, models and datasets.
-Exit codes: 0 success, 2 input you can mend, 130 interrupted, 1 anything else.
+Exit codes: 0 success, 2 input you can mend, 130 or 143 interrupted, 1 anything else.
 """
 
 NAMED = ("model", "dataset", "config_files")
@@ -34,7 +37,9 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
     rest = iter(arguments)
     for argument in rest:
         key, equals, value = argument.removeprefix("--").partition("=")
-        if not equals and key in NAMED:
+        if argument == "--resume":
+            value = equals = "True"
+        elif not equals and key in NAMED:
             value = next(rest, "")
             equals = value != ""
         if not argument.startswith("--") or not key or not equals:
@@ -74,6 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except TrainingError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except Interrupted as error:
+        sys.stderr.write(f"{error}\n")
+        return 128 + error.number
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ EXTRA_KEYS = (
     "model",
     "dataset",
     "run_dir",
+    "resume",
     "nproc",
     "world_size",
     "encoding",
@@ -44,7 +46,7 @@ EXTRA_KEYS = (
 )
 
 # These describe one run or one machine, so a rebuilt config must not inherit them.
-NOT_INPUTS = {"MODEL_TYPE", "run_dir", "nproc", "world_size"}
+NOT_INPUTS = {"MODEL_TYPE", "run_dir", "resume", "nproc", "world_size"}
 
 _TEXT_VALUES = {"true": True, "false": False, "none": None, "null": None, "~": None}
 
@@ -229,7 +231,9 @@ class Config(recbole.config.Config):
         # A launcher has given this process its device; only a lone process may choose one.
         if "gpu_id" in self.external_config_dict and "LOCAL_RANK" not in os.environ:
             os.environ["CUDA_VISIBLE_DEVICES"] = final["gpu_id"]
-        final["device"] = PartialState(cpu=not final["use_gpu"]).device
+        # Processes wait for the main one while it pretrains the tokenizer, however long that is.
+        state = PartialState(cpu=not final["use_gpu"], timeout=timedelta(days=7))
+        final["device"] = state.device
         # RecBole's own distribution stays off.
         final.update(single_spec=True, local_rank=0)
 

@@ -1,5 +1,6 @@
-"""The one exception a user is meant to see, and the hint that goes with a misspelt name."""
+"""The exceptions a user is meant to see, and the hint that goes with a misspelt name."""
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -9,6 +10,18 @@ class UserError(Exception):
 
     The message is one line: the key or file, what was found, and what to do about it.
     """
+
+
+class TrainingError(Exception):
+    """Training cannot go on; the message says why, what is kept, and what to change."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM ended the run; the message says where it stood."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(f"{signal.Signals(number).name}: {message}")
+        self.number = number
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

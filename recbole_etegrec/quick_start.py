@@ -4,6 +4,7 @@ import logging
 import time
 from typing import Any
 
+from accelerate import PartialState
 from recbole.utils import init_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -13,7 +14,8 @@ from recbole_etegrec.compat import versions
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset, data_preparation
 from recbole_etegrec.model import MODELS
-from recbole_etegrec.run_directory import RunDirectory, default_path, start_logging
+from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.start import start_config, start_run_directory
 from recbole_etegrec.trainer import ETEGRecTrainer
 from recbole_etegrec.trainer.checkpoint import load_model
 
@@ -33,25 +35,30 @@ def run(
         RecBole's ``best_valid_score``, ``valid_score_bigger``, ``best_valid_result`` and
         ``test_result``, and the ``run_dir`` that holds the rest.
 
+    The key ``resume`` goes on with a run: its directory, or True for the one in ``run_dir``.
+
     Raises:
         UserError: anything the user can mend, before training starts.
+        TrainingError: training cannot go on.
+        Interrupted: SIGINT or SIGTERM came.
     """
     started = time.perf_counter()
-    config = Config(model, dataset, config_file_list, config_dict)
+    config, resume = start_config(model, dataset, config_file_list, config_dict)
     check_dataset_files(config)
-    path = config["run_dir"] or default_path(config["model"], config["dataset"])
-    run_dir = RunDirectory.create(path)
-    start_logging(run_dir, config["state"])
-    run_dir.write_yaml("config.yaml", config.inputs)
+    run_dir = start_run_directory(config, resume)
     logger.info("%s on %s: %s", config["model"], config["dataset"], run_dir.path)
 
-    train_and_test = run_etegrec if config["model"] in MODELS else run_baseline
     with logging_redirect_tqdm():  # log lines pass above a progress bar, not through it
-        outcome = _plain(train_and_test(config, run_dir, saved))
+        if config["model"] in MODELS:
+            outcome = _plain(run_etegrec(config, run_dir, saved, resume))
+        else:
+            outcome = _plain(run_baseline(config, run_dir, saved))
 
     result = {key: config[key] for key in ("model", "dataset", "seed")}
     result |= {**outcome, "seconds": round(time.perf_counter() - started, 1)}
-    run_dir.write_json("result.json", {**result, "versions": versions()})
+    if PartialState().is_main_process:
+        run_dir.write_json("result.json", {**result, "versions": versions()})
+        run_dir.drop_checkpoints()
     logger.info("test result\n%s", result_table(outcome["test_result"]))
     return {
         "best_valid_score": outcome["best_valid_score"],
@@ -62,19 +69,22 @@ def run(
     }
 
 
-def run_etegrec(config: Config, run_dir: RunDirectory, saved: bool = True) -> dict[str, Any]:
+def run_etegrec(
+    config: Config, run_dir: RunDirectory, saved: bool = True, resume: bool = False
+) -> dict[str, Any]:
     """Train and test one of the plugin's models; returns what `run_baseline` does."""
-    model, _, train_data, valid_data, test_data = _prepare(config)
+    with PartialState().local_main_process_first():  # which leaves the embeddings in the cache
+        model, _, train_data, valid_data, test_data = _prepare(config)
     trainer = ETEGRecTrainer(config, model, run_dir)
     progress = config["show_progress"]
     best_valid_score, best_valid_result = trainer.fit(
-        train_data, valid_data, saved=saved, show_progress=progress
+        train_data, valid_data, saved=saved, show_progress=progress, resume=resume
     )
     return {
         "best_valid_score": best_valid_score,
         "best_valid_result": best_valid_result,
         "test_result": trainer.evaluate(test_data, load_best_model=saved, show_progress=progress),
-        "epochs": trainer.epochs_done,
+        "epochs": trainer.progress.epochs_done,
     }
 
 

@@ -28,6 +28,7 @@ class RunDirectory:
         self.path = Path(path).absolute()
         self.best = self.path / "best"
         self.last = self.path / "last"
+        self.previous = self.path / "previous"
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.result = self.path / "result.json"
@@ -35,7 +36,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: str | Path) -> "RunDirectory":
-        """Make the directory, or take up one whose run did not finish; its metrics start anew.
+        """Make the directory, or take up one whose run did not finish, which starts anew.
 
         Raises:
             UserError: it cannot be written, or holds a finished run.
@@ -46,6 +47,7 @@ class RunDirectory:
         try:
             run_dir.path.mkdir(parents=True, exist_ok=True)
             run_dir.metrics.write_text("")
+            run_dir.drop_checkpoints()
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"run_dir {run_dir.path}: cannot be written ({reason})") from error
@@ -58,6 +60,11 @@ class RunDirectory:
     def write_yaml(self, name: str, value: Any) -> None:
         """Write `value` as YAML to the file `name`, keys in their given order."""
         _replace_text(self.path / name, yaml.safe_dump(value, sort_keys=False))
+
+    def drop_checkpoints(self) -> None:
+        """Delete what only a run that is to go on needs."""
+        for checkpoint in (self.last, self.previous):
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
     def read_yaml(self, name: str) -> Any:
         """The content of the YAML file `name`.
@@ -75,6 +82,11 @@ class RunDirectory:
         with self.metrics.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
 
+    def keep_metrics(self, count: int) -> None:
+        """Cut metrics.jsonl after its first `count` lines."""
+        lines = self.metrics.read_text("utf-8").splitlines(keepends=True)
+        _replace_text(self.metrics, "".join(lines[:count]))
+
 
 def default_path(model: str, dataset: str) -> Path:
     """A path ``saved/<model>-<dataset>-<time>`` that does not exist yet."""
@@ -84,13 +96,17 @@ def default_path(model: str, dataset: str) -> Path:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, keep: Path | None = None) -> Iterator[Path]:
     """Fill a directory beside `path`; it takes the place of `path` when the block succeeds.
 
     What was at `path` stays until then, and stays for good if the block raises.
+
+    Args:
+        keep: where what was at `path` goes, in place of what is there; without it, it is deleted.
     """
-    fresh, former = (path.with_name(f".{path.name}.{kind}") for kind in ("new", "old"))
-    if former.exists() and not path.exists():
+    fresh = path.with_name(f".{path.name}.new")
+    former = keep or path.with_name(f".{path.name}.old")
+    if keep is None and former.exists() and not path.exists():
         os.replace(former, path)  # an earlier process died between the two renames below
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -99,11 +115,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(fresh)
         raise
-    shutil.rmtree(former, ignore_errors=True)
     if path.exists():
+        shutil.rmtree(former, ignore_errors=True)
         os.replace(path, former)
     os.replace(fresh, path)
-    shutil.rmtree(former, ignore_errors=True)
+    if keep is None:
+        shutil.rmtree(former, ignore_errors=True)
 
 
 def _replace_text(path: Path, text: str) -> None:
@@ -119,9 +136,10 @@ class _PlainFormatter(logging.Formatter):
         return _COLOURS.sub("", super().format(record))
 
 
-def start_logging(run_dir: RunDirectory, level: str | None = "INFO") -> None:
+def start_logging(run_dir: RunDirectory | None, level: str | None = "INFO") -> None:
     """Log to stderr and to the run's log, in place of an earlier run's handlers.
 
+    Without a `run_dir`, as on all processes but the main one, only errors are logged.
     `level` is the name of a level, RecBole's key `state`; what it does not know reads as INFO.
     """
     root = logging.getLogger()
@@ -130,9 +148,11 @@ def start_logging(run_dir: RunDirectory, level: str | None = "INFO") -> None:
         root.removeHandler(handler)
         handler.close()
     formatter = _PlainFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-    _handlers.extend((logging.StreamHandler(sys.stderr), logging.FileHandler(run_dir.log)))
+    _handlers.append(logging.StreamHandler(sys.stderr))
+    if run_dir is not None:
+        _handlers.append(logging.FileHandler(run_dir.log))
     for handler in _handlers:
         handler.setFormatter(formatter)
         root.addHandler(handler)
-    number = logging.getLevelName(str(level).upper())
+    number = logging.getLevelName("ERROR" if run_dir is None else str(level).upper())
     root.setLevel(number if isinstance(number, int) else logging.INFO)

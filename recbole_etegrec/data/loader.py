@@ -1,8 +1,12 @@
-"""Training batches of whole sequences, by token budget.
+"""Batches of whole sequences as item ids, within a budget of tokens.
 
 Batches carry item ids, never codes: codes change after every tokenizer epoch. What the losses
-need to know about a batch (which positions have a target, which targets are distinct) is worked
-out here, on the CPU, so that no training step waits for the device.
+need to know of a batch (which positions have a target, which targets are distinct) is worked out
+here, on the CPU, so that no training step waits for the device.
+
+An optimizer step is one batch, however it is split: into micro-batches when gradients are
+accumulated, over processes when there are several. Which windows a step holds depends on the
+seed, the epoch and the budget alone, so a run trains the same on any number of processes.
 """
 
 from collections.abc import Iterator
@@ -10,21 +14,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset, sequence_offsets
 
 
 class SequenceBatch(NamedTuple):
-    """Windows of user sequences.
+    """Windows of user sequences: one piece of the batch of an optimizer step.
 
     Attributes:
         items: item ids ``[B, T]``, right-padded with 0.
         target_index: flat index into ``[B, T - 1]`` of each supervised position ``[n]``; position
             ``t`` stands for the prediction of item ``t + 1`` from the items up to ``t``.
         targets: the item to predict at each supervised position ``[n]``.
-        distinct: the distinct targets, ascending ``[U]``.
+        distinct: the distinct targets of the whole step, ascending ``[U]``.
         distinct_index: where each target stands in ``distinct`` ``[n]``.
+        step_targets: targets of the whole step.
+        step_items: items of the whole step, padding not counted.
+        pieces: pieces of the step.
     """
 
     items: torch.Tensor
@@ -32,20 +38,15 @@ class SequenceBatch(NamedTuple):
     targets: torch.Tensor
     distinct: torch.Tensor
     distinct_index: torch.Tensor
+    step_targets: int
+    step_items: int
+    pieces: int
 
-    @classmethod
-    def from_numpy(cls, items: np.ndarray, supervised: np.ndarray) -> "SequenceBatch":
-        """Build a batch.
-
-        Args:
-            items: item ids ``[B, T]``, 0 where there is none.
-            supervised: which of items ``1 .. T-1`` are targets, bool ``[B, T - 1]``.
-        """
-        target_index = np.flatnonzero(supervised)
-        targets = items[:, 1:].reshape(-1)[target_index]
-        distinct, distinct_index = np.unique(targets, return_inverse=True)
-        arrays = (items, target_index, targets, distinct, distinct_index)
-        return cls(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+    def to(self, device: torch.device) -> "SequenceBatch":
+        """The same batch on a device."""
+        return SequenceBatch(
+            *(x.to(device, non_blocking=True) if torch.is_tensor(x) else x for x in self)
+        )
 
 
 class Windows(NamedTuple):
@@ -100,90 +101,27 @@ def cut_windows(windows: Windows, probability: float, rng: np.random.Generator) 
     )
 
 
-class SequenceWindows(Dataset):
-    """The windows of one epoch over the training interactions."""
-
-    def __init__(self, items: np.ndarray, whole: Windows, cut_probability: float):
-        self.items, self.whole, self.cut_probability = items, whole, cut_probability
-        self.windows = whole
-
-    def draw(self, rng: np.random.Generator) -> None:
-        """Draw the random cuts of an epoch."""
-        self.windows = self.whole
-        if self.cut_probability > 0:
-            self.windows = cut_windows(self.whole, self.cut_probability, rng)
-
-    def __len__(self) -> int:
-        return len(self.windows.start)
-
-    def __getitem__(self, index: int) -> int:
-        return index
-
-    def lengths(self) -> np.ndarray:
-        """Items in each window."""
-        return self.windows.end - self.windows.start
-
-    def collate(self, index: list[int]) -> SequenceBatch:
-        """Gather windows into one right-padded batch."""
-        start, end, supervised_from = (column[index] for column in self.windows)
-        position = np.arange((end - start).max())
-        source = start[:, None] + position
-        inside = source < end[:, None]
-        items = np.where(inside, self.items[np.where(inside, source, 0)], 0)
-        supervised = inside & (source >= supervised_from[:, None])
-        return SequenceBatch.from_numpy(items, supervised[:, 1:])
-
-
-class TokenBudgetSampler(Sampler):
-    """Batches of windows of similar length whose padded size stays within a budget.
-
-    Which windows share a batch, and the order of batches, change with the epoch; both depend on
-    ``seed`` and the epoch alone.
-    """
-
-    def __init__(self, windows: SequenceWindows, max_items: int, seed: int, shuffle: bool = True):
-        self.windows, self.max_items, self.seed, self.shuffle = windows, max_items, seed, shuffle
-        self.draw(0)
-
-    def draw(self, epoch: int) -> None:
-        """Draw the batches of an epoch."""
-        rng = np.random.default_rng((self.seed, epoch))
-        if self.shuffle:
-            self.windows.draw(rng)
-        lengths = self.windows.lengths()
-        shuffled = rng.permutation(len(lengths)) if self.shuffle else np.arange(len(lengths))
-        order = shuffled[np.argsort(lengths[shuffled], kind="stable")]
-        self.batches = split_by_budget(order, lengths[order], self.max_items)
-        if self.shuffle:
-            self.batches = [self.batches[i] for i in rng.permutation(len(self.batches))]
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-def split_by_budget(order: np.ndarray, lengths: np.ndarray, max_items: int) -> list[list[int]]:
+def split_by_budget(order: np.ndarray, lengths: np.ndarray, max_items: int) -> list[np.ndarray]:
     """Cut a list sorted by ascending length where rows times longest row would pass a budget."""
     batches, begin = [], 0
     while begin < len(order):
         ahead = lengths[begin : begin + max_items]
         padded = ahead * np.arange(1, len(ahead) + 1)
         count = max(int(np.searchsorted(padded, max_items, side="right")), 1)
-        batches.append(order[begin : begin + count].tolist())
+        batches.append(order[begin : begin + count])
         begin += count
     return batches
 
 
-class SequenceLoader(DataLoader):
-    """Training loader: ``for batch in loader`` yields :class:`SequenceBatch` of item ids.
+class SequenceLoader:
+    """Training loader: each element is one optimizer step, a list of its micro-batches.
 
-    ``loader._dataset`` is RecBole's training dataset, as in RecBole's own loaders.
+    The micro-batches are those of one process, as :meth:`split` says; by default one piece holds
+    the whole step. ``loader._dataset`` is RecBole's training dataset, as in RecBole's own loaders.
 
     Args:
         dataset: the training part, interactions sorted by user and time.
-        max_tokens: padded code tokens in a batch at most.
+        max_tokens: padded code tokens in a step at most, over all its pieces.
         code_length: tokens an item.
         window_overlap: share of a window that repeats the one before, in [0, 1), for users with
             more interactions than a window holds.
@@ -200,15 +138,77 @@ class SequenceLoader(DataLoader):
         cut_probability: float,
         seed: int,
     ):
-        items = dataset.inter_feat[dataset.iid_field].numpy()
+        self._dataset = dataset
+        self.items = dataset.inter_feat[dataset.iid_field].numpy()
         offsets = sequence_offsets(dataset.inter_feat[dataset.uid_field].numpy())
         stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
-        whole = make_windows(offsets, dataset.max_item_list_len, stride)
-        windows = SequenceWindows(items, whole, cut_probability)
-        sampler = TokenBudgetSampler(windows, max(max_tokens // code_length, 1), seed)
-        self._dataset = dataset
-        super().__init__(windows, batch_sampler=sampler, collate_fn=windows.collate)
+        self.whole = make_windows(offsets, dataset.max_item_list_len, stride)
+        self.max_items, self.seed = max(max_tokens // code_length, 1), seed
+        self.cut_probability = cut_probability
+        self.split()
+        self.draw(0)
+
+    def split(self, micro_batches: int = 1, processes: int = 1, rank: int = 0) -> None:
+        """Give this process its share of each step.
+
+        Args:
+            micro_batches: pieces of a step on each process.
+            rank: of this process.
+        """
+        self.pieces = micro_batches * processes
+        self.own_pieces = range(rank, self.pieces, processes)
 
     def draw(self, epoch: int) -> None:
-        """Draw the batches of an epoch; the next iteration yields them."""
-        self.batch_sampler.draw(epoch)
+        """Draw the cuts and steps of an epoch; the next iteration yields them."""
+        rng = np.random.default_rng((self.seed, epoch))
+        self.windows = self.whole
+        if self.cut_probability > 0:
+            self.windows = cut_windows(self.whole, self.cut_probability, rng)
+        lengths = self.windows.end - self.windows.start
+        shuffled = rng.permutation(len(lengths))
+        order = shuffled[np.argsort(lengths[shuffled], kind="stable")]
+        steps = split_by_budget(order, lengths[order], self.max_items)
+        self.steps = [steps[i] for i in rng.permutation(len(steps))]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[SequenceBatch]]:
+        return self.iterate()
+
+    def iterate(self, first: int = 0) -> Iterator[list[SequenceBatch]]:
+        """The steps of the epoch from number ``first`` on."""
+        for rows in self.steps[first:]:
+            start, end, supervised_from = (column[rows] for column in self.windows)
+            targets = np.concatenate(
+                [self.items[a:b] for a, b in zip(supervised_from, end, strict=True)]
+            )
+            distinct = np.unique(targets)
+            yield [
+                SequenceBatch(
+                    *map(torch.from_numpy, self._gather(rows, piece, distinct)),
+                    step_targets=len(targets),
+                    step_items=int((end - start).sum()),
+                    pieces=self.pieces,
+                )
+                for piece in self.own_pieces
+            ]
+
+    def _gather(self, rows: np.ndarray, piece: int, distinct: np.ndarray) -> tuple:
+        """One piece of a step as right-padded arrays."""
+        own = rows[piece :: self.pieces]
+        # Every process takes part in every step: where there are fewer windows than pieces, some
+        # hold a window without targets.
+        start, end, supervised_from = (
+            column[own if len(own) else rows[:1]] for column in self.windows
+        )
+        if len(own) == 0:
+            supervised_from = end
+        position = np.arange((end - start).max())
+        source = start[:, None] + position
+        inside = source < end[:, None]
+        items = np.where(inside, self.items[np.where(inside, source, 0)], 0)
+        supervised = inside & (source >= supervised_from[:, None])
+        target_index = np.flatnonzero(supervised[:, 1:])
+        targets = items[:, 1:].reshape(-1)[target_index]
+        return items, target_index, targets, distinct, np.searchsorted(distinct, targets)

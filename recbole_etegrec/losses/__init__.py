@@ -1,4 +1,4 @@
-"""Losses: plain functions of tensors, in nats, averaged over targets."""
+"""Losses: plain functions of tensors, one value a target or an item."""
 
 from recbole_etegrec.losses.alignment import (
     preference_semantic_alignment,

@@ -6,7 +6,7 @@ from recbole_etegrec.tokenizer import TokenizerOutput
 
 
 def quantization_loss(output: TokenizerOutput, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reconstruction, codebook and commitment terms.
+    """Reconstruction, codebook and commitment terms of each item.
 
     ETEGRec (SIGIR 2025), Eq. 8-10:
     ``||z - z~||^2 + sum_l ||sg[v_l] - e||^2 + beta ||v_l - sg[e]||^2``. Departure: each squared
@@ -18,11 +18,11 @@ def quantization_loss(output: TokenizerOutput, beta: float) -> tuple[torch.Tenso
         beta: weight of the commitment term.
 
     Returns:
-        The loss, and its reconstruction term alone.
+        The loss ``[B]``, and its reconstruction term alone ``[B]``.
     """
     quantization = output.quantization
-    reconstruction = (output.embedding - output.reconstruction).pow(2).mean()
+    reconstruction = (output.embedding - output.reconstruction).pow(2).mean(-1)
     v, e = quantization.residuals, quantization.selected
-    codebook = (v.detach() - e).pow(2).mean(-1).sum(-1).mean()
-    commitment = (v - e.detach()).pow(2).mean(-1).sum(-1).mean()
+    codebook = (v.detach() - e).pow(2).mean(-1).sum(-1)
+    commitment = (v - e.detach()).pow(2).mean(-1).sum(-1)
     return reconstruction + codebook + beta * commitment, reconstruction

@@ -5,13 +5,14 @@ from torch.nn import functional as F
 
 
 def recommendation_loss(logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the codes of all targets, in nats a code.
+    """Mean cross-entropy over the codes of each target ``[n]``, in nats a code.
 
-    ``-1 / (n L) sum_i sum_j log P(c_ij | history, c_i,<j)``; the paper's sum over the codes of a
-    target is ``L`` times this.
+    ``-1 / L sum_j log P(c_ij | history, c_i,<j)``; the paper's sum over the codes of a target is
+    ``L`` times this.
 
     Args:
         logits: ``[n, L, C]``.
         codes: the targets' codes ``[n, L]``.
     """
-    return F.cross_entropy(logits.float().flatten(0, 1), codes.flatten())
+    flat = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none")
+    return flat.view_as(codes).mean(dim=1)

@@ -4,7 +4,7 @@ This is where items meet codes: the only place that maps ids through the code ta
 module of the model that reads a config.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Collection
 
 import torch
 from recbole.data.dataset import SequentialDataset
@@ -31,17 +31,8 @@ from recbole_etegrec.recommender import (
     RecommenderOutput,
     add_residual_dropout,
 )
-from recbole_etegrec.tokenizer import RQVAE, ItemCodes, Quantization, TokenizerOutput
+from recbole_etegrec.tokenizer import RQVAE, ItemCodes
 from recbole_etegrec.tokenizer.item_codes import CodeHealth
-
-
-class Losses(NamedTuple):
-    """Means over a batch, in nats but for ``quantization`` (squared distance)."""
-
-    recommendation: torch.Tensor
-    sia: torch.Tensor
-    psa: torch.Tensor
-    quantization: torch.Tensor
 
 
 class ETEGRecLlama(SequentialRecommender):
@@ -95,7 +86,11 @@ class ETEGRecLlama(SequentialRecommender):
 
     def rebuild_codes(self) -> CodeHealth:
         """Give every item the tokenizer's codes; table, trie and code embedding follow."""
-        health = self.codes.rebuild(self.tokenizer.encode(self.item_embedding[1:]))
+        return self.set_codes(self.tokenizer.encode(self.item_embedding[1:]))
+
+    def set_codes(self, semantic_codes: torch.Tensor) -> CodeHealth:
+        """Take the tokenizer's codes of all items ``[N - 1, L - 1]``, and its codebooks."""
+        health = self.codes.rebuild(semantic_codes)
         self.copy_codebooks(to="recommender")
         return health
 
@@ -119,33 +114,53 @@ class ETEGRecLlama(SequentialRecommender):
 
     def losses(
         self,
+        names: Collection[str],
         batch: SequenceBatch,
-        recommender_output: RecommenderOutput,
-        tokenizer_output: tuple[TokenizerOutput, Quantization],
-    ) -> Losses:
-        """All losses of a batch; what of them is weighted, and trained, is the stage's choice.
+        recommender: Callable[..., RecommenderOutput] | None = None,
+        logsumexp_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Losses of one piece of a step, each a share: over all pieces they sum to a mean.
+
+        The mean is over the step's targets, in nats (``recommendation``, ``sia``, ``psa``), or
+        over its distinct targets, in squared distance (``quantization``).
 
         Args:
-            recommender_output: for the batch's ``n`` targets.
-            tokenizer_output: for the batch's ``U`` distinct targets and ``n`` sequence latents.
+            names: the losses wanted; only what they need is computed.
+            recommender: as wrapped for training.
+            logsumexp_over_processes: see :func:`preference_semantic_alignment`.
         """
-        items, sequence = tokenizer_output
-        output = recommender_output
-        return Losses(
-            recommendation_loss(output.logits, self.codes(batch.targets)),
-            sequence_item_alignment(
+        shares, output = {}, None
+        if not {"recommendation", "sia", "psa"}.isdisjoint(names):
+            output = (recommender or self.recommender)(self.codes(batch.items), batch.target_index)
+        if not {"sia", "psa", "quantization"}.isdisjoint(names):
+            items, sequence = self.tokenizer(
+                self.item_embedding[batch.distinct],
+                None if output is None else output.sequence_latent,
+            )
+        if "recommendation" in names:
+            loss = recommendation_loss(output.logits, self.codes(batch.targets))
+            # Distributed wrappers want a gradient for every parameter: 0 where none is due.
+            unused = 0.0 * (output.sequence_latent.sum() + output.preference_latent.sum())
+            shares["recommendation"] = loss.sum() / batch.step_targets + unused
+        if "sia" in names:
+            loss = sequence_item_alignment(
                 items.quantization.log_probabilities(),
                 sequence.log_probabilities(),
                 batch.distinct_index,
-            ),
-            preference_semantic_alignment(
+            )
+            shares["sia"] = loss.sum() / batch.step_targets
+        if "psa" in names:
+            loss = preference_semantic_alignment(
                 output.preference_latent,
                 items.reconstruction,
                 batch.distinct_index,
                 self.temperature,
-            ),
-            quantization_loss(items, self.beta)[0],
-        )
+                logsumexp_over_processes,
+            )
+            shares["psa"] = loss.sum() / batch.step_targets
+        if "quantization" in names:
+            shares["quantization"] = quantization_loss(items, self.beta)[0].mean() / batch.pieces
+        return shares
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """``L_REC + mu SIA + lambda PSA`` of RecBole's own prefix rows, tokenizer frozen.
@@ -160,12 +175,18 @@ class ETEGRecLlama(SequentialRecommender):
         items[rows, end] = interaction[self.ITEM_ID]
         distinct, index = interaction[self.ITEM_ID].unique(return_inverse=True)
         batch = SequenceBatch(
-            items, rows * history.shape[1] + end - 1, interaction[self.ITEM_ID], distinct, index
+            items,
+            rows * history.shape[1] + end - 1,
+            interaction[self.ITEM_ID],
+            distinct,
+            index,
+            step_targets=len(rows),
+            step_items=int(end.sum()) + len(rows),
+            pieces=1,
         )
-        output = self.recommender(self.codes(items), batch.target_index)
-        tokenized = self.tokenizer(self.item_embedding[distinct], output.sequence_latent)
-        losses = self.losses(batch, output, tokenized)
-        return losses.recommendation + self.sia_weight * losses.sia + self.psa_weight * losses.psa
+        losses = self.losses(("recommendation", "sia", "psa"), batch)
+        aligned = self.sia_weight * losses["sia"] + self.psa_weight * losses["psa"]
+        return losses["recommendation"] + aligned
 
     # Ranking ----------------------------------------------------------------------------------
 

@@ -1,35 +1,111 @@
-"""What was trained, as files: safetensors and JSON, no pickle."""
+"""What was trained, and where the run stands, as files: safetensors and JSON, no pickle.
 
+``best/`` is the model to use. ``last/`` holds that and all that is needed to go on: optimizer
+states and a :class:`Progress`. Random numbers need no state, for those of a step follow from the
+seed and the step's number.
+"""
+
+import hashlib
 import json
+import logging
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.run_directory import atomic_directory
+from recbole_etegrec.run_directory import RunDirectory, atomic_directory
+
+logger = logging.getLogger(__name__)
+
+State = dict[str, torch.Tensor]
 
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
+_OPTIMIZERS, _PROGRESS, _CHECKSUMS = "optimizers.safetensors", "progress.json", "checksums.json"
 
 
-def trained_state(model: ETEGRecLlama) -> dict[str, torch.Tensor]:
-    """A copy of all parameters and of the code table, on the CPU."""
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        phase: ``pretraining``, ``alternation`` or ``finetune``.
+        index: epochs of the phase that are over.
+        step: steps taken of the epoch after those.
+        trained: whether all of them are, and only the evaluation is left.
+        stale: evaluations in a row without a better score.
+        epochs_done: epochs over in all phases, pretraining not counted.
+        schedule: steps the learning rate of each module has made.
+        epoch: sums and counts over the steps of the present epoch.
+        lines: of ``metrics.jsonl``.
+        scaler: state of the fp16 gradient scaler.
+    """
+
+    phase: str = "pretraining"
+    index: int = 0
+    step: int = 0
+    trained: bool = False
+    stale: int = 0
+    epochs_done: int = 0
+    schedule: dict[str, int] = field(default_factory=dict)
+    epoch: dict = field(default_factory=dict)
+    lines: int = 0
+    scaler: dict | None = None
+
+    def __str__(self) -> str:
+        if self.phase == "pretraining":
+            return f"tokenizer pretraining, epoch {self.index}"
+        place = "before its evaluation" if self.trained else f"step {self.step}"
+        return f"epoch {self.epochs_done} ({self.phase}), {place}"
+
+
+# The model ----------------------------------------------------------------------------------------
+
+
+def trained_state(model: ETEGRecLlama, parts: tuple[str, ...] = ("",)) -> State:
+    """A copy of all parameters and of the code table, on the CPU; every process takes part.
+
+    Args:
+        parts: beginnings of the names wanted.
+    """
     state = model.state_dict()
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+    return {name: _whole(tensor) for name, tensor in state.items() if name.startswith(parts)}
 
 
-def restore(model: ETEGRecLlama, state: dict[str, torch.Tensor]) -> None:
-    """Put a state back; the trie follows the code table."""
-    model.load_state_dict(state)
+@torch.no_grad()
+def restore(model: ETEGRecLlama, state: State) -> None:
+    """Put a state, or part of one, back; the trie follows the code table.
+
+    Raises:
+        ValueError: the state has what the model has not.
+    """
+    own = model.state_dict()
+    if unknown := state.keys() - own.keys():
+        raise ValueError(f"the state is of another model: {sorted(unknown)}")
+    for name, tensor in state.items():
+        _fill(own[name], tensor)
     model.codes.build_trie()
 
 
-def save_model(state: dict[str, torch.Tensor], description: dict, path: Path) -> None:
+def save_model(state: State, description: dict, path: Path) -> None:
     """Write a state into a folder; the previous one stays until the new one is whole."""
     with atomic_directory(path) as folder:
-        save_file(state, folder / _WEIGHTS)
-        (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+        _write_model(folder, state, description)
+
+
+def read_model(path: Path) -> tuple[State, dict]:
+    """The state and the description in a folder written by :func:`save_model`.
+
+    Raises:
+        UserError: if there is no such folder.
+    """
+    if not (path / _WEIGHTS).is_file():
+        raise UserError(f"run_dir: {path} holds no {_WEIGHTS}: was the run saved and finished?")
+    description = json.loads((path / _DESCRIPTION).read_text("utf-8"))
+    return load_file(path / _WEIGHTS), description
 
 
 def load_model(model: ETEGRecLlama, path: Path) -> None:
@@ -38,6 +114,101 @@ def load_model(model: ETEGRecLlama, path: Path) -> None:
     Raises:
         UserError: if there is no such folder.
     """
-    if not (path / _WEIGHTS).is_file():
-        raise UserError(f"run_dir: {path} holds no {_WEIGHTS}: was the run saved and finished?")
-    restore(model, load_file(path / _WEIGHTS))
+    restore(model, read_model(path)[0])
+
+
+def _write_model(folder: Path, state: State, description: dict) -> None:
+    save_file(state, folder / _WEIGHTS)
+    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+
+
+# The run ------------------------------------------------------------------------------------------
+
+
+def optimizer_state(optimizers: dict[str, torch.optim.Optimizer]) -> State:
+    """What optimizers know of each parameter, by module, number and name; on the CPU."""
+    return {
+        f"{module}.{number}.{name}": _whole(value)
+        for module, optimizer in optimizers.items()
+        for number, parameter in enumerate(_parameters(optimizer))
+        for name, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+@torch.no_grad()
+def restore_optimizers(optimizers: dict[str, torch.optim.Optimizer], state: State) -> None:
+    """Put back what :func:`optimizer_state` gave."""
+    for module, optimizer in optimizers.items():
+        optimizer.state.clear()
+        for number, parameter in enumerate(_parameters(optimizer)):
+            prefix = f"{module}.{number}."
+            for key in [key for key in state if key.startswith(prefix)]:
+                value = state[key]
+                if value.shape == parameter.shape:
+                    like = torch.empty_like(parameter, dtype=value.dtype)
+                    _fill(like, value)
+                    value = like
+                optimizer.state[parameter][key.removeprefix(prefix)] = value.clone()
+
+
+def save_last(
+    run_dir: RunDirectory, model: State, optimizers: State, progress: Progress, codes: str
+) -> None:
+    """Write ``last/``; the one before is kept as ``previous/``."""
+    with atomic_directory(run_dir.last, keep=run_dir.previous) as folder:
+        _write_model(folder, model, {"codes": codes})
+        save_file(optimizers, folder / _OPTIMIZERS)
+        (folder / _PROGRESS).write_text(json.dumps(asdict(progress), indent=2), "utf-8")
+        sums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+        (folder / _CHECKSUMS).write_text(json.dumps(sums, indent=2), "utf-8")
+
+
+def load_last(run_dir: RunDirectory) -> tuple[State, State, Progress] | None:
+    """The newest whole checkpoint of a run, or None if it has none."""
+    for folder in (run_dir.last, run_dir.previous):
+        if not folder.is_dir():
+            continue
+        if broken := _broken_file(folder):
+            logger.warning("checkpoint %s: %s is damaged, using the one before", folder, broken)
+            continue
+        progress = json.loads((folder / _PROGRESS).read_text("utf-8"))
+        return load_file(folder / _WEIGHTS), load_file(folder / _OPTIMIZERS), Progress(**progress)
+    return None
+
+
+def _broken_file(folder: Path) -> str | None:
+    """The first file of a checkpoint that is missing or not as it was written."""
+    try:
+        sums = json.loads((folder / _CHECKSUMS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return _CHECKSUMS
+    for name in (_WEIGHTS, _DESCRIPTION, _OPTIMIZERS, _PROGRESS):
+        path = folder / name
+        if not path.is_file() or _checksum(path) != sums.get(name):
+            return name
+    return None
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU, of all shards where the tensor is sharded."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.detach().cpu().clone()
+
+
+def _fill(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    if isinstance(tensor, DTensor):
+        value = distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
+    tensor.copy_(value)

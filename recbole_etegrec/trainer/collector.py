@@ -5,6 +5,8 @@ from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector
 from recbole.evaluator.collector import DataStruct
 
+_RANKINGS = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")
+
 
 class RankingCollector(Collector):
     """Takes a score of -inf to mean that the item was not ranked.
@@ -36,6 +38,19 @@ class RankingCollector(Collector):
             if self.register.need(name):
                 batch = self.data_struct.get(name)[-len(scores_tensor) :, : len(places)]
                 batch.masked_fill_(unranked, 0)  # no hit; the padding item
+
+    def take_batch(self) -> dict[str, torch.Tensor]:
+        """What was collected of rankings so far, on the CPU; it is forgotten here."""
+        names = [name for name in _RANKINGS if name in self.data_struct]
+        taken = {name: self.data_struct.get(name).cpu() for name in names}
+        for name in names:
+            del self.data_struct[name]
+        return taken
+
+    def put_batch(self, batch: dict[str, torch.Tensor]) -> None:
+        """Add what :meth:`take_batch` gave, of this process or of another."""
+        for name, value in batch.items():
+            self.data_struct.update_tensor(name, value)
 
     def get_data_struct(self) -> DataStruct:
         """All that was collected, on the CPU; the rankings are forgotten.

@@ -2,6 +2,8 @@
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
@@ -43,6 +45,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of a model over the users of a loader, in the config's precision.
 
+    With several processes each ranks its share of the batches, and all get the same metrics.
+
     Args:
         model: with ``full_sort_predict`` and ``score_candidates``.
         loader: one of RecBole's evaluation loaders.
@@ -51,18 +55,27 @@ def evaluate(
     Returns:
         RecBole's result, metric@k to value.
     """
-    collector, evaluator = RankingCollector(config), Evaluator(config)
+    state = PartialState()
+    collector = RankingCollector(config)
     collector.data_collect(_Training(train_dataset))
     score = _score_all if isinstance(loader, FullSortEvalDataLoader) else _score_sampled
     model.eval()
-    dtype = AUTOCAST[config["precision"]]
+    np.random.seed(config["seed"])  # sampled evaluation: the same items each time, everywhere
+    dtype, collected = AUTOCAST[config["precision"]], []
     with torch.autocast(config["device"].type, dtype, enabled=dtype is not None):
-        for batch in tqdm(loader, desc=title, disable=not show_progress, ncols=100):
+        for number, batch in enumerate(tqdm(loader, title, disable=not show_progress, ncols=100)):
+            if number % state.num_processes != state.process_index:
+                continue
             interaction, index, positive_u, positive_i = batch
             interaction = interaction.to(config["device"])
             scores = score(model, interaction, index)
             collector.eval_batch_collect(scores, interaction, positive_u, positive_i)
-    return evaluator.evaluate(collector.get_data_struct())
+            collected.append((number, collector.take_batch()))
+    # Each batch was ranked by one process; in their order, all have what a single one has.
+    for _, batch in sorted(gather_object(collected), key=lambda pair: pair[0]):
+        collector.put_batch(batch)
+    result = Evaluator(config).evaluate(collector.get_data_struct())
+    return {name: float(value) for name, value in result.items()}
 
 
 class _Training:

@@ -6,6 +6,7 @@ loss weights, and what follows. The trainer runs stages and knows nothing of the
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Stage:
         evaluate: whether the validation metric is measured after it.
     """
 
+    LOSSES: ClassVar = ("recommendation", "sia", "psa", "quantization")
+
     phase: str
     trains: str
     recommendation: float = 0.0
@@ -31,6 +34,11 @@ class Stage:
     quantization: float = 0.0
     rebuild_codes: bool = False
     evaluate: bool = False
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The losses that count, by name."""
+        return {name: getattr(self, name) for name in self.LOSSES if getattr(self, name)}
 
     @property
     def shares_codebooks(self) -> bool:

@@ -1,35 +1,47 @@
-"""The training loop: it runs stages, keeps the best model, and stops in time.
+"""The training loop: it runs stages, keeps the best model, stops in time, and can go on later.
 
-One epoch function serves every stage. Devices, precision and processes are accelerate's
-business, through one ``Accelerator``.
+One epoch function serves every stage. What a step does, on which devices, is the engine's
+business.
 """
 
 import logging
 import time
+from collections.abc import Callable
+from dataclasses import replace
 
-import psutil
+import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import AbstractTrainer
 from recbole.utils import calculate_valid_score, early_stopping
+from safetensors import SafetensorError
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.data.loader import SequenceLoader
-from recbole_etegrec.model.etegrec_llama import ETEGRecLlama, Losses
+from recbole_etegrec.errors import Interrupted
+from recbole_etegrec.model.etegrec_llama import ETEGRecLlama
 from recbole_etegrec.run_directory import RunDirectory
-from recbole_etegrec.trainer.checkpoint import load_model, restore, save_model, trained_state
+from recbole_etegrec.trainer import checkpoint
+from recbole_etegrec.trainer.checkpoint import Progress
+from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.evaluation import evaluate, sample_users
-from recbole_etegrec.trainer.pretraining import pretrain_tokenizer
+from recbole_etegrec.trainer.interruption import Interruption
+from recbole_etegrec.trainer.memory import (
+    EVALUATION_KNOBS,
+    TRAINING_KNOBS,
+    memory_gib,
+    out_of_memory_explained,
+)
+from recbole_etegrec.trainer.pretraining import pretraining_epoch
 from recbole_etegrec.trainer.schedule import Stage, alternation, finetuning
 
 logger = logging.getLogger(__name__)
 
-_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+_PRETRAINING_SAVES = 20  # epochs of pretraining, which are short, between two checkpoints
+_COLLAPSED = 0.1  # share of a codebook in use, by perplexity, under which it is warned of
 
 
 class ETEGRecTrainer(AbstractTrainer):
@@ -38,43 +50,23 @@ class ETEGRecTrainer(AbstractTrainer):
     Args:
         config: see ``properties/model/ETEGRecLlama.yaml``.
         model: its tokenizer and recommender are trained in place.
-        run_dir: takes ``metrics.jsonl`` and ``best/``.
+        run_dir: takes ``metrics.jsonl``, ``best/`` and ``last/``.
     """
 
     def __init__(self, config: Config, model: ETEGRecLlama, run_dir: RunDirectory):
         super().__init__(config, model)
         self.run_dir = run_dir
-        AcceleratorState._reset_state()  # an earlier run of this process may differ
-        self.accelerator = Accelerator(
-            mixed_precision=_PRECISION[config["precision"]], cpu=not config["use_gpu"]
-        )
-        model.to(self.accelerator.device)
+        self.engine = Engine(config, model)
+        self.accelerator = self.engine.accelerator
+        self.interruption = Interruption(self.accelerator)
         self.bigger = config["valid_metric_bigger"]
         self.best_valid_score = -float("inf") if self.bigger else float("inf")
         self.best_valid_result: dict | None = None
-        self.best_state: dict[str, torch.Tensor] | None = None
-        self.epochs_done = 0
+        self.best_state: checkpoint.State | None = None
+        self.progress = Progress()
+        self.resumed_optimizers: checkpoint.State | None = None
         self.train_data = None
-        # Both modules are prepared with all that they train; stages freeze them as a whole.
-        model.tokenizer.requires_grad_(True)
-        tokenizer_optimizer = torch.optim.AdamW(
-            model.tokenizer.parameters(),
-            lr=config["alternation_tokenizer_learning_rate"],
-            weight_decay=0.0,
-        )
-        recommender_optimizer = torch.optim.AdamW(
-            decay_groups(model.recommender, config["weight_decay"]), lr=config["learning_rate"]
-        )
-        self.parameters = {
-            name: [p for p in getattr(model, name).parameters() if p.requires_grad]
-            for name in ("tokenizer", "recommender")
-        }
-        prepared = self.accelerator.prepare(
-            model.tokenizer, model.recommender, tokenizer_optimizer, recommender_optimizer
-        )
-        self.modules = {"tokenizer": prepared[0], "recommender": prepared[1]}
-        self.optimizers = {"tokenizer": prepared[2], "recommender": prepared[3]}
-        model.tokenizer.requires_grad_(False)
+        self.saved = self.show_progress = False
 
     # The story ----------------------------------------------------------------------------------
 
@@ -84,53 +76,53 @@ class ETEGRecTrainer(AbstractTrainer):
         valid_data: AbstractDataLoader | None = None,
         saved: bool = True,
         show_progress: bool = False,
+        resume: bool = False,
     ) -> tuple[float | None, dict | None]:
         """Train.
+
+        Args:
+            saved: whether ``best/`` and ``last/`` are written.
+            resume: go on from ``last/``, if there is one.
 
         Returns:
             The best validation score and the result it belongs to, over all users of
             ``valid_data``; None without it.
+
+        Raises:
+            Interrupted: by SIGINT or SIGTERM; ``last/`` tells where the run stands.
+            TrainingError: losses stay non-finite, or memory is short.
         """
-        config = self.config
-        self.saved, self.show_progress = saved, show_progress
-        self.train_data = train_data
-        self.batches = self.accelerator.prepare_data_loader(train_data)
-        self.valid_data = valid_data
+        config, main = self.config, self.accelerator.is_main_process
+        self.saved, self.show_progress = saved, show_progress and main
+        self.train_data, self.valid_data = train_data, valid_data
+        train_data.split(
+            config["gradient_accumulation_steps"],
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+        )
         self.valid_sample = sample_users(config, valid_data, config["valid_users"])
-        if config["tokenizer_epochs"]:
-            pretrain_tokenizer(
-                self.model,
-                epochs=config["tokenizer_epochs"],
-                batch_size=config["tokenizer_batch_size"],
-                learning_rate=config["tokenizer_learning_rate"],
-                seed=config["seed"],
-                record=self.run_dir.append_metrics,
-                show_progress=show_progress,
-            )
-        cycles = alternation(
-            epochs=config["epochs"],
-            cycle_epochs=config["cycle_epochs"],
-            warm_epochs=config["warm_epochs"],
-            sia_weight=config["sia_weight"],
-            psa_weight=config["psa_weight"],
-        )
-        self._run(list(cycles), config["learning_rate"], get_constant_schedule_with_warmup)
-        if self.best_state is not None:
-            restore(self.model, self.best_state)
-        final = finetuning(epochs=config["finetune_epochs"], eval_step=config["eval_step"])
-        self._run(list(final), config["finetune_learning_rate"], get_cosine_schedule_with_warmup)
-        if self.best_state is None:  # no stage was evaluated: the present model is the best
-            self._keep_best({})
-        restore(self.model, self.best_state)
-        if valid_data is None:
-            return None, None
-        self.best_valid_result = self._evaluate(valid_data, "Validation, all users")
-        self.best_valid_score = calculate_valid_score(
-            self.best_valid_result, config["valid_metric"].lower()
-        )
+        if resume:
+            self._resume()
+        with self.interruption:
+            if self.progress.phase == "pretraining":
+                self._pretrain()
+                self.progress = replace(self.progress, phase="alternation", index=0)
+            if self.progress.phase == "alternation":
+                self._run(self._alternation(), config["learning_rate"], _constant)
+                if self.best_state is not None:
+                    checkpoint.restore(self.model, self.best_state)
+                self.progress = replace(self.progress, phase="finetune", index=0, stale=0)
+            final = finetuning(epochs=config["finetune_epochs"], eval_step=config["eval_step"])
+            self._run(list(final), config["finetune_learning_rate"], _cosine)
+            if self.best_state is None:  # no stage was evaluated: the present model is the best
+                self._keep_best({})
+            checkpoint.restore(self.model, self.best_state)
+            if valid_data is None:
+                return None, None
+            self.best_valid_result = self._evaluate(valid_data, "Validation, all users")
+        self.best_valid_score = self._score(self.best_valid_result)
         return self.best_valid_score, self.best_valid_result
 
-    @torch.no_grad()
     def evaluate(
         self,
         eval_data: AbstractDataLoader,
@@ -138,175 +130,303 @@ class ETEGRecTrainer(AbstractTrainer):
         show_progress: bool = False,
     ) -> dict[str, float]:
         """Metrics on a loader's users, of the best model or of the present one."""
-        self.show_progress = show_progress
-        if load_best_model:
-            load_model(self.model, self.run_dir.best)
+        self.show_progress = show_progress and self.accelerator.is_main_process
+        if load_best_model and self.best_state is not None:
+            checkpoint.restore(self.model, self.best_state)
+        elif load_best_model:
+            checkpoint.load_model(self.model, self.run_dir.best)
         return self._evaluate(eval_data, "Evaluate")
 
     # Stages -------------------------------------------------------------------------------------
 
-    def _run(self, stages: list[Stage], learning_rate: float, make_scheduler) -> None:
+    def _pretrain(self) -> None:
+        """Pretrain the tokenizer on the main process, then give every process the result."""
+        config, progress, model = self.config, self.progress, self.model
+        epochs = config["tokenizer_epochs"]
+        if self.accelerator.is_main_process and epochs:
+            optimizer = self.engine.optimizers["tokenizer"]
+            self._start_optimizer("tokenizer", config["tokenizer_learning_rate"])
+            model.tokenizer.requires_grad_(True).train()
+            title = "Tokenizer pretraining"
+            bar = tqdm(
+                range(progress.index, epochs),
+                title,
+                epochs,
+                initial=progress.index,
+                disable=not self.show_progress,
+                ncols=100,
+            )
+            for epoch in bar:
+                record = pretraining_epoch(
+                    model,
+                    optimizer,
+                    batch_size=config["tokenizer_batch_size"],
+                    seed=seed_of(config["seed"], epoch),
+                    revive=epoch < epochs - 1,
+                )
+                self._record({"phase": "pretraining", "epoch": epoch, **record})
+                bar.set_postfix(error=f"{record['reconstruction']:.4f}")
+                progress.index = epoch + 1
+                if progress.index % _PRETRAINING_SAVES == 0:
+                    self._save_last(("tokenizer.", "codes."))
+            model.tokenizer.requires_grad_(False).eval()
+        self.resumed_optimizers = None
+        self.engine.share(model.tokenizer)
+        if epochs:
+            self._rebuild_codes()
+
+    def _alternation(self) -> list[Stage]:
+        keys = ("epochs", "cycle_epochs", "warm_epochs", "sia_weight", "psa_weight")
+        return list(alternation(**{key: self.config[key] for key in keys}))
+
+    def _run(self, stages: list[Stage], learning_rate: float, make_scheduler: Callable) -> None:
         """Run stages in turn until they end or the validation metric has stopped improving."""
-        if not stages:
+        progress = self.progress
+        if not stages[progress.index :]:
             return
         schedulers = self._start_optimizers(stages, learning_rate, make_scheduler)
-        stale = 0
-        for stage in stages:
-            record = self._train_epoch(stage, schedulers[stage.trains])
-            if stage.rebuild_codes:
-                health = self.model.rebuild_codes()
-                logger.info("codes: %s", health)
-                record.update(vars(health))
-            stop = False
+        for stage in stages[progress.index :]:
+            if not progress.trained:
+                self._train_epoch(stage, schedulers[stage.trains])
+            record, stop = progress.epoch["record"], False
             if stage.evaluate and self.valid_data is not None:
                 result = self._evaluate(self.valid_sample, "Validation")
-                record["valid_result"] = dict(result)
-                score = calculate_valid_score(result, self.config["valid_metric"].lower())
-                self.best_valid_score, stale, stop, better = early_stopping(
-                    score, self.best_valid_score, stale, self.config["stopping_step"], self.bigger
+                record["valid_result"] = result
+                self.best_valid_score, progress.stale, stop, better = early_stopping(
+                    self._score(result),
+                    self.best_valid_score,
+                    progress.stale,
+                    self.config["stopping_step"],
+                    self.bigger,
                 )
                 logger.info("valid %s %s", result, "(best)" if better else "")
                 if better:
                     self._keep_best(result)
-            self.run_dir.append_metrics(record)
-            self.epochs_done += 1
+            self._record(record)
+            progress.index += 1
+            progress.epochs_done += 1
+            progress.step, progress.trained, progress.epoch = 0, False, {}
             if stop:
                 logger.info("%s: no better %s, stopped", stage.phase, self.config["valid_metric"])
                 return
 
-    def _start_optimizers(self, stages, learning_rate: float, make_scheduler) -> dict:
-        """Fresh optimizer state, and a scheduler sized to the steps that each module will take."""
-        steps = dict.fromkeys(self.optimizers, 0)
-        for epoch, stage in enumerate(stages, self.epochs_done):
+    def _start_optimizers(self, stages: list[Stage], learning_rate: float, make_scheduler) -> dict:
+        """Fresh optimizer states, or resumed ones, and schedules of each module's own steps."""
+        progress = self.progress
+        steps = dict.fromkeys(self.engine.optimizers, 0)
+        for epoch, stage in enumerate(stages, progress.epochs_done - progress.index):
             self.train_data.draw(epoch)
-            steps[stage.trains] += len(self.batches)
+            steps[stage.trains] += len(self.train_data)
+        rates = {
+            "tokenizer": self.config["alternation_tokenizer_learning_rate"],
+            "recommender": learning_rate,
+        }
         schedulers = {}
-        for name, optimizer in self.optimizers.items():
-            optimizer.state.clear()
-            rate = learning_rate
-            if name == "tokenizer":
-                rate = self.config["alternation_tokenizer_learning_rate"]
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] = rate
-            arguments = {"num_warmup_steps": self.config["warmup_steps"]}
-            if make_scheduler is get_cosine_schedule_with_warmup:
-                arguments["num_training_steps"] = max(steps[name], 1)
-            schedulers[name] = make_scheduler(optimizer.optimizer, **arguments)
+        if progress.index == progress.step == 0 and not progress.trained:
+            progress.schedule = dict.fromkeys(rates, 0)
+        for name, rate in rates.items():
+            self._start_optimizer(name, rate)
+            warmup = self.config["warmup_steps"]
+            warmup = warmup if warmup >= 1 else round(warmup * steps[name])
+            schedulers[name] = make_scheduler(
+                self.engine.bare_optimizer(name), warmup, max(steps[name], 1)
+            )
+            if taken := progress.schedule[name]:
+                schedulers[name].last_epoch = taken - 1
+                schedulers[name].step()
+        self.resumed_optimizers = None
         return schedulers
 
-    def _train_epoch(self, stage: Stage, scheduler) -> dict:
-        """One pass over the training sequences; returns the record of the epoch."""
-        self._freeze_all_but(stage.trains)
-        self.train_data.draw(self.epochs_done)
+    def _start_optimizer(self, name: str, learning_rate: float) -> None:
+        optimizer = self.engine.optimizers[name]
+        optimizer.state.clear()
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = learning_rate
+        if self.resumed_optimizers is not None:
+            checkpoint.restore_optimizers({name: optimizer}, self.resumed_optimizers)
+
+    def _train_epoch(self, stage: Stage, scheduler: LambdaLR) -> None:
+        """One pass over the training sequences; `progress.epoch` ends up with its record."""
+        progress, engine = self.progress, self.engine
+        engine.freeze_all_but(stage.trains)
+        self.train_data.draw(progress.epochs_done)
+        names = [*stage.weights, *(f"norm_{group}" for group in engine.groups[stage.trains])]
+        totals = progress.epoch or {"targets": 0, "tokens": 0, "skipped": 0, "seconds": 0.0}
         # Sums stay on the device: reading one would make every step wait for it.
-        sums = torch.zeros(len(Losses._fields), device=self.accelerator.device)
-        targets = tokens = 0
-        start = time.perf_counter()
-        title = f"Epoch {self.epochs_done} {stage.phase}: {stage.trains}"
-        for batch in tqdm(self.batches, desc=title, disable=not self.show_progress, ncols=100):
-            sums += self._step(batch, stage, scheduler) * len(batch.targets)
-            targets += len(batch.targets)
-            tokens += batch.items.numel() * self.config["code_length"]
-        means = dict(zip(Losses._fields, (sums / targets).tolist(), strict=True))
-        seconds = time.perf_counter() - start  # after the read above, which waits for the device
+        sums = torch.tensor(totals.pop("sums", [0.0] * len(names)), device=engine.device)
+        start, first = time.perf_counter(), progress.step
+        bar = tqdm(
+            self.train_data.iterate(first),
+            f"Epoch {progress.epochs_done} {stage.phase}: {stage.trains}",
+            len(self.train_data),
+            initial=first,
+            disable=not self.show_progress,
+            ncols=100,
+        )
+        losses, processes = len(stage.weights), self.accelerator.num_processes
+        with (
+            self.interruption.waiting(),
+            out_of_memory_explained(f"{stage.phase} ({stage.trains})", TRAINING_KNOBS),
+        ):
+            for step, micro_batches in enumerate(bar, first):
+                rank = self.accelerator.process_index  # each has dropout of its own
+                torch.manual_seed(seed_of(self.config["seed"], progress.epochs_done, step, rank))
+                result = engine.step(micro_batches, stage)
+                if not result.skipped:
+                    scheduler.step()
+                    targets = micro_batches[0].step_targets
+                    sums += torch.cat([result.losses * targets, result.norms])
+                    totals["targets"] += targets
+                totals["skipped"] += result.skipped
+                totals["tokens"] += micro_batches[0].step_items * self.config["code_length"]
+                progress.step, progress.schedule[stage.trains] = step + 1, scheduler.last_epoch
+                number, every = self.interruption.requested(), self.config["save_steps"]
+                if number or (every and progress.step % every == 0):
+                    shares = self.engine.sum_over_processes(sums[:losses]) / processes
+                    seconds = totals["seconds"] + time.perf_counter() - start
+                    kept = torch.cat([shares, sums[losses:]]).tolist()
+                    progress.epoch = {**totals, "seconds": seconds, "sums": kept}
+                    self._save_last()
+                if number:
+                    raise Interrupted(number, f"stopped at {progress}")
+        sums[:losses] = self.engine.sum_over_processes(sums[:losses]) / max(totals["targets"], 1)
+        sums[losses:] /= max(len(self.train_data) - totals["skipped"], 1)
+        means = dict(zip(names, sums.tolist(), strict=True))
+        totals["seconds"] += time.perf_counter() - start  # after a read that waits for the device
         if stage.shares_codebooks and self.config["codebook_update"] == "shared":
             self.model.copy_codebooks(to="tokenizer")
-        text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-        rate = scheduler.get_last_lr()[0]
-        logger.info(
-            "epoch %d %s %s: %s, lr %.1e, %.1f s, %.0f tokens/s, memory %.1f GiB",
-            self.epochs_done,
-            stage.phase,
-            stage.trains,
-            text,
-            rate,
-            seconds,
-            tokens / seconds,
-            memory_gib(self.accelerator.device),
-        )
-        return {
-            "epoch": self.epochs_done,
+        record = {
+            "epoch": progress.epochs_done,
             "phase": stage.phase,
             "trains": stage.trains,
             **means,
-            "lr": rate,
-            "seconds": seconds,
-            "targets": targets,
-            "tokens": tokens,
+            "lr": scheduler.get_last_lr()[0],
+            **totals,
         }
+        self._log_epoch(record)
+        if stage.rebuild_codes:
+            record.update(self._rebuild_codes())
+        progress.trained, progress.epoch = True, {"record": record}
+        self._save_last()
 
-    def _step(self, batch: SequenceBatch, stage: Stage, scheduler) -> torch.Tensor:
-        """One optimizer step; returns the losses of the batch, unweighted."""
-        losses = self._losses(batch, stage)
-        weighted = ((getattr(stage, name), value) for name, value in losses._asdict().items())
-        loss = sum(weight * value for weight, value in weighted if weight)
-        self.accelerator.backward(loss)
-        if clip := self.config["clip_grad_norm"]:
-            self.accelerator.clip_grad_norm_(self.parameters[stage.trains], **clip)
-        optimizer = self.optimizers[stage.trains]
-        optimizer.step()
-        if not optimizer.step_was_skipped:  # as when fp16 gradients overflow
-            scheduler.step()
-        optimizer.zero_grad()
-        return torch.stack([value.detach().float() for value in losses])
+    def _log_epoch(self, record: dict) -> None:
+        losses = (f"{k} {record[k]:.4f}" for k in Stage.LOSSES if k in record)
+        logger.info(
+            "epoch %d %s %s: %s, lr %.1e, %.1f s, %.0f tokens/s, memory %.1f GiB",
+            record["epoch"],
+            record["phase"],
+            record["trains"],
+            ", ".join(losses),
+            record["lr"],
+            record["seconds"],
+            record["tokens"] / record["seconds"],
+            memory_gib(self.engine.device),
+        )
 
-    def _losses(self, batch: SequenceBatch, stage: Stage) -> Losses:
-        model = self.model
-        codes, embedding = model.codes(batch.items), model.item_embedding[batch.distinct]
-        with torch.set_grad_enabled(stage.trains == "recommender"):
-            output = self.modules["recommender"](codes, batch.target_index)
-        tokenized = self.modules["tokenizer"](embedding, output.sequence_latent)
-        return model.losses(batch, output, tokenized)
+    # Codes --------------------------------------------------------------------------------------
 
-    def _freeze_all_but(self, trains: str) -> None:
-        for name, parameters in self.parameters.items():
-            learning = name == trains
-            self.modules[name].train(learning)
-            for parameter in parameters:
-                parameter.requires_grad_(learning)
-                parameter.grad = None
+    def _rebuild_codes(self) -> dict:
+        """New codes for all items, the same on every process; returns their health."""
+        health = self.engine.set_codes()
+        logger.info("codes: %s", health)
+        for level, perplexity in enumerate(health.perplexity):
+            if perplexity < _COLLAPSED * min(self.config["code_num"], self.model.n_items - 1):
+                logger.warning(
+                    "codebook %d has collapsed: its items use as many codes as %.1f of equal use "
+                    "would be (%d there are); lower the learning rates of the tokenizer",
+                    level,
+                    perplexity,
+                    self.config["code_num"],
+                )
+        return vars(health)
 
     # Validation ---------------------------------------------------------------------------------
 
-    def _evaluate(self, loader, title: str) -> dict:
-        return evaluate(
-            self.model,
-            loader,
-            (self.train_data or loader)._dataset,
-            self.config,
-            show_progress=self.show_progress,
-            title=title,
-        )
+    def _evaluate(self, loader: AbstractDataLoader, title: str) -> dict:
+        with out_of_memory_explained(title.lower(), EVALUATION_KNOBS):
+            return evaluate(
+                self.model,
+                loader,
+                (self.train_data or loader)._dataset,
+                self.config,
+                show_progress=self.show_progress,
+                title=title,
+            )
+
+    def _score(self, result: dict) -> float:
+        return calculate_valid_score(result, self.config["valid_metric"].lower())
 
     def _keep_best(self, result: dict) -> None:
-        self.best_valid_result = dict(result)
-        self.best_state = trained_state(self.model)
-        if self.saved:
-            description = {
-                "model": self.config["model"],
-                "dataset": self.config["dataset"],
-                "epoch": self.epochs_done,
-                "codes": self.model.codes.digest(),
-                "valid_result": self.best_valid_result,
-            }
-            save_model(self.best_state, description, self.run_dir.best)
+        self.best_valid_result = result
+        self.best_state = checkpoint.trained_state(self.model)
+        description = {
+            "model": self.config["model"],
+            "dataset": self.config["dataset"],
+            "epoch": self.progress.epochs_done,
+            "codes": self.model.codes.digest(),
+            "valid_result": result,
+        }
+        self._write(lambda: checkpoint.save_model(self.best_state, description, self.run_dir.best))
+
+    # Records and checkpoints --------------------------------------------------------------------
+
+    def _record(self, record: dict) -> None:
+        self.progress.lines += 1
+        if self.accelerator.is_main_process:
+            self.run_dir.append_metrics(record)
+
+    def _save_last(self, parts: tuple[str, ...] = ("",)) -> None:
+        """Write ``last/``; all processes take part, but while the tokenizer is pretrained."""
+        if not self.saved:
+            return
+        scaler = self.accelerator.scaler
+        self.progress.scaler = scaler and scaler.state_dict()
+        model = checkpoint.trained_state(self.model, parts)
+        optimizers = checkpoint.optimizer_state(self.engine.optimizers)
+        self._write(
+            lambda: checkpoint.save_last(
+                self.run_dir, model, optimizers, self.progress, self.model.codes.digest()
+            )
+        )
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Write a checkpoint; a full disk must not end a run that could still be saved later."""
+        if not (self.saved and self.accelerator.is_main_process):
+            return
+        try:
+            write()
+        except (OSError, SafetensorError) as error:
+            logger.error("checkpoint not written (%s); the one before stays", error)
+
+    def _resume(self) -> None:
+        """Take up the newest whole checkpoint, if there is one."""
+        found = checkpoint.load_last(self.run_dir)
+        if found is None:
+            logger.info("no checkpoint in %s: starting anew", self.run_dir.path)
+            return
+        state, self.resumed_optimizers, self.progress = found
+        checkpoint.restore(self.model, state)
+        if self.run_dir.best.is_dir():
+            self.best_state, description = checkpoint.read_model(self.run_dir.best)
+            self.best_valid_result = description["valid_result"]
+            if self.best_valid_result:
+                self.best_valid_score = self._score(self.best_valid_result)
+        if self.accelerator.scaler is not None and self.progress.scaler:
+            self.accelerator.scaler.load_state_dict(self.progress.scaler)
+        self.accelerator.wait_for_everyone()  # all have read the lines that are cut now
+        if self.accelerator.is_main_process:
+            self.run_dir.keep_metrics(self.progress.lines)
+        logger.info("going on from %s", self.progress)
 
 
-def memory_gib(device: torch.device) -> float:
-    """Memory of this process: the most it held on a GPU, or what it holds in use of the CPU's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return psutil.Process().memory_info().rss / 2**30
+def _constant(optimizer, warmup: int, _steps: int) -> LambdaLR:
+    return get_constant_schedule_with_warmup(optimizer, warmup)
 
 
-def decay_groups(module: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """AdamW groups: weight decay on matrices, none on norms, biases and code tables."""
-    groups: dict[bool, list] = {True: [], False: []}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            table = "codebooks" in name or "collision_table" in name
-            groups[parameter.ndim >= 2 and not table].append(parameter)
-    return [
-        {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
-    ]
+def _cosine(optimizer, warmup: int, steps: int) -> LambdaLR:
+    return get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed that follows from a seed and the place it is used at."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

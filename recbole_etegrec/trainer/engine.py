@@ -1,0 +1,262 @@
+"""One optimizer step, on any number of devices and processes.
+
+accelerate owns devices, precision, accumulation and the recommender's wrapper (DDP, FSDP or
+DeepSpeed). The tokenizer is small: every process holds it whole, and its gradients are summed
+here, so it needs no wrapper of its own.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast, gather_object
+from torch import nn
+from torch.distributed import ReduceOp
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.data import SequenceBatch
+from recbole_etegrec.errors import TrainingError
+from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.tokenizer.item_codes import CodeHealth
+from recbole_etegrec.trainer.schedule import Stage
+
+logger = logging.getLogger(__name__)
+
+_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+class StepResult(NamedTuple):
+    """What one step gives.
+
+    Attributes:
+        losses: of this process's pieces; over all processes they sum to the step's means.
+        norms: of the gradients of the stage's groups, before clipping, the same on each process.
+        skipped: whether a loss or gradient was not finite, so that no parameter moved.
+    """
+
+    losses: torch.Tensor
+    norms: torch.Tensor
+    skipped: bool
+
+
+class Engine:
+    """Modules, optimizers and processes of one training run.
+
+    Args:
+        config: of the run.
+        model: its tokenizer and recommender are trained in place.
+    """
+
+    def __init__(self, config: Config, model: ETEGRecLlama):
+        AcceleratorState._reset_state()  # an earlier run of this process may differ
+        self.model, self.clip = model, config["clip_grad_norm"]
+        self.max_bad_steps, self.bad_steps = config["max_bad_steps"], 0
+        self.accelerator = Accelerator(
+            mixed_precision=_PRECISION[config["precision"]],
+            cpu=not config["use_gpu"],
+            gradient_accumulation_steps=config["gradient_accumulation_steps"],
+        )
+        self.device = self.accelerator.device
+        model.to(self.device)
+        # The wrapper must know all that will ever train; stages freeze each module as a whole.
+        model.tokenizer.requires_grad_(True)
+        self.optimizers = {
+            "tokenizer": torch.optim.AdamW(model.tokenizer.parameters(), weight_decay=0.0)
+        }
+        optimizer = torch.optim.AdamW(decay_groups(model.recommender, config["weight_decay"]))
+        self.recommender, self.optimizers["recommender"] = self.accelerator.prepare(
+            model.recommender, optimizer
+        )
+        self.groups = {name: parameter_groups(getattr(model, name)) for name in self.optimizers}
+        self.parameters = {
+            name: [p for group in groups.values() for p in group]
+            for name, groups in self.groups.items()
+        }
+        model.tokenizer.requires_grad_(False)
+
+    def freeze_all_but(self, trains: str) -> None:
+        """Let one module learn."""
+        for name, parameters in self.parameters.items():
+            getattr(self.model, name).train(name == trains)
+            for parameter in parameters:
+                parameter.requires_grad_(name == trains)
+                parameter.grad = None
+
+    def losses(self, batch: SequenceBatch, stage: Stage) -> dict[str, torch.Tensor]:
+        """The losses that a stage weights, as shares of their means over the step."""
+        recommender = self.recommender
+        if stage.trains != "recommender":
+            recommender = torch.no_grad()(recommender)
+        return self.model.losses(stage.weights, batch, recommender, self._logsumexp())
+
+    def step(self, micro_batches: list[SequenceBatch], stage: Stage) -> StepResult:
+        """One optimizer step; where it meets a NaN or infinity, nothing moves.
+
+        Raises:
+            TrainingError: after ``max_bad_steps`` such steps in a row.
+        """
+        total = torch.zeros(len(stage.weights), device=self.device)
+        for batch in micro_batches:
+            batch = batch.to(self.device)
+            with self.accelerator.accumulate(self.recommender):
+                losses = self.losses(batch, stage)
+                loss = sum(weight * losses[name] for name, weight in stage.weights.items())
+                if stage.trains == "recommender":
+                    # The wrapper averages over processes, accelerate over micro-batches.
+                    self.accelerator.backward(loss * batch.pieces)
+                else:
+                    loss.backward()
+            total += torch.stack([losses[name].detach().float() for name in stage.weights])
+        if stage.trains == "tokenizer":
+            self._sum_gradients(self.parameters["tokenizer"])
+        norms, norm = self._clip(stage.trains)
+        # Reading one number a step is the price of never taking a broken step.
+        skipped = not bool(torch.isfinite(norm))
+        optimizer = self.optimizers[stage.trains]
+        if not skipped or self.accelerator.scaler is not None:  # which skips, and mends its scale
+            optimizer.step()
+        optimizer.zero_grad()
+        if skipped:
+            self._report_bad_step(total, norms, stage)
+        else:
+            self.bad_steps = 0
+        return StepResult(total, norms, skipped)
+
+    def _clip(self, trains: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradient norms of the groups and of all, before clipping."""
+        limit = {"max_norm": float("inf"), **(self.clip or {})}
+        parameters = self.parameters[trains]
+        if trains == "recommender":
+            norm = self.accelerator.clip_grad_norm_(parameters, **limit)
+        else:
+            norm = nn.utils.clip_grad_norm_(parameters, **limit)
+        norms = torch.stack([gradient_norm(group) for group in self.groups[trains].values()])
+        return norms * (norm / limit["max_norm"]).clamp_min(1.0), norm
+
+    def _report_bad_step(self, losses: torch.Tensor, norms: torch.Tensor, stage: Stage) -> None:
+        if self.accelerator.scaler is not None and losses.isfinite().all():
+            return  # fp16 gradients overflow now and then while the scale settles
+        self.bad_steps += 1
+        losses = self.sum_over_processes(losses)
+        names = [*stage.weights, *(f"gradient of {name}" for name in self.groups[stage.trains])]
+        broken = ~torch.cat([losses, norms]).isfinite()
+        what = ", ".join(name for name, bad in zip(names, broken.tolist(), strict=True) if bad)
+        where = f"{stage.phase} ({stage.trains})"
+        if self.bad_steps > self.max_bad_steps:
+            raise TrainingError(
+                f"{where}: {what} not finite in {self.bad_steps} steps in a row (max_bad_steps): "
+                "lower the learning rate or choose precision fp32; the last checkpoint stays"
+            )
+        logger.warning("%s: %s not finite, step skipped", where, what or "gradient norm")
+
+    def bare_optimizer(self, name: str) -> torch.optim.Optimizer:
+        """The optimizer of a module without accelerate's wrapper, as a scheduler wants it."""
+        return getattr(self.optimizers[name], "optimizer", self.optimizers[name])
+
+    # Processes ----------------------------------------------------------------------------------
+
+    def set_codes(self) -> CodeHealth:
+        """Give every item the codes of the main process's tokenizer.
+
+        Raises:
+            TrainingError: processes then have different code tables.
+        """
+        codes = self.model.tokenizer.encode(self.model.item_embedding[1:])
+        health = self.model.set_codes(self._from_main(codes))
+        digests = gather_object([self.model.codes.digest()])
+        if len(set(digests)) > 1:
+            raise TrainingError(f"code tables differ between processes: {', '.join(digests)}")
+        return health
+
+    @torch.no_grad()
+    def share(self, module: nn.Module) -> None:
+        """Give every process the main process's parameters."""
+        for parameter in module.parameters():
+            parameter.copy_(self._from_main(parameter.detach().clone()))
+
+    def sum_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of what each process has, on all of them."""
+        return self.accelerator.reduce(tensor.clone(), "sum")
+
+    def _from_main(self, tensor: torch.Tensor) -> torch.Tensor:
+        return broadcast(tensor) if self.accelerator.num_processes > 1 else tensor
+
+    def _sum_gradients(self, parameters: list[nn.Parameter]) -> None:
+        if self.accelerator.num_processes == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = self.sum_over_processes(torch.cat([g.flatten() for g in gradients]))
+        for gradient, part in zip(
+            gradients, flat.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(part.view_as(gradient))
+
+    def _logsumexp(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """``log sum exp`` over processes of a tensor that each has, with the gradient kept."""
+        if self.accelerator.num_processes == 1:
+            return None
+
+        def over_processes(values: torch.Tensor) -> torch.Tensor:
+            peak = values.detach().clone()
+            torch.distributed.all_reduce(peak, ReduceOp.MAX)
+            return peak + _SumOverProcesses.apply((values - peak).exp()).log()
+
+        return over_processes
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of what each process has; so is its gradient."""
+
+    @staticmethod
+    def forward(_, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
+def parameter_groups(module: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters of a tokenizer or recommender by what they are part of."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            part = next((part for part in _PARTS if part in name), "backbone")
+            groups.setdefault(_PARTS.get(part, part), []).append(parameter)
+    return groups
+
+
+_PARTS = {  # a part of a parameter's name → what its gradient norm is reported as
+    "encoder.": "encoder",
+    "decoder.": "decoder",
+    "codebooks": "codebooks",
+    "collision_table": "collision_table",
+    "_projector": "projectors",
+    "_adapter": "adapters",
+}
+
+
+def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
+    """The norm of all gradients together, over all shards of sharded ones."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """AdamW groups: weight decay on matrices, none on norms, biases and code tables."""
+    groups: dict[bool, list] = {True: [], False: []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            table = "codebooks" in name or "collision_table" in name
+            groups[parameter.ndim >= 2 and not table].append(parameter)
+    return [
+        {"params": groups[True], "weight_decay": weight_decay},
+        {"params": groups[False], "weight_decay": 0.0},
+    ]
