@@ -1,5 +1,6 @@
 """What is refused before any work: values that contradict each other, files that do not fit."""
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -61,7 +62,7 @@ def check_config(config: "Config") -> None:
     Raises:
         UserError: `valid_metric` is not among the values that will be computed,
             `exclude_history` is no boolean, several processes are asked for in RecBole's way or
-            for RecBole's models, or `log_wandb` lacks its package.
+            for RecBole's models, DeepSpeed is, or `log_wandb` lacks its package.
     """
     if not config["topk"]:
         raise UserError("topk ([]) must name at least one K")
@@ -86,6 +87,11 @@ def check_config(config: "Config") -> None:
             f"model {config['model']}: RecBole's own trainers know nothing of accelerate and would "
             "train one model a process; start without a launcher (one GPU), or use RecBole's own "
             "run_recbole.py --nproc"
+        )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise UserError(
+            "distributed_type (DEEPSPEED): codes and codebooks are rewritten between stages, and "
+            "DeepSpeed keeps copies of its own; properties/accelerate/fsdp_bf16.yaml shards as well"
         )
     if config["log_wandb"] and find_spec("wandb") is None:
         raise UserError("log_wandb (True) needs the package wandb: pip install wandb")

@@ -80,10 +80,12 @@ def run_etegrec(
     best_valid_score, best_valid_result = trainer.fit(
         train_data, valid_data, saved=saved, show_progress=progress, resume=resume
     )
+    test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=progress)
+    trainer.finish(test_result)
     return {
         "best_valid_score": best_valid_score,
         "best_valid_result": best_valid_result,
-        "test_result": trainer.evaluate(test_data, load_best_model=saved, show_progress=progress),
+        "test_result": test_result,
         "epochs": trainer.progress.epochs_done,
     }
 

@@ -77,6 +77,11 @@ class Recommender(nn.Module):
         self.enc_adapter = _adapter(hidden_size, code_embedding.codebooks.shape[-1], init_std)
         self.dec_adapter = _adapter(hidden_size, semantic_hidden_size, init_std)
 
+    @property
+    def heads(self) -> list[nn.Module]:
+        """All but the backbone."""
+        return [self.code_embedding, self.enc_adapter, self.dec_adapter]
+
     def forward(
         self,
         codes: torch.Tensor,

@@ -1,11 +1,12 @@
 """One optimizer step, on any number of devices and processes.
 
-accelerate owns devices, precision, accumulation and the recommender's wrapper (DDP, FSDP or
-DeepSpeed). The tokenizer is small: every process holds it whole, and its gradients are summed
+accelerate owns devices, precision, accumulation and the recommender's wrapper (DDP or FSDP). The
+tokenizer is small: every process holds it whole, and its gradients are summed
 here, so it needs no wrapper of its own.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,13 +16,17 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, gather_object
 from torch import nn
 from torch.distributed import ReduceOp
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.errors import TrainingError
 from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.tokenizer.item_codes import CodeHealth
 from recbole_etegrec.trainer.schedule import Stage
+from recbole_etegrec.trainer.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +53,18 @@ class Engine:
     Args:
         config: of the run.
         model: its tokenizer and recommender are trained in place.
+        run_dir: takes the files of trackers.
     """
 
-    def __init__(self, config: Config, model: ETEGRecLlama):
+    def __init__(self, config: Config, model: ETEGRecLlama, run_dir: RunDirectory):
         AcceleratorState._reset_state()  # an earlier run of this process may differ
-        self.model, self.clip = model, config["clip_grad_norm"]
+        self.model, self.clip = model, config["clip_grad_norm"] or {}
         self.max_bad_steps, self.bad_steps = config["max_bad_steps"], 0
         self.accelerator = Accelerator(
             mixed_precision=_PRECISION[config["precision"]],
             cpu=not config["use_gpu"],
             gradient_accumulation_steps=config["gradient_accumulation_steps"],
+            log_with=make_trackers(config, run_dir),
         )
         self.device = self.accelerator.device
         model.to(self.device)
@@ -67,9 +74,16 @@ class Engine:
             "tokenizer": torch.optim.AdamW(model.tokenizer.parameters(), weight_decay=0.0)
         }
         optimizer = torch.optim.AdamW(decay_groups(model.recommender, config["weight_decay"]))
+        if plugin := getattr(self.accelerator.state, "fsdp_plugin", None):
+            # What ranking and code updates read outside `forward` is small and stays whole.
+            plugin.ignored_modules = model.recommender.heads
+            plugin.cpu_ram_efficient_loading = False  # it would replace those very parameters
         self.recommender, self.optimizers["recommender"] = self.accelerator.prepare(
             model.recommender, optimizer
         )
+        if isinstance(self.recommender, FSDPModule):
+            for method in ("encode_history", "extend"):
+                register_fsdp_forward_method(self.recommender, method)
         self.groups = {name: parameter_groups(getattr(model, name)) for name in self.optimizers}
         self.parameters = {
             name: [p for group in groups.values() for p in group]
@@ -111,30 +125,34 @@ class Engine:
                     loss.backward()
             total += torch.stack([losses[name].detach().float() for name in stage.weights])
         if stage.trains == "tokenizer":
-            self._sum_gradients(self.parameters["tokenizer"])
-        norms, norm = self._clip(stage.trains)
-        # Reading one number a step is the price of never taking a broken step.
-        skipped = not bool(torch.isfinite(norm))
+            self._add_up(self.parameters["tokenizer"])
+        elif isinstance(self.recommender, FSDPModule):
+            heads = (p for head in self.model.recommender.heads for p in head.parameters())
+            self._add_up(list(heads), 1 / self.accelerator.num_processes)
+        norms, finite = self._clip(stage.trains)
         optimizer = self.optimizers[stage.trains]
-        if not skipped or self.accelerator.scaler is not None:  # which skips, and mends its scale
+        if finite or self.accelerator.scaler is not None:  # which skips, and mends its scale
             optimizer.step()
         optimizer.zero_grad()
-        if skipped:
-            self._report_bad_step(total, norms, stage)
-        else:
+        if finite:
             self.bad_steps = 0
-        return StepResult(total, norms, skipped)
-
-    def _clip(self, trains: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gradient norms of the groups and of all, before clipping."""
-        limit = {"max_norm": float("inf"), **(self.clip or {})}
-        parameters = self.parameters[trains]
-        if trains == "recommender":
-            norm = self.accelerator.clip_grad_norm_(parameters, **limit)
         else:
-            norm = nn.utils.clip_grad_norm_(parameters, **limit)
-        norms = torch.stack([gradient_norm(group) for group in self.groups[trains].values()])
-        return norms * (norm / limit["max_norm"]).clamp_min(1.0), norm
+            self._report_bad_step(total, norms, stage)
+        return StepResult(total, norms, not finite)
+
+    def _clip(self, trains: str) -> tuple[torch.Tensor, bool]:
+        """Clip gradients; returns their norms by group, before that, and whether all are finite."""
+        if trains == "recommender":
+            self.accelerator.unscale_gradients()  # of fp16
+        order, groups = self.clip.get("norm_type", 2.0), self.groups[trains].values()
+        gradients = [[p.grad for p in group if p.grad is not None] for group in groups]
+        norms = torch.stack([_total_norm(group, order) for group in gradients])
+        # Reading one number a step is the price of never taking a broken step.
+        norm = float(torch.linalg.vector_norm(norms, order))
+        if norm > self.clip.get("max_norm", float("inf")):
+            for group in gradients:
+                torch._foreach_mul_(group, self.clip["max_norm"] / (norm + 1e-6))
+        return norms, math.isfinite(norm)
 
     def _report_bad_step(self, losses: torch.Tensor, norms: torch.Tensor, stage: Stage) -> None:
         if self.accelerator.scaler is not None and losses.isfinite().all():
@@ -184,11 +202,12 @@ class Engine:
     def _from_main(self, tensor: torch.Tensor) -> torch.Tensor:
         return broadcast(tensor) if self.accelerator.num_processes > 1 else tensor
 
-    def _sum_gradients(self, parameters: list[nn.Parameter]) -> None:
+    def _add_up(self, parameters: list[nn.Parameter], scale: float = 1.0) -> None:
+        """Sum gradients that no wrapper has summed."""
         if self.accelerator.num_processes == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = self.sum_over_processes(torch.cat([g.flatten() for g in gradients]))
+        flat = self.sum_over_processes(torch.cat([g.flatten() for g in gradients])) * scale
         for gradient, part in zip(
             gradients, flat.split([g.numel() for g in gradients]), strict=True
         ):
@@ -243,10 +262,10 @@ _PARTS = {  # a part of a parameter's name → what its gradient norm is reporte
 }
 
 
-def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
+def _total_norm(gradients: list[torch.Tensor], order: float) -> torch.Tensor:
     """The norm of all gradients together, over all shards of sharded ones."""
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    norm = nn.utils.get_total_norm(gradients, order)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict]:

@@ -37,6 +37,7 @@ from recbole_etegrec.trainer.memory import (
 )
 from recbole_etegrec.trainer.pretraining import pretraining_epoch
 from recbole_etegrec.trainer.schedule import Stage, alternation, finetuning
+from recbole_etegrec.trainer.trackers import curves
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class ETEGRecTrainer(AbstractTrainer):
     def __init__(self, config: Config, model: ETEGRecLlama, run_dir: RunDirectory):
         super().__init__(config, model)
         self.run_dir = run_dir
-        self.engine = Engine(config, model)
+        self.engine = Engine(config, model, run_dir)
         self.accelerator = self.engine.accelerator
         self.interruption = Interruption(self.accelerator)
         self.bigger = config["valid_metric_bigger"]
@@ -101,6 +102,7 @@ class ETEGRecTrainer(AbstractTrainer):
             self.accelerator.process_index,
         )
         self.valid_sample = sample_users(config, valid_data, config["valid_users"])
+        self.accelerator.init_trackers("")
         if resume:
             self._resume()
         with self.interruption:
@@ -136,6 +138,11 @@ class ETEGRecTrainer(AbstractTrainer):
         elif load_best_model:
             checkpoint.load_model(self.model, self.run_dir.best)
         return self._evaluate(eval_data, "Evaluate")
+
+    def finish(self, test_result: dict[str, float]) -> None:
+        """Close what a run holds open: trackers, which get the last result, and process groups."""
+        self.accelerator.log({f"test/{name}": value for name, value in test_result.items()})
+        self.accelerator.end_training()
 
     # Stages -------------------------------------------------------------------------------------
 
@@ -374,6 +381,7 @@ class ETEGRecTrainer(AbstractTrainer):
         self.progress.lines += 1
         if self.accelerator.is_main_process:
             self.run_dir.append_metrics(record)
+            self.accelerator.log(curves(record), step=self.progress.lines)
 
     def _save_last(self, parts: tuple[str, ...] = ("",)) -> None:
         """Write ``last/``; all processes take part, but while the tokenizer is pretrained."""
