@@ -117,7 +117,8 @@ def check_plugin_config(config: "Config") -> None:
             if key in config and not (number and fits(value)):
                 raise UserError(f"{key} ({value}) must be {wanted}")
     warmup = config["warmup_steps"]
-    if not (type(warmup) in (int, float) and (0 <= warmup < 1 or warmup == int(warmup) >= 1)):
+    share = type(warmup) is float and 0 <= warmup < 1
+    if not (share or (type(warmup) is int and warmup >= 0)):
         raise UserError(f"warmup_steps ({warmup}) must be a number of steps, or a share below 1")
     for broken, message in _contradictions(config):
         if broken:

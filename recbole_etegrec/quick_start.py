@@ -13,6 +13,7 @@ from recbole_etegrec.checks import check_dataset_files
 from recbole_etegrec.compat import versions
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset, data_preparation
+from recbole_etegrec.errors import Interrupted
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.start import start_config, start_run_directory
@@ -49,10 +50,14 @@ def run(
     logger.info("%s on %s: %s", config["model"], config["dataset"], run_dir.path)
 
     with logging_redirect_tqdm():  # log lines pass above a progress bar, not through it
-        if config["model"] in MODELS:
-            outcome = _plain(run_etegrec(config, run_dir, saved, resume))
-        else:
+        if config["model"] not in MODELS:
             outcome = _plain(run_baseline(config, run_dir, saved))
+        else:
+            try:
+                outcome = _plain(run_etegrec(config, run_dir, saved, resume))
+            except Interrupted as error:
+                logger.warning("%s; go on with --resume=%s", error, run_dir.path)
+                raise
 
     result = {key: config[key] for key in ("model", "dataset", "seed")}
     result |= {**outcome, "seconds": round(time.perf_counter() - started, 1)}

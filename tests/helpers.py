@@ -9,7 +9,12 @@ import torch
 from recbole.utils import init_seed
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.data import WholeSequenceDataset, create_dataset, data_preparation
+from recbole_etegrec.data import (
+    SequenceBatch,
+    WholeSequenceDataset,
+    create_dataset,
+    data_preparation,
+)
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, Recommender
@@ -62,6 +67,23 @@ def small_data(config: Config) -> tuple[WholeSequenceDataset, Loaders]:
     """The dataset of a configuration and its three loaders."""
     dataset = create_dataset(config)
     return dataset, Loaders(*data_preparation(config, dataset))
+
+
+def whole_steps(loader: SequenceLoader) -> list[SequenceBatch]:
+    """The steps of a loader that is not split, each as its one batch."""
+    return [batch for (batch,) in loader]
+
+
+def pieces_of(
+    loader: SequenceLoader, micro_batches: int, processes: int
+) -> list[list[list[SequenceBatch]]]:
+    """What each process is given, for each step its micro-batches."""
+    ranks = []
+    for rank in range(processes):
+        loader.split(micro_batches, processes, rank)
+        ranks.append(list(loader))
+    loader.split()
+    return ranks
 
 
 def small_model(config: Config) -> tuple[ETEGRecLlama, Loaders]:

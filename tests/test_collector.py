@@ -72,6 +72,30 @@ def test_collector_serves_metrics_of_items_when_counts_are_no_tensors():
     assert result["giniindex@3"] == pytest.approx((0 + 4 + 8) / 30, abs=1e-4)
 
 
+def test_collector_gives_the_same_when_batches_are_taken_and_put_into_another():
+    config = Config(
+        "Pop",
+        "ml-100k",
+        config_dict={"metrics": ["Recall", "GAUC"], "topk": 1, "valid_metric": "Recall@1"},
+    )
+    whole, other, last = (RankingCollector(config) for _ in range(3))
+    generator, taken = torch.Generator().manual_seed(0), []
+    for _ in range(3):
+        scores = torch.rand(4, 6, generator=generator)
+        scores[:, 0] = -INF
+        batch = (scores, None, torch.arange(4), torch.tensor([1, 2, 3, 4]))
+        whole.eval_batch_collect(scores.clone(), *batch[1:])
+        other.eval_batch_collect(*batch)
+        taken.append(other.take_batch())
+        assert other.take_batch() == {}
+    for batch in taken:
+        last.put_batch(batch)
+    expected, found = whole.get_data_struct(), last.get_data_struct()
+    for name in ("rec.topk", "rec.meanrank"):
+        assert torch.equal(found.get(name), expected.get(name))
+    assert Evaluator(config).evaluate(found) == Evaluator(config).evaluate(expected)
+
+
 def test_collector_keeps_counts_when_it_is_read_twice():
     config = Config(
         "Pop",

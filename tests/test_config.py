@@ -74,13 +74,14 @@ def test_config_samples_negatives_when_the_loss_needs_them(model, distribution):
 
 @pytest.mark.parametrize("model", ["ETEGRecLlama", "SASRec"])
 def test_config_is_rebuilt_when_its_inputs_pass_through_yaml(model, tiny_data):
-    chosen = {"data_path": os.path.relpath(tiny_data), "topk": "[5, 10]", "run_dir": "x"}
+    ours = {"run_dir": "x", "resume": "True"}
+    chosen = {"data_path": os.path.relpath(tiny_data), "topk": "[5, 10]", **ours}
     config = Config(model, "tiny", config_dict=chosen)
     again = Config(config_dict=yaml.safe_load(yaml.safe_dump(config.inputs)))
     assert again.inputs == config.inputs
-    assert {**again.final_config_dict, "run_dir": "x"} == config.final_config_dict
+    assert {**again.final_config_dict, **ours, "resume": True} == config.final_config_dict
     assert config.inputs["data_path"] == tiny_data
-    assert "run_dir" not in config.inputs
+    assert not ours.keys() & config.inputs.keys()
 
 
 def test_config_leaves_visible_devices_alone_when_gpu_id_is_not_given(monkeypatch):
@@ -103,9 +104,11 @@ def test_config_leaves_visible_devices_alone_when_gpu_id_is_not_given(monkeypatc
         ("SASRec", {"topk": [5]}, r"valid_metric (NDCG@10) needs its K in topk [5]"),
         ("SASRec", {"metrics": ["MRR"]}, "valid_metric (NDCG@10) is not in metrics ['mrr']"),
         ("SASRec", {"eval_args": {"mode": "unix"}}, "eval_args: mode: "),
-        ("SASRec", {"nproc": 2}, "one process"),
+        ("SASRec", {"nproc": 2}, "nproc (2): start several processes with accelerate launch"),
         ("ETEGRecLlama", {"num_beams": 5}, "num_beams (5) must be >= max(topk) (20): raise"),
         ("ETEGRecLlama", {"num_beams": 0}, "num_beams (0) must be a whole number above 0"),
+        ("ETEGRecLlama", {"save_steps": -1}, "save_steps (-1) must be a whole number, 0 or"),
+        ("ETEGRecLlama", {"gradient_accumulation_steps": 0}, "(0) must be a whole number above 0"),
         ("ETEGRecLlama", {"ranking": "best"}, "ranking (best) must be one of beam, exact"),
         ("ETEGRecLlama", {"hidden_size": 130}, "must be a multiple of num_attention_heads (4)"),
         ("ETEGRecLlama", {"metrics": ["GAUC"], "valid_metric": "GAUC"}, "set ranking: exact"),
@@ -119,6 +122,18 @@ def test_config_refuses_in_one_line_when_a_value_is_wrong(model, values, message
         Config(model, "ml-100k", config_dict=values)
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", [-1, -0.5, 1.5, "abc", None, True])
+def test_config_refuses_warmup_steps_when_neither_a_number_of_steps_nor_a_share(value):
+    with pytest.raises(UserError, match="warmup_steps .* must be a number of steps, or a share"):
+        Config("ETEGRecLlama", "ml-100k", config_dict={"warmup_steps": value})
+
+
+@pytest.mark.parametrize("value", [0, 0.05, 0.999, 1, 200, 200.0])
+def test_config_takes_warmup_steps_when_a_number_of_steps_or_a_share(value):
+    config = Config("ETEGRecLlama", "ml-100k", config_dict={"warmup_steps": value})
+    assert config["warmup_steps"] == value
 
 
 def test_config_accepts_few_beams_when_the_ranking_is_exact():

@@ -1,5 +1,8 @@
 """The RecBole model: losses of windows and of prefix rows, and the scores it ranks by."""
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 from recbole.data.dataloader import TrainDataLoader
@@ -12,13 +15,16 @@ from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.losses import recommendation_loss
 from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.trainer.schedule import Stage
 from tests.conftest import write_interactions
 from tests.helpers import (
     changed_since,
     parameters_of,
+    pieces_of,
     small_config,
     small_data,
     small_model,
+    whole_steps,
 )
 
 CLOSE = {"atol": 1e-4, "rtol": 0}
@@ -31,11 +37,9 @@ def rows_to_rank(loaders) -> Interaction:
     return batch
 
 
-def losses_of(model: ETEGRecLlama, batch: SequenceBatch):
-    """All losses of a batch of windows, as in training."""
-    output = model.recommender(model.codes(batch.items), batch.target_index)
-    embedding = model.item_embedding[batch.distinct]
-    return model.losses(batch, output, model.tokenizer(embedding, output.sequence_latent))
+def losses_of(model: ETEGRecLlama, batch: SequenceBatch) -> dict[str, torch.Tensor]:
+    """All losses of a batch of windows."""
+    return model.losses(Stage.LOSSES, batch)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
@@ -45,11 +49,13 @@ def test_windows_equal_prefixes_when_users_are_longer_and_shorter(pooling, windo
     model, loaders = small_model(small_config(tiny_data, cut_probability=0.0, **values))
     train = loaders.train._dataset.inter_feat
     users, items = train["user_id"], train["item_id"]
-    windows = loaders.train.dataset.whole
+    windows = loaders.train.whole
+    loaders.train.steps = [np.array([n]) for n in range(len(windows.start))]
     checked = 0
-    for n, (start, end, supervised_from) in enumerate(zip(*windows, strict=True)):
+    for batch, start, end, supervised_from in zip(
+        whole_steps(loaders.train), *windows, strict=True
+    ):
         assert users[start] == users[end - 1]
-        batch = loaders.train.dataset.collate([n])
         with torch.no_grad():
             whole = model.recommender(model.codes(batch.items), batch.target_index)
             for row, target in enumerate(range(supervised_from, end)):
@@ -75,14 +81,14 @@ def test_calculate_loss_equals_whole_sequences_when_given_recboles_prefix_rows(p
     values |= {"MAX_ITEM_LIST_LENGTH": 70, "sia_weight": 0.3, "psa_weight": 0.2}
     config = small_config(tiny_data, alignment_pooling=pooling, **values)
     model, loaders = small_model(config)
-    (rows,), (batch,) = prefix_rows(config), list(loaders.train)
+    (rows,), (batch,) = prefix_rows(config), whole_steps(loaders.train)
     assert len(rows) == len(batch.targets)
     with torch.no_grad():
         losses = losses_of(model, batch)
-        expected = losses.recommendation + 0.3 * losses.sia + 0.2 * losses.psa
+        expected = losses["recommendation"] + 0.3 * losses["sia"] + 0.2 * losses["psa"]
         found = model.calculate_loss(rows)
-    assert losses.sia > 0.01
-    assert losses.psa > 0.1
+    assert losses["sia"] > 0.01
+    assert losses["psa"] > 0.1
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -95,7 +101,10 @@ def test_calculate_loss_is_the_mean_of_batches_when_rows_come_in_pieces(tiny_dat
         for rows in prefix_rows(config):
             total += model.calculate_loss(rows).item() * len(rows)
             targets += len(rows)
-        whole = [(losses_of(model, b).recommendation.item(), len(b.targets)) for b in loaders.train]
+        whole = [
+            (losses_of(model, batch)["recommendation"].item(), len(batch.targets))
+            for batch in whole_steps(loaders.train)
+        ]
     assert targets == sum(count for _, count in whole)
     mean = sum(loss * count for loss, count in whole) / targets
     assert total / targets == pytest.approx(mean, abs=1e-5)
@@ -159,7 +168,7 @@ def test_predict_is_the_sum_of_teacher_forced_log_probabilities_when_scored(tiny
             torch.testing.assert_close(predicted[n], total, **CLOSE)
 
 
-def test_l_rec_is_the_mean_prediction_when_scaled_by_the_code_length(tiny_data):
+def test_l_rec_is_the_prediction_when_scaled_by_the_code_length(tiny_data):
     model, loaders = small_model(small_config(tiny_data))
     rows = rows_to_rank(loaders)
     length, width = rows["item_length"], rows["item_id_list"].shape[1]
@@ -169,7 +178,7 @@ def test_l_rec_is_the_mean_prediction_when_scaled_by_the_code_length(tiny_data):
     with torch.no_grad():
         logits = model.recommender(model.codes(items), n * width + length - 1).logits
     loss = recommendation_loss(logits, model.codes(rows["item_id"]))
-    torch.testing.assert_close(-4 * loss, model.predict(rows).mean(), **CLOSE)
+    torch.testing.assert_close(-4 * loss, model.predict(rows), **CLOSE)
 
 
 def test_recommend_gives_the_best_items_when_k_is_small(tiny_data):
@@ -228,10 +237,10 @@ GRADIENTS = {
 @pytest.mark.parametrize("what", ["recommendation", "aligned"])
 def test_losses_reach_every_parameter_they_should_when_differentiated(update, what, tiny_data):
     model, loaders = small_model(small_config(tiny_data, codebook_update=update))
-    losses = losses_of(model, next(iter(loaders.train)))
-    loss = losses.recommendation
+    losses = losses_of(model, whole_steps(loaders.train)[0])
+    loss = losses["recommendation"]
     if what == "aligned":
-        loss = loss + losses.sia + losses.psa
+        loss = loss + losses["sia"] + losses["psa"]
     loss.backward()
     without = GRADIENTS[update][what]
     for name, parameter in model.recommender.named_parameters():
@@ -244,7 +253,7 @@ def test_losses_reach_every_parameter_they_should_when_differentiated(update, wh
 def test_losses_reach_the_encoder_when_the_tokenizer_trains(name, tiny_data):
     model, loaders = small_model(small_config(tiny_data))
     model.tokenizer.requires_grad_(True)
-    getattr(losses_of(model, next(iter(loaders.train))), name).backward()
+    losses_of(model, whole_steps(loaders.train)[0])[name].backward()
     assert all(p.grad.abs().max() > 0 for p in model.tokenizer.encoder.parameters())
     books = model.tokenizer.quantizer.codebooks.grad
     if name == "psa":  # the reconstruction is straight-through: rows get nothing
@@ -254,6 +263,68 @@ def test_losses_reach_the_encoder_when_the_tokenizer_trains(name, tiny_data):
     # The decoder is asked by PSA and by the reconstruction.
     decoder = [p.grad is not None for p in model.tokenizer.decoder.parameters()]
     assert all(decoder) if name != "sia" else not any(decoder)
+
+
+def test_losses_are_the_named_ones_alone_when_some_are_asked_for(tiny_data):
+    model, loaders = small_model(small_config(tiny_data))
+    batch = whole_steps(loaders.train)[0]
+    with torch.no_grad():
+        together = losses_of(model, batch)
+        assert set(together) == set(Stage.LOSSES)
+        for name, value in together.items():
+            assert model.losses([name], batch) == {name: value}
+
+
+@pytest.mark.parametrize(("micro_batches", "processes"), [(2, 1), (1, 2), (3, 1), (2, 2)])
+def test_losses_sum_to_those_of_the_step_when_it_is_in_pieces(micro_batches, processes, tiny_data):
+    model, loaders = small_model(small_config(tiny_data, max_tokens=400))
+    names = ["recommendation", "sia", "quantization"]
+    assert min(len(rows) for rows in loaders.train.steps) < micro_batches * processes
+    with torch.no_grad():
+        ranks = pieces_of(loaders.train, micro_batches, processes)
+        for whole, *pieces in zip(whole_steps(loaders.train), *ranks, strict=True):
+            shares = [model.losses(names, batch) for own in pieces for batch in own]
+            found = {name: sum(share[name] for share in shares) for name in names}
+            expected = model.losses(names, whole)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_losses_take_psa_negatives_from_all_processes_when_told_how(processes, tiny_data):
+    model, loaders = small_model(small_config(tiny_data, max_tokens=400))
+    ranks = pieces_of(loaders.train, 1, processes)
+
+    def note(seen: list[torch.Tensor], own: torch.Tensor) -> torch.Tensor:
+        seen.append(own)
+        return own
+
+    with torch.no_grad():
+        for whole, *pieces in zip(whole_steps(loaders.train), *ranks, strict=True):
+            seen = []
+            for (batch,) in pieces:
+                model.losses(["psa"], batch, logsumexp_over_processes=partial(note, seen))
+            total = torch.stack(seen).logsumexp(dim=0)
+            found = sum(
+                model.losses(["psa"], batch, logsumexp_over_processes=lambda _, t=total: t)["psa"]
+                for (batch,) in pieces
+            )
+            expected = model.losses(["psa"], whole)["psa"]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_losses_give_every_parameter_a_finite_gradient_when_a_piece_has_no_targets(tiny_data):
+    model, loaders = small_model(small_config(tiny_data, max_tokens=400, cut_probability=0.0))
+    model.tokenizer.requires_grad_(True)
+    loaders.train.split(4)
+    empty = [batch for step in loaders.train for batch in step if len(batch.targets) == 0]
+    losses = losses_of(model, empty[0])
+    sum(losses.values()).backward()
+    assert all(losses[name] == 0 for name in ("recommendation", "sia", "psa"))
+    assert losses["quantization"] > 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        if name.startswith("recommender."):
+            assert not parameter.grad.any(), name
 
 
 def test_rebuild_codes_moves_table_trie_and_codebooks_when_the_tokenizer_changed(tiny_data):

@@ -1,18 +1,18 @@
-"""Windows, cuts and batches: every target once, within the budget, drawn from the seed."""
+"""Windows, cuts, steps and their pieces: every target once, drawn from the seed."""
 
 import numpy as np
 import pytest
 import torch
 
 from recbole_etegrec.data.loader import (
+    SequenceBatch,
     SequenceLoader,
-    TokenBudgetSampler,
     Windows,
     cut_windows,
     make_windows,
     split_by_budget,
 )
-from tests.helpers import beauty_path, small_config, small_data
+from tests.helpers import beauty_path, pieces_of, small_config, small_data, whole_steps
 
 
 def times_supervised(windows: Windows, interactions: int) -> np.ndarray:
@@ -85,7 +85,7 @@ def test_cuts_fall_on_every_place_when_drawn_often():
 def test_split_by_budget_keeps_order_and_budget_when_lengths_ascend():
     lengths = np.sort(np.random.default_rng(0).integers(2, 30, 200))
     batches = split_by_budget(np.arange(200), lengths, max_items=64)
-    assert sum(batches, []) == list(range(200))
+    assert np.concatenate(batches).tolist() == list(range(200))
     for batch in batches:
         assert len(batch) * lengths[batch].max() <= 64
     # A batch ends only where one more window would not fit.
@@ -94,21 +94,23 @@ def test_split_by_budget_keeps_order_and_budget_when_lengths_ascend():
 
 
 def test_split_by_budget_gives_a_window_its_own_batch_when_it_exceeds_the_budget():
-    assert split_by_budget(np.array([5, 3]), np.array([9, 9]), max_items=4) == [[5], [3]]
+    batches = split_by_budget(np.array([5, 3]), np.array([9, 9]), max_items=4)
+    assert [batch.tolist() for batch in batches] == [[5], [3]]
 
 
 def check_epoch(loader: SequenceLoader, max_tokens: int) -> float:
-    """Check all batches of an epoch; returns the share of padding."""
+    """Check all steps of an epoch; returns the share of padding."""
     items = loader._dataset.inter_feat["item_id"].numpy()
     offsets = np.flatnonzero(np.diff(loader._dataset.inter_feat["user_id"], prepend=-1))
     expected = np.ones(len(items), dtype=int)
     expected[offsets] = 0
-    windows = loader.dataset.windows
-    assert (times_supervised(windows, len(items)) == expected).all()
-    assert sorted(sum(loader.batch_sampler.batches, [])) == list(range(len(windows.start)))
+    assert (times_supervised(loader.windows, len(items)) == expected).all()
+    rows = np.concatenate(loader.steps)
+    assert sorted(rows.tolist()) == list(range(len(loader.windows.start)))
+    assert len(loader) == len(loader.steps)
 
     targets, padding, total = [], 0, 0
-    for batch in loader:
+    for batch in whole_steps(loader):
         assert batch.items.numel() * 4 <= max_tokens
         present = batch.items > 0
         assert not (present[:, 1:] & ~present[:, :-1]).any()  # on the right
@@ -118,6 +120,8 @@ def check_epoch(loader: SequenceLoader, max_tokens: int) -> float:
         assert len(batch.target_index.unique()) == len(batch.target_index)
         assert torch.equal(batch.distinct, batch.targets.unique())
         assert torch.equal(batch.distinct[batch.distinct_index], batch.targets)
+        assert (batch.step_targets, batch.pieces) == (len(batch.targets), 1)
+        assert batch.step_items == int(present.sum())
         targets.append(batch.targets)
     found = torch.cat(targets)
     assert len(found) == expected.sum()
@@ -145,18 +149,19 @@ def test_loader_supervises_each_target_once_when_data_is_beauty(cut, tmp_path):
     for epoch in range(2):
         loaders.train.draw(epoch)
         assert check_epoch(loaders.train, 8192) < 0.05
-    assert sum(len(batch.targets) for batch in loaders.train) == 131_413
+    steps = whole_steps(loaders.train)
+    assert sum(len(batch.targets) for batch in steps) == 131_413
     assert len(loaders.test._dataset.inter_feat) == 22_363
-    windows = loaders.train.dataset.whole
-    overlaps = windows.start[1:] < windows.end[:-1]
+    whole = loaders.train.whole
+    overlaps = whole.start[1:] < whole.end[:-1]
     assert overlaps.sum() > 100
-    half_empty = [b for b in loaders.train if (b.items == 0).sum() * 2 > b.items.numel()]
-    assert len(half_empty) <= 0.02 * len(loaders.train)
+    half_empty = [b for b in steps if (b.items == 0).sum() * 2 > b.items.numel()]
+    assert len(half_empty) <= 0.02 * len(steps)
 
 
 def batches_of(loader: SequenceLoader, epoch: int) -> list[list[int]]:
     loader.draw(epoch)
-    return [batch.items.tolist() for batch in loader]
+    return [batch.items.tolist() for batch in whole_steps(loader)]
 
 
 def test_loader_draws_from_seed_and_epoch_alone_when_asked_again(tiny_data):
@@ -175,12 +180,111 @@ def test_loader_draws_from_seed_and_epoch_alone_when_asked_again(tiny_data):
     assert {str(b) for b in epochs[0]} != {str(b) for b in epochs[1]}
 
 
-def test_sampler_keeps_order_when_not_shuffled(tiny_data):
-    windows = small_data(small_config(tiny_data, cut_probability=0.0))[1].train.dataset
-    sampler = TokenBudgetSampler(windows, 100, seed=0, shuffle=False)
-    lengths = windows.lengths()
-    order = sum(list(sampler), [])
-    assert (np.diff(lengths[order]) >= 0).all()
-    before = list(sampler)
-    sampler.draw(3)
-    assert list(sampler) == before
+# Pieces of a step ---------------------------------------------------------------------------------
+
+SPLITS = [
+    (micro_batches, processes)
+    for micro_batches in range(1, 5)
+    for processes in range(1, 5)
+    if micro_batches * processes <= 4
+]
+
+
+def tiny_loader(tiny_data: str, **more) -> SequenceLoader:
+    return small_data(small_config(tiny_data, max_tokens=400, **more))[1].train
+
+
+def rows_of(batch: SequenceBatch) -> list[tuple[list[int], list[int]]]:
+    """The items and the supervised positions of each window that has targets."""
+    width = batch.items.shape[1]
+    supervised = torch.zeros(len(batch.items), width - 1, dtype=torch.bool)
+    supervised.view(-1)[batch.target_index] = True
+    assert torch.equal(batch.items[:, 1:][supervised], batch.targets)
+    return [
+        (items[items > 0].tolist(), positions.nonzero().flatten().tolist())
+        for items, positions in zip(batch.items, supervised, strict=True)
+        if positions.any()
+    ]
+
+
+def same_batch(one: SequenceBatch, other: SequenceBatch) -> bool:
+    return all(
+        torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("micro_batches", "processes"), SPLITS)
+def test_split_gives_each_window_to_one_piece_when_a_step_is_divided(
+    micro_batches, processes, tiny_data
+):
+    loader = tiny_loader(tiny_data)
+    for epoch in range(2):
+        loader.draw(epoch)
+        whole, drawn = whole_steps(loader), [rows.tolist() for rows in loader.steps]
+        ranks = pieces_of(loader, micro_batches, processes)
+        assert [rows.tolist() for rows in loader.steps] == drawn
+        assert [len(steps) for steps in ranks] == [len(whole)] * processes
+        for n, undivided in enumerate(whole):
+            assert all(len(steps[n]) == micro_batches for steps in ranks)
+            pieces = [batch for steps in ranks for batch in steps[n]]
+            found = [row for batch in pieces for row in rows_of(batch)]
+            assert sorted(found) == sorted(rows_of(undivided))
+            # Pieces differ by a window at most, and together keep to the budget.
+            sizes = [len(rows_of(batch)) for batch in pieces]
+            assert max(sizes) - min(sizes) <= 1
+            padded = sum(batch.items.numel() for batch in pieces if len(batch.targets))
+            assert padded * 4 <= 400
+
+
+@pytest.mark.parametrize(("micro_batches", "processes"), SPLITS)
+def test_split_tells_every_piece_of_the_whole_step_when_it_is_divided(
+    micro_batches, processes, tiny_data
+):
+    loader = tiny_loader(tiny_data)
+    whole = whole_steps(loader)
+    for steps in pieces_of(loader, micro_batches, processes):
+        for undivided, pieces in zip(whole, steps, strict=True):
+            for batch in pieces:
+                assert batch.pieces == micro_batches * processes
+                assert batch.step_targets == undivided.step_targets
+                assert batch.step_items == undivided.step_items
+                assert torch.equal(batch.distinct, undivided.distinct)
+                assert torch.equal(batch.distinct[batch.distinct_index], batch.targets)
+
+
+@pytest.mark.parametrize(("micro_batches", "processes"), SPLITS)
+def test_split_gives_pieces_without_targets_when_a_step_has_few_windows(
+    micro_batches, processes, tiny_data
+):
+    loader = tiny_loader(tiny_data, cut_probability=0.0)  # windows of 51 items, a step each
+    windows = [len(rows) for rows in loader.steps]
+    assert min(windows) == 1
+    ranks = pieces_of(loader, micro_batches, processes)
+    for n, count in enumerate(windows):
+        pieces = [batch for steps in ranks for batch in steps[n]]
+        empty = [batch for batch in pieces if len(batch.targets) == 0]
+        assert len(empty) == max(len(pieces) - count, 0)
+        for batch in empty:
+            # One window, so that a model can be run on it.
+            assert len(batch.items) == 1
+            assert (batch.items > 0).all()
+            assert len(batch.target_index) == len(batch.distinct_index) == 0
+            assert batch.target_index.dtype == batch.targets.dtype == torch.int64
+            assert batch.step_targets > 0
+
+
+@pytest.mark.parametrize(("micro_batches", "processes"), [(1, 1), (2, 1), (1, 3)])
+def test_iterate_yields_the_rest_of_an_epoch_when_steps_are_skipped(
+    micro_batches, processes, tiny_data
+):
+    loader = tiny_loader(tiny_data)
+    loader.draw(3)
+    loader.split(micro_batches, processes, rank=processes - 1)
+    steps = list(loader)
+    assert len(steps) == len(loader) > 3
+    for first in (0, 1, 3, len(steps) - 1, len(steps)):
+        rest = list(loader.iterate(first))
+        assert len(rest) == len(steps) - first
+        for one, other in zip(rest, steps[first:], strict=True):
+            assert len(one) == len(other) == micro_batches
+            assert all(map(same_batch, one, other))

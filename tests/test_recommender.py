@@ -109,7 +109,7 @@ def backward(recommender, *, adapters: bool) -> None:
     codes, mask, _ = padded_batch("right")
     index = torch.nonzero(mask[:, 1:].flatten()).squeeze(1)
     output = recommender(codes, index)
-    loss = recommendation_loss(output.logits, codes[:, 1:].flatten(0, 1)[index])
+    loss = recommendation_loss(output.logits, codes[:, 1:].flatten(0, 1)[index]).mean()
     if adapters:
         loss = loss + output.sequence_latent.square().sum() + output.preference_latent.sum()
     loss.backward()

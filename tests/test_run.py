@@ -52,9 +52,9 @@ def test_run_leaves_a_whole_directory_when_it_ends(finished):
         "model.safetensors",
         "model.json",
     }
-    assert {"config.yaml", "metrics.jsonl", "result.json", "run.log", "best"} == {
-        path.name for path in run_dir.iterdir()
-    }
+    # The checkpoints that an unfinished run goes on from are gone.
+    files = {"config.yaml", "metrics.jsonl", "result.json", "run.log"}
+    assert {path.name for path in run_dir.iterdir()} == files | {"best", "tensorboard"}
     stages = [(line["phase"], line.get("trains")) for line in lines_of(run_dir)]
     assert stages == [
         *[("pretraining", None)] * 2,
@@ -88,7 +88,12 @@ def test_run_trains_and_ranks_when_precision_is_bf16(ranking, tiny_data, tmp_pat
     assert 0 < outcome["test_result"]["recall@20"] <= 1
     weights = load_run(str(tmp_path / "run"))[1].recommender.state_dict()
     assert {value.dtype for value in weights.values()} == {torch.float32}
-    assert all(np.isfinite(line["recommendation"]) for line in lines_of(tmp_path / "run")[2:])
+    epochs = lines_of(tmp_path / "run")[2:]
+    assert [line["trains"] for line in epochs] == ["tokenizer", "recommender", "recommender"]
+    for line in epochs:
+        loss = "quantization" if line["trains"] == "tokenizer" else "recommendation"
+        assert np.isfinite(line[loss])
+        assert line["skipped"] == 0
 
 
 @pytest.mark.parametrize("ranking", ["beam", "exact"])

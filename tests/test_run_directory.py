@@ -23,6 +23,29 @@ def test_create_starts_metrics_anew_when_a_run_did_not_finish(tmp_path):
     assert RunDirectory.create(run_dir.path).metrics.read_text() == ""
 
 
+def test_create_drops_checkpoints_when_a_run_did_not_finish(tmp_path):
+    run_dir = RunDirectory.create(tmp_path / "run")
+    for folder in (run_dir.last, run_dir.previous, run_dir.best):
+        folder.mkdir()
+        (folder / "model").write_text("x")
+    RunDirectory.create(run_dir.path)
+    assert not run_dir.last.exists()
+    assert not run_dir.previous.exists()
+    assert run_dir.best.exists()
+
+
+def test_keep_metrics_cuts_the_lines_beyond_a_count_when_there_are_more(tmp_path):
+    run_dir = RunDirectory.create(tmp_path)
+    for epoch in range(4):
+        run_dir.append_metrics({"epoch": epoch})
+    for count, left in ((9, 4), (2, 2), (0, 0)):
+        run_dir.keep_metrics(count)
+        lines = run_dir.metrics.read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == list(range(left))
+    run_dir.append_metrics({"epoch": 7})
+    assert json.loads(run_dir.metrics.read_text())["epoch"] == 7
+
+
 def test_create_refuses_when_the_run_is_finished_or_the_path_unwritable(tmp_path):
     run_dir = RunDirectory.create(tmp_path / "done")
     run_dir.write_json("result.json", {})
@@ -70,6 +93,19 @@ def test_atomic_directory_recovers_the_previous_one_when_a_swap_was_cut_short(tm
     assert (tmp_path / "best" / "model").read_text() == "first"
 
 
+def test_atomic_directory_keeps_the_one_before_when_told_where(tmp_path):
+    last, previous = tmp_path / "last", tmp_path / "previous"
+    for n in range(3):
+        with atomic_directory(last, keep=previous) as folder:
+            (folder / "model").write_text(str(n))
+    with pytest.raises(RuntimeError), atomic_directory(last, keep=previous) as folder:
+        (folder / "model").write_text("half")
+        raise RuntimeError
+    assert (last / "model").read_text() == "2"
+    assert (previous / "model").read_text() == "1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "previous"]
+
+
 def test_default_path_is_new_when_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = default_path("Pop", "tiny")
@@ -88,3 +124,13 @@ def test_start_logging_writes_to_one_run_when_a_second_starts(tmp_path):
     assert first.log.read_text().endswith("INFO one coloured\n")
     assert second.log.read_text().endswith("WARNING three\n")
     assert "two" not in second.log.read_text()
+
+
+def test_start_logging_tells_errors_alone_when_there_is_no_run(tmp_path, capsys):
+    run_dir = RunDirectory.create(tmp_path)
+    start_logging(run_dir)
+    start_logging(None, "DEBUG")
+    logging.getLogger("x").warning("one")
+    logging.getLogger("x").error("two")
+    assert run_dir.log.read_text() == ""
+    assert capsys.readouterr().err.endswith("ERROR two\n")

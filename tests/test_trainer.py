@@ -1,14 +1,15 @@
-"""Stages, schedule, early stopping and evaluation, on a real small model."""
+"""Stages, early stopping, pretraining and evaluation, on a real small model."""
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from recbole.utils import init_seed
 from safetensors.torch import load_file
-from transformers import get_constant_schedule_with_warmup
 
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.losses import quantization_loss
@@ -17,9 +18,17 @@ from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer import ETEGRecTrainer
 from recbole_etegrec.trainer.checkpoint import load_model
 from recbole_etegrec.trainer.evaluation import evaluate, sample_users
-from recbole_etegrec.trainer.pretraining import pretrain_tokenizer
-from recbole_etegrec.trainer.schedule import Stage, alternation, finetuning
-from tests.helpers import Loaders, changed_since, parameters_of, small_config, small_model
+from recbole_etegrec.trainer.pretraining import pretraining_epoch
+from recbole_etegrec.trainer.schedule import Stage
+from recbole_etegrec.trainer.trainer import _constant, _cosine
+from tests.helpers import (
+    Loaders,
+    changed_since,
+    parameters_of,
+    small_config,
+    small_model,
+    whole_steps,
+)
 
 NO_STAGES = {"tokenizer_epochs": 0, "epochs": 0, "finetune_epochs": 0}
 METRICS = {"metrics": ["Recall", "NDCG", "MRR"], "topk": [1, 5, 20], "valid_metric": "NDCG@5"}
@@ -36,13 +45,17 @@ def ready_trainer(data_path: str, run_dir: Path, **more) -> ETEGRecTrainer:
     trainer, loaders = make_trainer(data_path, run_dir, **NO_STAGES, **more)
     worst = trainer.best_valid_score
     trainer.fit(loaders.train, loaders.valid)
-    assert trainer.epochs_done == 0
+    assert trainer.progress.epochs_done == 0
     trainer.best_valid_score, trainer.best_valid_result, trainer.best_state = worst, None, None
     return trainer
 
 
-def run_stages(trainer: ETEGRecTrainer, *stages: Stage) -> None:
-    trainer._run(list(stages), 0.01, get_constant_schedule_with_warmup)
+def run_stages(
+    trainer: ETEGRecTrainer, *stages: Stage, rate: float = 0.01, schedule: Callable = _constant
+) -> None:
+    """Run stages with fresh optimizers, after whatever has been run."""
+    trainer.progress = replace(trainer.progress, index=0, stale=0)
+    trainer._run(list(stages), rate, schedule)
 
 
 def metrics_lines(trainer: ETEGRecTrainer) -> list[dict]:
@@ -150,7 +163,7 @@ def test_everything_uses_the_new_codes_when_the_tokenizer_was_trained(tiny_data,
     trainer = ready_trainer(tiny_data, tmp_path / "run", **values)
     model = trainer.model
     (rows,) = [interaction for interaction, *_ in trainer.valid_data]
-    batch = next(iter(trainer.train_data))
+    batch = whole_steps(trainer.train_data)[0]
     old = model.codes(batch.items), model.full_sort_predict(rows)
     run_stages(trainer, Stage("alternation", "tokenizer", quantization=1.0, rebuild_codes=True))
     semantic = model.tokenizer.encode(model.item_embedding[1:])
@@ -178,12 +191,12 @@ def test_everything_uses_the_new_codes_when_the_tokenizer_was_trained(tiny_data,
 def test_training_batch_uses_the_new_codes_when_the_table_changed(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run")
     stage, model = Stage("alternation", "recommender", 1.0), trainer.model
-    batch = next(iter(trainer.train_data))
+    batch = whole_steps(trainer.train_data)[0]
     with torch.no_grad():
-        before = trainer._losses(batch, stage).recommendation
+        before = trainer.engine.losses(batch, stage)["recommendation"]
         swapped = model.codes.table[1:].flip(0).clone()
         model.codes.set_table(swapped)
-        after = trainer._losses(batch, stage).recommendation
+        after = trainer.engine.losses(batch, stage)["recommendation"]
         logits = model.recommender(swapped[batch.items - 1], batch.target_index).logits
         expected = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), swapped[batch.targets - 1].flatten()
@@ -200,33 +213,49 @@ def test_trainer_sees_every_target_in_fresh_batches_when_epochs_pass(tiny_data, 
     epochs = []
     for epoch in range(2):
         trainer.train_data.draw(epoch)
-        prepared = [batch.items.tolist() for batch in trainer.batches]
-        assert prepared == [batch.items.tolist() for batch in trainer.train_data]
-        epochs.append(prepared)
-    assert epochs[0] != epochs[1]
+        epochs.append([batch.items for batch in whole_steps(trainer.train_data)])
+    assert [items.tolist() for items in epochs[0]] != [items.tolist() for items in epochs[1]]
     stage = Stage("finetune", "recommender", 1.0)
     run_stages(trainer, stage, stage)
     train = trainer.train_data._dataset.inter_feat
     targets = len(train) - len(train["user_id"].unique())
     assert [line["targets"] for line in metrics_lines(trainer)] == [targets, targets]
-    padded = [sum(4 * len(rows) * len(rows[0]) for rows in epoch) for epoch in epochs]
-    assert [line["tokens"] for line in metrics_lines(trainer)] == padded
+    tokens = [sum(4 * int((items > 0).sum()) for items in epoch) for epoch in epochs]
+    assert [line["tokens"] for line in metrics_lines(trainer)] == tokens
+    assert [line["skipped"] for line in metrics_lines(trainer)] == [0, 0]
 
 
-def test_trainer_records_the_mean_loss_when_nothing_moves(tiny_data, tmp_path):
-    values = {"cut_probability": 0.0, "max_tokens": 600}
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_trainer_records_the_means_of_weighted_losses_when_nothing_moves(
+    aligned, micro_batches, tiny_data, tmp_path
+):
+    values = {"max_tokens": 600, "gradient_accumulation_steps": micro_batches}
     trainer = ready_trainer(tiny_data, tmp_path / "run", **values)
-    trainer._run([Stage("finetune", "recommender", 1.0)], 0.0, get_constant_schedule_with_warmup)
+    weight = 0.1 if aligned else 0.0
+    stage = Stage("alternation", "recommender", 1.0, weight, weight)
+    run_stages(trainer, stage, rate=0.0)
     (record,) = metrics_lines(trainer)
-    total = torch.zeros(4)
+    total, targets = dict.fromkeys(stage.weights, 0.0), 0
     with torch.no_grad():
-        for batch in trainer.train_data:
-            losses = trainer._losses(batch, Stage("finetune", "recommender", 1.0))
-            total += torch.stack(losses) * len(batch.targets)
-    for name, value in zip(losses._fields, total / record["targets"], strict=True):
-        assert record[name] == pytest.approx(value.item(), rel=1e-4), name
-    assert record["phase"] == "finetune"
+        for step in trainer.train_data:
+            assert len(step) == micro_batches
+            targets += step[0].step_targets
+            for batch in step:
+                for name, share in trainer.engine.losses(batch, stage).items():
+                    total[name] += share.item() * batch.step_targets
+    assert record["targets"] == targets
+    assert {name for name in Stage.LOSSES if name in record} == set(total)
+    for name, value in total.items():
+        assert record[name] == pytest.approx(value / targets, rel=1e-4), name
+    assert record["phase"] == "alternation"
     assert record["lr"] == 0.0
+    groups = ("backbone", "codebooks", "collision_table", "projectors", "adapters")
+    norms = {name: value for name, value in record.items() if name.startswith("norm_")}
+    assert set(norms) == {f"norm_{group}" for group in groups}
+    assert {name for name, norm in norms.items() if norm > 0} == {
+        name for name in norms if aligned or name != "norm_adapters"
+    }
 
 
 def test_trainer_lowers_every_loss_when_it_is_weighted(tiny_data, tmp_path):
@@ -291,7 +320,8 @@ def test_trainer_stops_early_when_nothing_improves(patience, tiny_data, tmp_path
     stage = Stage("finetune", "recommender", 1.0, evaluate=True)
     quiet = Stage("finetune", "recommender", 1.0)
     run_stages(trainer, quiet, *[stage] * 10)
-    assert trainer.epochs_done == 1 + patience + 1  # RecBole's: more than stopping_step in a row
+    # RecBole's: more than stopping_step in a row
+    assert trainer.progress.epochs_done == 1 + patience + 1
     assert trainer.best_state is None
 
 
@@ -316,11 +346,28 @@ def test_trainer_steps_by_each_modules_own_rate_when_a_cosine_decays(tiny_data, 
     assert rates[0] == pytest.approx(0.004 * (1 + math.cos(math.pi / 3)) / 2, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [(_constant, [0.5, 1.0, 1.0, 1.0]), (_cosine, [0.5, 1.0, 0.5, 0.0])],
+)
+def test_trainer_warms_up_over_a_share_of_its_steps_when_it_is_below_one(
+    schedule, expected, tiny_data, tmp_path
+):
+    # Without cuts, an epoch has as many steps as any other.
+    values = {"warmup_steps": 0.5, "max_tokens": 600, "cut_probability": 0.0}
+    trainer = ready_trainer(tiny_data, tmp_path / "run", **values)
+    assert len(trainer.train_data) > 3
+    stage = Stage("finetune", "recommender", 1.0)
+    run_stages(trainer, *[stage] * 4, rate=0.01, schedule=schedule)
+    rates = [line["lr"] / 0.01 for line in metrics_lines(trainer)]
+    assert rates == pytest.approx(expected, abs=1e-9)
+
+
 def test_weight_decay_spares_tables_norms_and_biases_when_it_is_set(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run", weight_decay=0.3)
     decays = {
         id(p): group["weight_decay"]
-        for group in trainer.optimizers["recommender"].param_groups
+        for group in trainer.engine.optimizers["recommender"].param_groups
         for p in group["params"]
     }
     for name, parameter in trainer.model.recommender.named_parameters():
@@ -343,6 +390,15 @@ def test_load_model_gives_codes_and_scores_back_when_it_was_saved(tiny_data, tmp
     assert torch.equal(fresh.full_sort_predict(rows), trainer.model.full_sort_predict(rows))
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_trainer_leaves_two_checkpoints_to_go_on_from_when_saved(saved, tiny_data, tmp_path):
+    values = {**NO_STAGES, "finetune_epochs": 2}
+    trainer, loaders = make_trainer(tiny_data, tmp_path / "run", **values)
+    trainer.fit(loaders.train, loaders.valid, saved=saved)
+    run_dir = trainer.run_dir
+    assert {path.exists() for path in (run_dir.best, run_dir.last, run_dir.previous)} == {saved}
+
+
 def test_load_model_refuses_when_nothing_was_saved(tiny_data, tmp_path):
     model, _ = small_model(small_config(tiny_data))
     with pytest.raises(UserError, match="holds no model.safetensors"):
@@ -352,25 +408,24 @@ def test_load_model_refuses_when_nothing_was_saved(tiny_data, tmp_path):
 # Pretraining ------------------------------------------------------------------------------------
 
 
-def test_pretraining_improves_the_tokenizer_alone_when_it_runs(tiny_data):
-    model, _ = small_model(small_config(tiny_data))
-    records, before = [], parameters_of(model)
+def reconstruction_error(model: ETEGRecLlama) -> float:
     with torch.no_grad():
-        first = quantization_loss(model.tokenizer(model.item_embedding[1:])[0], model.beta)[1]
-    pretrain_tokenizer(
-        model,
-        epochs=40,
-        batch_size=16,
-        learning_rate=0.005,
-        seed=0,
-        record=records.append,
-        show_progress=False,
+        output, _ = model.tokenizer(model.item_embedding[1:])
+        return quantization_loss(output, model.beta)[1].mean().item()
+
+
+def test_pretraining_improves_the_tokenizer_alone_when_it_runs(tiny_data, tmp_path):
+    values = {**NO_STAGES, "tokenizer_epochs": 40, "tokenizer_batch_size": 16}
+    trainer, loaders = make_trainer(
+        tiny_data, tmp_path / "run", tokenizer_learning_rate=0.005, **values
     )
-    with torch.no_grad():
-        last = quantization_loss(model.tokenizer(model.item_embedding[1:])[0], model.beta)[1]
-    assert last < 0.7 * first
+    model = trainer.model
+    first, before = reconstruction_error(model), parameters_of(model)
+    assert trainer.fit(loaders.train) == (None, None)
+    assert reconstruction_error(model) < 0.7 * first
     assert changed_since(model, before) <= {BOOKS, *of_module(before, "tokenizer")}
-    assert len(records) == 40
+    records = metrics_lines(trainer)
+    assert [record["epoch"] for record in records] == list(range(40))
     assert {record["phase"] for record in records} == {"pretraining"}
     assert torch.equal(model.codes.table[1:, :3], model.tokenizer.encode(model.item_embedding[1:]))
     health = model.codes.health(model.codes.table[1:, :3])
@@ -378,6 +433,22 @@ def test_pretraining_improves_the_tokenizer_alone_when_it_runs(tiny_data):
     assert records[-1]["perplexity"] == pytest.approx(health.perplexity)
     assert records[-1]["collision_rate"] == pytest.approx(health.collision_rate)
     assert not any(p.requires_grad for p in model.tokenizer.parameters())
+
+
+def test_pretraining_epoch_follows_from_its_seed_and_leaves_the_codes_when_it_runs(tiny_data):
+    tokenizers, records = [], []
+    for seed in (5, 5, 6):
+        model, _ = small_model(small_config(tiny_data))
+        model.tokenizer.requires_grad_(True)
+        optimizer = torch.optim.AdamW(model.tokenizer.parameters(), lr=0.005)
+        before, codes = parameters_of(model), model.codes.digest()
+        torch.manual_seed(len(tokenizers))
+        records.append(pretraining_epoch(model, optimizer, batch_size=16, seed=seed, revive=True))
+        assert changed_since(model, before) == of_module(before, "tokenizer")
+        assert model.codes.digest() == codes
+        tokenizers.append(model.tokenizer)
+    assert records[0] == records[1] != records[2]
+    assert not changed_since(tokenizers[1], parameters_of(tokenizers[0]))
 
 
 # Evaluation -------------------------------------------------------------------------------------
@@ -395,7 +466,9 @@ def hand_metrics(ranks: list[int], cutoffs: list[int]) -> dict[str, float]:
 
 
 def evaluate_quietly(model, loader, train_dataset, config) -> dict[str, float]:
-    return dict(evaluate(model, loader, train_dataset, config, show_progress=False, title=""))
+    found = evaluate(model, loader, train_dataset, config, show_progress=False, title="")
+    assert {type(value) for value in found.values()} == {float}
+    return found
 
 
 def test_evaluate_equals_hand_ranking_when_ranking_is_exact(tiny_data):
@@ -432,9 +505,9 @@ def test_evaluate_equals_a_loop_over_predictions_when_sampled(batch_size, tiny_d
     values = {"eval_args": {"mode": "uni20"}, "eval_batch_size": batch_size}
     config = small_config(tiny_data, **values, **METRICS)
     model, loaders = small_model(config)
-    init_seed(1, True)
+    init_seed(1, True)  # which must not matter: the items follow from the config's seed
     found = evaluate_quietly(model, loaders.test, loaders.train._dataset, config)
-    init_seed(1, True)
+    init_seed(config["seed"], True)
     ranks, total = [], 0
     for rows, user_of, positive_u, positive_i in loaders.test:
         scores = model.predict(rows)
@@ -475,68 +548,3 @@ def test_sample_users_takes_the_same_users_when_asked_again(tiny_data):
     everyone = loaders.valid._dataset.inter_feat
     for user, target in zip(users[0], chosen[0]["item_id"].tolist(), strict=True):
         assert everyone["item_id"][everyone["user_id"] == user].tolist() == [target]
-
-
-# The schedule -----------------------------------------------------------------------------------
-
-
-def alternate(epochs: int, cycle: int, warm: int = 0) -> list[Stage]:
-    weights = {"sia_weight": 0.3, "psa_weight": 0.2}
-    return list(alternation(epochs=epochs, cycle_epochs=cycle, warm_epochs=warm, **weights))
-
-
-def tokenizer_stage(sia: float, psa: float) -> Stage:
-    return Stage("alternation", "tokenizer", 0.0, sia, psa, 1.0, rebuild_codes=True)
-
-
-def recommender_stage(sia: float, psa: float, evaluate: bool) -> Stage:
-    return Stage("alternation", "recommender", 1.0, sia, psa, 0.0, False, evaluate)
-
-
-def test_alternation_takes_turns_when_a_cycle_has_two_epochs():
-    expected = [tokenizer_stage(0.3, 0.2), recommender_stage(0.3, 0.2, True)] * 3
-    assert alternate(6, 2) == expected
-
-
-def test_alternation_starts_alignment_late_when_there_are_warm_epochs():
-    assert alternate(6, 2, warm=3) == [
-        tokenizer_stage(0.0, 0.0),
-        recommender_stage(0.0, 0.0, True),
-        tokenizer_stage(0.0, 0.0),
-        recommender_stage(0.3, 0.2, True),
-        tokenizer_stage(0.3, 0.2),
-        recommender_stage(0.3, 0.2, True),
-    ]
-
-
-def test_alternation_evaluates_at_the_end_of_a_cycle_when_it_has_four_epochs():
-    cycle = [tokenizer_stage(0.3, 0.2)]
-    cycle += [recommender_stage(0.3, 0.2, last) for last in (False, False, True)]
-    assert alternate(8, 4) == cycle * 2
-    # A cycle cut short is evaluated too.
-    assert alternate(7, 4) == cycle + [*cycle[:2], recommender_stage(0.3, 0.2, True)]
-
-
-def test_alternation_trains_the_recommender_alone_when_a_cycle_has_one_epoch():
-    assert alternate(3, 1) == [recommender_stage(0.3, 0.2, True)] * 3
-
-
-def test_schedules_are_empty_when_there_are_no_epochs():
-    assert alternate(0, 2) == []
-    assert list(finetuning(epochs=0, eval_step=2)) == []
-
-
-@pytest.mark.parametrize(
-    ("epochs", "step", "evaluated"), [(5, 2, [2, 4, 5]), (4, 2, [2, 4]), (3, 1, [1, 2, 3])]
-)
-def test_finetuning_evaluates_every_few_epochs_and_last_when_it_runs(epochs, step, evaluated):
-    stages = list(finetuning(epochs=epochs, eval_step=step))
-    assert stages == [
-        Stage("finetune", "recommender", 1.0, evaluate=epoch in evaluated)
-        for epoch in range(1, epochs + 1)
-    ]
-
-
-def test_alternation_ends_with_new_codes_when_its_last_epoch_is_the_tokenizers():
-    assert alternate(1, 2) == [tokenizer_stage(0.3, 0.2)]
-    assert alternate(3, 2) == [*alternate(2, 2), tokenizer_stage(0.3, 0.2)]

@@ -131,7 +131,7 @@ class Engine:
             self._add_up(list(heads), 1 / self.accelerator.num_processes)
         norms, finite = self._clip(stage.trains)
         optimizer = self.optimizers[stage.trains]
-        if finite or self.accelerator.scaler is not None:  # which skips, and mends its scale
+        if finite or self._scaled(stage):  # then the scaler skips the step, and mends its scale
             optimizer.step()
         optimizer.zero_grad()
         if finite:
@@ -154,11 +154,15 @@ class Engine:
                 torch._foreach_mul_(group, self.clip["max_norm"] / (norm + 1e-6))
         return norms, math.isfinite(norm)
 
+    def _scaled(self, stage: Stage) -> bool:
+        """Whether gradients carry fp16's scale; the tokenizer is always fp32."""
+        return self.accelerator.scaler is not None and stage.trains == "recommender"
+
     def _report_bad_step(self, losses: torch.Tensor, norms: torch.Tensor, stage: Stage) -> None:
-        if self.accelerator.scaler is not None and losses.isfinite().all():
+        losses = self.sum_over_processes(losses)
+        if self._scaled(stage) and losses.isfinite().all():
             return  # fp16 gradients overflow now and then while the scale settles
         self.bad_steps += 1
-        losses = self.sum_over_processes(losses)
         names = [*stage.weights, *(f"gradient of {name}" for name in self.groups[stage.trains])]
         broken = ~torch.cat([losses, norms]).isfinite()
         what = ", ".join(name for name, bad in zip(names, broken.tolist(), strict=True) if bad)
