@@ -3,6 +3,7 @@
 Nothing heavy is imported before the arguments are read, so that a typo is answered at once.
 """
 
+import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -53,9 +54,15 @@ def _run(arguments: Sequence[str]) -> None:
     values = parse_arguments(arguments)
     model, dataset, files = (values.pop(key, "") for key in NAMED)
 
+    from accelerate import PartialState
+
     from recbole_etegrec.quick_start import run
 
     run(model, dataset, config_file_list=files.split(), config_dict=values)
+    # A wrapper must not outlive its process group: freed last, DDP would end it while it holds
+    # the GIL, which a thread of gloo may be waiting for.
+    gc.collect()
+    PartialState().destroy_process_group()
 
 
 def _doctor(arguments: Sequence[str]) -> None:

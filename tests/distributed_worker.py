@@ -1,10 +1,11 @@
-"""What each process of a launch runs for `test_distributed.py`: command lines, one after another.
+"""What each process of a launch runs for `test_distributed.py`.
 
-``distributed_worker.py PLAN``: a JSON file of
-
-- ``runs``: command lines by name;
-- ``digests``: the folder for ``NAME.RANK.json``, the model after each stage of a run; or null;
-- ``fails_at``: the training step that raises on rank 1; or null.
+- ``distributed_worker.py record FOLDER``: the runs of ``FOLDER/plan.json``, one after another;
+  ``FOLDER/NAME.RANK.json`` tells the model after each stage of one.
+- ``distributed_worker.py shard ARGUMENT ...``: a command line under FSDP, on the CPU. accelerate
+  shards on accelerators alone, so it is told that these processes have one each.
+- ``distributed_worker.py fail STEP ARGUMENT ...``: a command line whose training step of that
+  number raises on rank 1.
 """
 
 import functools
@@ -15,12 +16,11 @@ from itertools import count
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import DistributedType
 
-from recbole_etegrec.cli import main
+from recbole_etegrec import cli, quick_start
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.trainer import ETEGRecTrainer
-
-STAGES = ("_pretrain", "_train_epoch", "fit")
 
 
 def model_digest(model) -> str:
@@ -32,26 +32,33 @@ def model_digest(model) -> str:
     return digest.hexdigest()
 
 
-def record_stages(stages: list[tuple[str, str]]) -> None:
-    """Have trainers append the name of each stage, and the model's digest after it."""
+def recorded(stage: str, stages: list[tuple[str, str]]) -> None:
+    """Have a method of the trainer append its name, and the model's digest after it."""
+    method = getattr(ETEGRecTrainer, stage)
 
-    def recorded(name: str):
-        method = getattr(ETEGRecTrainer, name)
+    @functools.wraps(method)
+    def wrapped(self, *arguments, **more):
+        outcome = method(self, *arguments, **more)
+        stages.append((stage, model_digest(self.model)))
+        return outcome
 
-        @functools.wraps(method)
-        def wrapped(self, *arguments, **more):
-            outcome = method(self, *arguments, **more)
-            stages.append((name, model_digest(self.model)))
-            return outcome
-
-        return wrapped
-
-    for name in STAGES:
-        setattr(ETEGRecTrainer, name, recorded(name))
+    setattr(ETEGRecTrainer, stage, wrapped)
 
 
-def fail_at(number: int) -> None:
-    """Have training step ``number`` raise on rank 1."""
+def record(folder: Path) -> None:
+    """Run what is planned; leave what became of the model."""
+    stages: list[tuple[str, str]] = []
+    for stage in ("_pretrain", "_train_epoch", "fit"):
+        recorded(stage, stages)
+    for name, values in json.loads((folder / "plan.json").read_text()).items():
+        stages.clear()
+        quick_start.run(config_dict=values)
+        file = folder / f"{name}.{PartialState().process_index}.json"
+        file.write_text(json.dumps(stages))
+
+
+def fail(number: int, arguments: list[str]) -> int:
+    """Run a command line that breaks; returns its exit code."""
     step, numbers = Engine.step, count(1)
 
     def wrapped(self, *arguments):
@@ -60,23 +67,29 @@ def fail_at(number: int) -> None:
         return step(self, *arguments)
 
     Engine.step = wrapped
+    return cli.main(arguments)
 
 
-def work(plan: dict) -> int:
-    """Run what a plan holds; returns the first exit code that is not 0."""
-    stages: list[tuple[str, str]] = []
-    record_stages(stages)
-    if plan["fails_at"]:
-        fail_at(plan["fails_at"])
-    for name, arguments in plan["runs"].items():
-        stages.clear()
-        if code := main(arguments):
-            return code
-        if plan["digests"]:
-            file = Path(plan["digests"]) / f"{name}.{PartialState().process_index}.json"
-            file.write_text(json.dumps(stages))
-    return 0
+def shard(arguments: list[str]) -> int:
+    """Run a command line whose recommender is sharded; returns its exit code."""
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    trained = Engine.__init__
+
+    def wrapped(self, *arguments):
+        trained(self, *arguments)
+        kinds = {name: type(p).__name__ for name, p in self.model.recommender.named_parameters()}
+        whole = {name for name, kind in kinds.items() if kind != "DTensor"}
+        assert self.accelerator.is_fsdp2
+        assert whole == {name for name in kinds if not name.startswith("backbone.")}
+
+    Engine.__init__ = wrapped
+    return cli.main(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(work(json.loads(Path(sys.argv[1]).read_text())))
+    if sys.argv[1] == "shard":
+        sys.exit(shard(sys.argv[2:]))
+    if sys.argv[1] == "fail":
+        sys.exit(fail(int(sys.argv[2]), sys.argv[3:]))
+    record(Path(sys.argv[2]))

@@ -124,7 +124,9 @@ def test_config_refuses_in_one_line_when_a_value_is_wrong(model, values, message
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("value", [-1, -0.5, 1.5, 200.0, float("inf"), float("nan"), "abc", None, True])
+@pytest.mark.parametrize(
+    "value", [-1, -0.5, 1.5, 200.0, float("inf"), float("nan"), "abc", None, True]
+)
 def test_config_refuses_warmup_steps_when_neither_a_number_of_steps_nor_a_share(value):
     with pytest.raises(UserError, match="warmup_steps .* must be a number of steps, or a share"):
         Config("ETEGRecLlama", "ml-100k", config_dict={"warmup_steps": value})

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ CONFIGS = ROOT / "properties" / "accelerate"
 # Batches of 7 users, and steps of few tokens: shares of unequal size, some of them empty.
 VALUES = {
     **SMALL_MODEL,
+    "dataset": "tiny",
     "use_gpu": False,
     "epochs": 4,
     "finetune_epochs": 2,
@@ -53,12 +54,10 @@ class Ended(NamedTuple):
 
     code: int
     output: str
-    seconds: float
 
 
-def execute(*command: str | Path, limit: float) -> Ended:
+def execute(*command: str | Path, limit: float = 300) -> Ended:
     """Run a command in the repository and wait for it and its children."""
-    start = time.perf_counter()
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -73,59 +72,50 @@ def execute(*command: str | Path, limit: float) -> Ended:
         process.terminate()  # a launcher then ends its processes; killed, it would leave them
         output = process.communicate()[0]
         pytest.fail(f"not over after {limit} s:\n{output}")
-    return Ended(process.returncode, output, time.perf_counter() - start)
+    return Ended(process.returncode, output)
 
 
-def launch(*command: str | Path, limit: float = 300) -> Ended:
+def launch(*command: str | Path, config: str = "cpu_2", limit: float = 300) -> Ended:
     """Run a script in two processes."""
     accelerate = Path(sys.executable).with_name("accelerate")
-    options = ("--config_file", CONFIGS / "cpu_2.yaml", "--main_process_port", "0")
+    options = ("--config_file", CONFIGS / f"{config}.yaml", "--main_process_port", "0")
+    options += ("--num_processes", "2")
     return execute(accelerate, "launch", *options, *command, limit=limit)
 
 
-def command_line(data_path: str, run_dir: Path, **changes) -> list[str]:
-    """The arguments of a small run."""
-    values = {**VALUES, "dataset": "tiny", "data_path": data_path, "run_dir": run_dir, **changes}
-    values.setdefault("embedding_cache", run_dir.parent / "cache")
+def small_run(data_path: str, run_dir: Path, **changes) -> dict:
+    """The values of a small run."""
+    paths = {"data_path": data_path, "run_dir": str(run_dir)}
+    return {**VALUES, **paths, "embedding_cache": f"{run_dir}.cache", **changes}
+
+
+def arguments(values: dict) -> list[str]:
+    """The same for a command line."""
     return [f"--{key}={value}" for key, value in values.items()]
 
 
-def write_plan(path: Path, runs: dict[str, list[str]], **more) -> Path:
-    """A file for `distributed_worker.py`."""
-    plan = {"runs": runs, "digests": None, "fails_at": None, **more}
-    path.write_text(json.dumps(plan))
-    return path
+def plan(data_path: str, folder: Path, names: Iterable[str]) -> Path:
+    """Tell `distributed_worker.py` what to run; returns the folder."""
+    runs = {name: small_run(data_path, folder / name, **CHANGES[name]) for name in names}
+    (folder / "plan.json").write_text(json.dumps(runs))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def odd_data(tiny_data, tmp_path_factory) -> str:
-    """The dataset `tiny` without its last user, so that two processes cannot share users evenly."""
-    folder = tmp_path_factory.mktemp("odd")
-    lines = (Path(tiny_data) / "tiny" / "tiny.inter").read_text().splitlines(keepends=True)
-    last = lines[-1].split("\t")[0]
-    (folder / "tiny").mkdir()
-    kept = (line for line in lines if line.split("\t")[0] != last)
-    (folder / "tiny" / "tiny.inter").write_text("".join(kept))
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def one_process(odd_data, tmp_path_factory) -> Path:
+def one_process(tiny_data, tmp_path_factory) -> Path:
     """The folder with the runs of one process, by name."""
-    folder = tmp_path_factory.mktemp("one")
-    runs = {name: command_line(odd_data, folder / name, **CHANGES[name]) for name in CHANGES}
-    ended = execute(sys.executable, WORKER, write_plan(folder / "plan.json", runs), limit=300)
+    folder = plan(tiny_data, tmp_path_factory.mktemp("one"), CHANGES)
+    ended = execute(sys.executable, WORKER, "record", folder)
     assert ended.code == 0, ended.output
     return folder
 
 
 @pytest.fixture(scope="module")
-def two_processes(odd_data, tmp_path_factory) -> Path:
-    """The folder with the runs of two processes, by name, and with ``NAME.RANK.json`` of each."""
-    folder = tmp_path_factory.mktemp("two")
+def two_processes(tiny_data, tmp_path_factory) -> Path:
+    """The folder with the runs of two processes, by name, and ``NAME.RANK.json`` of each."""
     names = ("shared", "tokenizer_only", "pieces")
-    runs = {name: command_line(odd_data, folder / name, **CHANGES[name]) for name in names}
-    ended = launch(WORKER, write_plan(folder / "plan.json", runs, digests=str(folder)))
+    folder = plan(tiny_data, tmp_path_factory.mktemp("two"), names)
+    ended = launch(WORKER, "record", folder)
     assert ended.code == 0, ended.output
     return folder
 
@@ -147,7 +137,9 @@ def assert_same_training(first: Path, second: Path) -> None:
     rounded = {*Stage.LOSSES, "reconstruction"}
     for one, two in zip(epochs_of(first), epochs_of(second), strict=True):
         assert one.keys() == two.keys()
-        for key in one.keys() - {"seconds"}:
+        for key in one:
+            if key == "seconds":
+                continue
             if key in rounded or key.startswith("norm_"):
                 tolerance = 1e-4 if key in rounded else 1e-3
                 assert one[key] == pytest.approx(two[key], rel=tolerance), (one["epoch"], key)
@@ -163,11 +155,10 @@ def assert_same_outcome(first: Path, second: Path) -> None:
     assert (one["epoch"], one["codes"]) == (two["epoch"], two["codes"])
 
 
-def test_small_run_has_unequal_shares_when_two_processes_split_it(odd_data):
-    loaders = small_data(small_config(odd_data, **VALUES))[1]
-    for loader in (loaders.valid, loaders.test):
-        assert len(loader) % 2 == 1
-        assert len(loader._dataset.inter_feat) % 2 == 1
+def test_small_run_has_unequal_shares_when_two_processes_split_it(tiny_data):
+    loaders = small_data(small_config(tiny_data, **VALUES))[1]
+    assert len(loaders.valid) % 2 == len(loaders.test) % 2 == 1
+    assert len(loaders.valid._dataset.inter_feat) % 2 == 1
     windows = [len(rows) for rows in loaders.train.steps]
     assert len(windows) > 5
     assert {count % 2 for count in windows} == {0, 1}
@@ -211,19 +202,39 @@ def test_run_trains_the_same_when_steps_are_computed_in_pieces(
     assert_same_outcome(one_process / "whole", pieces)
 
 
-def test_script_ranks_the_same_sampled_items_when_launched_twofold(one_process, odd_data, tmp_path):
-    ended = launch(SCRIPT, *command_line(odd_data, tmp_path / "run", **SAMPLED))
+def test_script_ranks_the_same_sampled_items_when_launched_twofold(
+    one_process, tiny_data, tmp_path
+):
+    values = small_run(tiny_data, tmp_path / "run", **SAMPLED)
+    ended = launch(SCRIPT, *arguments(values))
     assert ended.code == 0, ended.output
+    assert_same_training(one_process / "sampled", tmp_path / "run")
     assert_same_outcome(one_process / "sampled", tmp_path / "run")
     assert 0 < result_of(tmp_path / "run")["test_result"]["recall@5"] < 1
+
+
+def test_run_trains_nearly_the_same_when_the_backbone_is_sharded(one_process, tiny_data, tmp_path):
+    ended = launch(
+        WORKER, "shard", *arguments(small_run(tiny_data, tmp_path / "run")), config="fsdp_bf16"
+    )
+    assert ended.code == 0, ended.output
+    one, two = epochs_of(one_process / "shared"), epochs_of(tmp_path / "run")
+    assert len(one) == len(two)
+    for first, second in zip(one[2:], two[2:], strict=True):
+        for name in Stage.LOSSES:
+            # Sums over shards round otherwise, and small steps of AdamW make more of that.
+            assert (name in first) == (name in second)
+            if name in first:
+                assert first[name] == pytest.approx(second[name], rel=1e-2), (first["epoch"], name)
+    assert result_of(tmp_path / "run")["test_result"]["recall@20"] > 0
 
 
 # Endings ------------------------------------------------------------------------------------------
 
 
-def test_launch_ends_soon_when_one_process_fails(odd_data, tmp_path):
-    runs = {"broken": command_line(odd_data, tmp_path / "run")}
-    ended = launch(WORKER, write_plan(tmp_path / "plan.json", runs, fails_at=3), limit=60)
+def test_launch_ends_soon_when_one_process_fails(tiny_data, tmp_path):
+    values = small_run(tiny_data, tmp_path / "run")
+    ended = launch(WORKER, "fail", "3", *arguments(values), limit=60)
     assert ended.code != 0
     assert "RuntimeError: rank 1 breaks in step 3" in ended.output
     assert not (tmp_path / "run" / "result.json").exists()
@@ -236,10 +247,9 @@ def test_launch_ends_soon_when_one_process_fails(odd_data, tmp_path):
         ({"model": "BPR"}, "model BPR: RecBole's own trainers know nothing of accelerate"),
     ],
 )
-def test_launch_says_why_in_one_line_when_a_run_is_refused(changes, message, odd_data, tmp_path):
-    values = {key: VALUES[key] for key in ("use_gpu", "show_progress", "epochs")}
-    values |= {"dataset": "tiny", "data_path": odd_data, "run_dir": tmp_path / "run", **changes}
-    ended = launch(SCRIPT, *(f"--{key}={value}" for key, value in values.items()), limit=60)
+def test_launch_says_why_in_one_line_when_a_run_is_refused(changes, message, tiny_data, tmp_path):
+    values = {"dataset": "tiny", "data_path": tiny_data, "run_dir": tmp_path / "run"}
+    ended = launch(SCRIPT, *arguments({**values, "use_gpu": False, **changes}), limit=60)
     assert ended.code != 0
     (line,) = {line for line in ended.output.splitlines() if line.startswith("error: ")}
     assert line.startswith(f"error: {message}")
@@ -256,13 +266,12 @@ def test_configuration_is_one_of_accelerate_when_read_by_its_parser(path):
     assert config.num_processes >= 2
     assert config.num_processes % config.num_machines == 0
     options = vars(launch_command_parser().parse_args(["script.py"]))
-    assert {*config.deepspeed_config, *config.fsdp_config} <= options.keys()
+    assert config.fsdp_config.keys() <= options.keys()
     head = path.read_text().split("compute_environment")[0].splitlines()
     assert all(line.startswith("# ") for line in head)
     name = path.relative_to(ROOT)
     (command,) = [line for line in head if "accelerate launch" in line]
     assert command.startswith(f"# accelerate launch --config_file {name} ")
     assert "run_recbole.py" in command
-    # The run's own key sets the precision; DeepSpeed wants the launcher's to be the same.
-    precision = {"no": ""}.get(config.mixed_precision, f"--precision={config.mixed_precision}")
-    assert precision in command
+    # A run takes its precision from its own key alone.
+    assert config.mixed_precision == "no" or f"--precision={config.mixed_precision}" in command

@@ -64,11 +64,19 @@ def evaluate(
     dtype, collected = AUTOCAST[config["precision"]], []
     with torch.autocast(config["device"].type, dtype, enabled=dtype is not None):
         for number, batch in enumerate(tqdm(loader, title, disable=not show_progress, ncols=100)):
-            if number % state.num_processes != state.process_index:
+            own = number % state.num_processes == state.process_index
+            # The last round may have fewer batches than processes. All of them rank one then,
+            # for a sharded model needs every process in every forward pass.
+            left_over = number == len(loader) - 1 and state.process_index > (
+                number % state.num_processes
+            )
+            if not own and not left_over:
                 continue
             interaction, index, positive_u, positive_i = batch
             interaction = interaction.to(config["device"])
             scores = score(model, interaction, index)
+            if left_over:
+                break
             collector.eval_batch_collect(scores, interaction, positive_u, positive_i)
             collected.append((number, collector.take_batch()))
     # Each batch was ranked by one process; in their order, all have what a single one has.

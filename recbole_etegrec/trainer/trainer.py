@@ -140,9 +140,10 @@ class ETEGRecTrainer(AbstractTrainer):
         return self._evaluate(eval_data, "Evaluate")
 
     def finish(self, test_result: dict[str, float]) -> None:
-        """Close what a run holds open: trackers, which get the last result, and process groups."""
+        """Close the trackers, which get the last result."""
         self.accelerator.log({f"test/{name}": value for name, value in test_result.items()})
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     # Stages -------------------------------------------------------------------------------------
 
