@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate import PartialState
 from recbole.evaluator import metric_information
 
@@ -21,11 +22,11 @@ CHOICES = {
     "precision": ("fp32", "bf16", "fp16"),
 }
 COUNTS = ("tokenizer_epochs", "epochs", "warm_epochs", "finetune_epochs")
-COUNTS += ("valid_users", "stopping_step", "save_steps", "max_bad_steps")
+COUNTS += ("valid_users", "stopping_step", "save_steps", "max_bad_steps", "seed")
 RATES = ("learning_rate", "finetune_learning_rate", "tokenizer_learning_rate")
 RATES += ("alternation_tokenizer_learning_rate", "psa_temperature", "init_std")
 SHARES = ("dropout", "residual_dropout", "window_overlap")
-WEIGHTS = ("beta", "sia_weight", "psa_weight", "weight_decay", "cut_probability")
+WEIGHTS = ("beta", "sia_weight", "psa_weight", "weight_decay")
 SIZES = (
     "semantic_hidden_size",
     "code_num",
@@ -52,6 +53,7 @@ _NUMBERS = (
     (COUNTS, lambda v: type(v) is int and v >= 0, "a whole number, 0 or above"),
     (RATES, lambda v: v > 0, "a number above 0"),
     (SHARES, lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    (("cut_probability",), lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     (WEIGHTS, lambda v: v >= 0, "a number, 0 or above"),
 )
 
@@ -77,7 +79,7 @@ def check_config(config: "Config") -> None:
         )
     if config["exclude_history"] not in (None, True, False):
         raise UserError(f"exclude_history ({config['exclude_history']}) must be True or False")
-    if int(config["nproc"] or 1) > 1:
+    if config["nproc"] not in (None, 1):
         raise UserError(
             f"nproc ({config['nproc']}): start several processes with "
             f"accelerate launch --num_processes={config['nproc']} run_recbole.py ..."
@@ -93,6 +95,12 @@ def check_config(config: "Config") -> None:
             "distributed_type (DEEPSPEED): codes and codebooks are rewritten between stages, and "
             "DeepSpeed keeps copies of its own; properties/accelerate/fsdp_bf16.yaml shards as well"
         )
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    old_torch = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7)
+    if sharded and (old_torch or os.environ.get("FSDP_VERSION") != "2"):
+        raise UserError("distributed_type (FSDP): needs fsdp_version 2 and torch 2.7 or later")
+    if os.environ.get("ACCELERATE_USE_MEGATRON_LM", "").lower() == "true":
+        raise UserError("distributed_type (MEGATRON_LM) is not supported")
     if config["log_wandb"] and find_spec("wandb") is None:
         raise UserError("log_wandb (True) needs the package wandb: pip install wandb")
 
@@ -116,6 +124,13 @@ def check_plugin_config(config: "Config") -> None:
             number = type(value) in (int, float)
             if key in config and not (number and fits(value)):
                 raise UserError(f"{key} ({value}) must be {wanted}")
+    clip = config["clip_grad_norm"] or {}
+    known = isinstance(clip, dict) and clip.keys() <= {"max_norm", "norm_type"}
+    if not (known and all(type(v) in (int, float) and v > 0 for v in clip.values())):
+        raise UserError(f"clip_grad_norm ({clip}) must be like {{'max_norm': 1.0}}, or nothing")
+    sizes = config["tokenizer_hidden_sizes"]
+    if not isinstance(sizes, (list, tuple)) or any(type(v) is not int or v < 1 for v in sizes):
+        raise UserError(f"tokenizer_hidden_sizes ({sizes}) must be a list of whole numbers above 0")
     warmup = config["warmup_steps"]
     share = type(warmup) is float and 0 <= warmup < 1
     if not (share or (type(warmup) is int and warmup >= 0)):

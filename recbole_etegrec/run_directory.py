@@ -36,18 +36,22 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: str | Path) -> "RunDirectory":
-        """Make the directory, or take up one whose run did not finish, which starts anew.
+        """Make the directory, or take up one whose run ended before its first checkpoint.
 
         Raises:
-            UserError: it cannot be written, or holds a finished run.
+            UserError: it cannot be written, or holds a finished or a stopped run.
         """
         run_dir = cls(path)
         if run_dir.result.exists():
             raise UserError(f"run_dir {run_dir.path}: holds a finished run; choose another run_dir")
+        if run_dir.last.exists() or run_dir.previous.exists():
+            raise UserError(
+                f"run_dir {run_dir.path}: holds a stopped run; --resume it or choose another"
+            )
         try:
             run_dir.path.mkdir(parents=True, exist_ok=True)
             run_dir.metrics.write_text("")
-            run_dir.drop_checkpoints()
+            shutil.rmtree(run_dir.best, ignore_errors=True)
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"run_dir {run_dir.path}: cannot be written ({reason})") from error
@@ -70,12 +74,15 @@ class RunDirectory:
         """The content of the YAML file `name`.
 
         Raises:
-            UserError: there is no such file.
+            UserError: there is no such file, or no mapping in it.
         """
         path = self.path / name
         if not path.is_file():
             raise UserError(f"run_dir {self.path}: no {name}; is it the directory of a run?")
-        return yaml.safe_load(path.read_text("utf-8"))
+        value = yaml.safe_load(path.read_text("utf-8"))
+        if not isinstance(value, dict):
+            raise UserError(f"run_dir {self.path}: {name} holds no 'key: value' lines")
+        return value
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add `record` as one line to metrics.jsonl."""

@@ -1,5 +1,6 @@
 """How a run begins: anew, or where it was stopped."""
 
+import json
 from typing import Any
 
 from accelerate import PartialState
@@ -10,15 +11,21 @@ from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.run_directory import RunDirectory, default_path, start_logging
 
-# A run may go on with other values of these: they change how it runs, not what it computes.
+# A run may go on with other values of these: they say where and in what pieces it is computed.
 MAY_CHANGE = {
     "show_progress",
     "state",
     "save_steps",
     "max_bad_steps",
     "gradient_accumulation_steps",
+    "eval_batch_size",
+    "use_gpu",
+    "gpu_id",
+    "log_wandb",
+    "wandb_project",
+    "embedding_cache",
+    "data_path",
 }
-MAY_CHANGE |= {"use_gpu", "gpu_id", "log_wandb", "wandb_project", "embedding_cache"}
 
 
 def start_config(
@@ -33,41 +40,59 @@ def start_config(
         UserError: the run to go on with does not exist, has ended, or had another configuration.
     """
     values = dict(config_dict or {})
-    resume = values.get("resume") or False
-    if str(resume).lower() in ("false", "true"):
-        config = Config(model, dataset, config_file_list, values)
-        resume = str(resume).lower() == "true"
-        if resume and not config["run_dir"]:
-            raise UserError("resume (True) needs run_dir: give both, or --resume=RUN_DIR")
-        path = config["run_dir"]
-        resume = resume and RunDirectory(path).config.exists()
-        recorded = RunDirectory(path).read_yaml("config.yaml") if resume else None
-    else:
-        path = resume
-        recorded = RunDirectory(path).read_yaml("config.yaml")
-        given = {k: v for k, v in (("model", model), ("dataset", dataset)) if v}
-        changes = {key: values[key] for key in values if key != "resume"}
-        merged = {**recorded, **changes, **given, "run_dir": str(path)}
-        config = Config(None, None, config_file_list, merged)
-    if recorded is not None:
-        _check_resumable(config, recorded, RunDirectory(path))
-    return config, recorded is not None
+    resume = str(values.get("resume") or False)
+    if resume.lower() not in ("false", "true"):
+        return _config_of_run(resume, model, dataset, config_file_list, values), True
+    config = Config(model, dataset, config_file_list, values)
+    if config["resume"] not in (None, False, True):
+        raise UserError(f"resume ({config['resume']}): in a file it can be True or False alone")
+    if not config["resume"]:
+        return config, False
+    if not config["run_dir"]:
+        raise UserError("resume (True) needs run_dir: give both, or --resume=RUN_DIR")
+    run_dir = RunDirectory(str(config["run_dir"]))
+    _check_model(config)
+    begun = run_dir.config.exists()
+    if begun:
+        _check_resumable(config, run_dir.read_yaml("config.yaml"), run_dir)
+    return config, begun
+
+
+def _config_of_run(
+    path: str,
+    model: str | None,
+    dataset: str | None,
+    config_file_list: list[str] | None,
+    values: dict[str, Any],
+) -> Config:
+    if config_file_list:
+        raise UserError("config_files: a run that goes on has its own config.yaml; leave it out")
+    run_dir = RunDirectory(path)
+    recorded = run_dir.read_yaml("config.yaml")
+    named = {key: name for key, name in (("model", model), ("dataset", dataset)) if name}
+    config = Config(config_dict={**recorded, **values, **named, "run_dir": path})
+    _check_resumable(config, recorded, run_dir)
+    return config
 
 
 def _check_resumable(config: Config, recorded: dict[str, Any], run_dir: RunDirectory) -> None:
-    if config["model"] not in MODELS:
-        raise UserError(
-            f"resume: RecBole's own models ({config['model']}) start anew; leave it out"
-        )
+    _check_model(config)
     if run_dir.result.exists():
         raise UserError(f"resume: the run in {run_dir.path} has ended; see its result.json")
     for key in sorted(config.inputs.keys() | recorded.keys()):
-        now, then = config.inputs.get(key), recorded.get(key)
+        now, then = (json.dumps(inputs.get(key)) for inputs in (config.inputs, recorded))
         if now != then and key not in MAY_CHANGE:
             raise UserError(
                 f"resume: {key} ({now}) was {then} when the run in {run_dir.path} began; "
                 "leave it out, or start a new run"
             )
+
+
+def _check_model(config: Config) -> None:
+    if config["model"] not in MODELS:
+        raise UserError(
+            f"resume: RecBole's own models ({config['model']}) start anew; leave it out"
+        )
 
 
 def start_run_directory(config: Config, resume: bool) -> RunDirectory:

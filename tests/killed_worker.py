@@ -3,16 +3,18 @@
 import os
 import signal
 import sys
+import threading
 from importlib import import_module
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from recbole_etegrec import cli, quick_start  # noqa: F401  slow to import: done before the fork
 
 
 class Trap(NamedTuple):
-    """Where the signal is sent: before a call of a function.
+    """Where the signal is sent: just before a call of a function.
 
     Attributes:
         function: ``module:name`` or ``module:Class.name``.
@@ -25,12 +27,13 @@ class Trap(NamedTuple):
     number: int = signal.SIGKILL
 
 
-def work(arguments: list[str], log: str, trap: Trap | None = None) -> None:
+def work(arguments: list[str], log: str, trap: Trap | None) -> None:
     """Run a command line to its end, or to the trap; what it writes goes to a file."""
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # a killed process would leave the semaphore of tqdm's own
     if trap is not None:
         _set(trap)
     sys.exit(cli.main(arguments))

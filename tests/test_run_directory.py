@@ -23,15 +23,16 @@ def test_create_starts_metrics_anew_when_a_run_did_not_finish(tmp_path):
     assert RunDirectory.create(run_dir.path).metrics.read_text() == ""
 
 
-def test_create_drops_checkpoints_when_a_run_did_not_finish(tmp_path):
+def test_create_refuses_when_a_run_was_stopped_there(tmp_path):
     run_dir = RunDirectory.create(tmp_path / "run")
-    for folder in (run_dir.last, run_dir.previous, run_dir.best):
-        folder.mkdir()
-        (folder / "model").write_text("x")
+    run_dir.best.mkdir()
     RunDirectory.create(run_dir.path)
-    assert not run_dir.last.exists()
-    assert not run_dir.previous.exists()
-    assert run_dir.best.exists()
+    assert not run_dir.best.exists()  # of a run that left nothing to go on with
+    for folder in (run_dir.last, run_dir.previous):
+        folder.mkdir()
+        with pytest.raises(UserError, match="holds a stopped run; --resume it or choose another"):
+            RunDirectory.create(run_dir.path)
+        folder.rmdir()
 
 
 def test_keep_metrics_cuts_the_lines_beyond_a_count_when_there_are_more(tmp_path):

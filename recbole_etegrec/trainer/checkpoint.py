@@ -8,10 +8,13 @@ seed and the step's number.
 import hashlib
 import json
 import logging
+import os
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -25,6 +28,7 @@ State = dict[str, torch.Tensor]
 
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
 _OPTIMIZERS, _PROGRESS, _CHECKSUMS = "optimizers.safetensors", "progress.json", "checksums.json"
+_BEST = "best"
 
 
 @dataclass
@@ -100,12 +104,15 @@ def read_model(path: Path) -> tuple[State, dict]:
     """The state and the description in a folder written by :func:`save_model`.
 
     Raises:
-        UserError: if there is no such folder.
+        UserError: if there is no such folder, or it is damaged.
     """
     if not (path / _WEIGHTS).is_file():
         raise UserError(f"run_dir: {path} holds no {_WEIGHTS}: was the run saved and finished?")
-    description = json.loads((path / _DESCRIPTION).read_text("utf-8"))
-    return load_file(path / _WEIGHTS), description
+    try:
+        description = json.loads((path / _DESCRIPTION).read_text("utf-8"))
+        return load_file(path / _WEIGHTS), description
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"run_dir: {path} is damaged ({error})") from error
 
 
 def load_model(model: ETEGRecLlama, path: Path) -> None:
@@ -154,26 +161,50 @@ def restore_optimizers(optimizers: dict[str, torch.optim.Optimizer], state: Stat
 def save_last(
     run_dir: RunDirectory, model: State, optimizers: State, progress: Progress, codes: str
 ) -> None:
-    """Write ``last/``; the one before is kept as ``previous/``."""
+    """Write ``last/``, with the best model so far; the one before is kept as ``previous/``."""
     with atomic_directory(run_dir.last, keep=run_dir.previous) as folder:
         _write_model(folder, model, {"codes": codes})
         save_file(optimizers, folder / _OPTIMIZERS)
         (folder / _PROGRESS).write_text(json.dumps(asdict(progress), indent=2), "utf-8")
-        sums = {path.name: _checksum(path) for path in sorted(folder.iterdir())}
+        if run_dir.best.is_dir():
+            shutil.copytree(run_dir.best, folder / _BEST, copy_function=_link)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        sums = {str(path.relative_to(folder)): _checksum(path) for path in files}
         (folder / _CHECKSUMS).write_text(json.dumps(sums, indent=2), "utf-8")
 
 
-def load_last(run_dir: RunDirectory) -> tuple[State, State, Progress] | None:
-    """The newest whole checkpoint of a run, or None if it has none."""
+def load_last(
+    run_dir: RunDirectory,
+) -> tuple[State, State, Progress, tuple[State, dict] | None] | None:
+    """The newest whole checkpoint of a run, or None if it has none.
+
+    Returns:
+        States of the model and the optimizers, where the run stands, and the best model of then.
+
+    Raises:
+        UserError: it has checkpoints, but none is whole.
+    """
+    damaged = []
     for folder in (run_dir.last, run_dir.previous):
         if not folder.is_dir():
             continue
         if broken := _broken_file(folder):
-            logger.warning("checkpoint %s: %s is damaged, using the one before", folder, broken)
+            logger.warning("checkpoint %s: %s is damaged", folder, broken)
+            damaged.append(str(folder / broken))
             continue
         progress = json.loads((folder / _PROGRESS).read_text("utf-8"))
-        return load_file(folder / _WEIGHTS), load_file(folder / _OPTIMIZERS), Progress(**progress)
+        best = read_model(folder / _BEST) if (folder / _BEST).is_dir() else None
+        state, optimizers = load_file(folder / _WEIGHTS), load_file(folder / _OPTIMIZERS)
+        return state, optimizers, Progress(**progress), best
+    if damaged:
+        raise UserError(f"resume: no checkpoint is whole (damaged: {', '.join(damaged)})")
     return None
+
+
+def drop_damaged(run_dir: RunDirectory) -> None:
+    """Delete a damaged ``last/``, lest it take the place of a whole ``previous/``."""
+    if run_dir.last.is_dir() and _broken_file(run_dir.last):
+        shutil.rmtree(run_dir.last)
 
 
 def _broken_file(folder: Path) -> str | None:
@@ -182,11 +213,19 @@ def _broken_file(folder: Path) -> str | None:
         sums = json.loads((folder / _CHECKSUMS).read_text("utf-8"))
     except (OSError, ValueError):
         return _CHECKSUMS
-    for name in (_WEIGHTS, _DESCRIPTION, _OPTIMIZERS, _PROGRESS):
+    for name in sorted({_WEIGHTS, _DESCRIPTION, _OPTIMIZERS, _PROGRESS} | sums.keys()):
         path = folder / name
         if not path.is_file() or _checksum(path) != sums.get(name):
             return name
     return None
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file that is never changed in place, or a copy where none can be had."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _checksum(path: Path) -> str:

@@ -16,7 +16,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast, gather_object
 from torch import nn
 from torch.distributed import ReduceOp
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from recbole_etegrec.config import Config
@@ -39,7 +43,7 @@ class StepResult(NamedTuple):
     Attributes:
         losses: of this process's pieces; over all processes they sum to the step's means.
         norms: of the gradients of the stage's groups, before clipping, the same on each process.
-        skipped: whether a loss or gradient was not finite, so that no parameter moved.
+        skipped: whether a gradient was not finite, so that no parameter moved.
     """
 
     losses: torch.Tensor
@@ -78,6 +82,13 @@ class Engine:
             # What ranking and code updates read outside `forward` is small and stays whole.
             plugin.ignored_modules = model.recommender.heads
             plugin.cpu_ram_efficient_loading = False  # it would replace those very parameters
+            if plugin.mixed_precision_policy is not None:
+                # Gradients are summed, and logits leave the model, in fp32.
+                plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                    param_dtype=plugin.mixed_precision_policy.param_dtype,
+                    reduce_dtype=torch.float32,
+                    output_dtype=torch.float32,
+                )
         self.recommender, self.optimizers["recommender"] = self.accelerator.prepare(
             model.recommender, optimizer
         )
@@ -160,8 +171,9 @@ class Engine:
 
     def _report_bad_step(self, losses: torch.Tensor, norms: torch.Tensor, stage: Stage) -> None:
         losses = self.sum_over_processes(losses)
-        if self._scaled(stage) and losses.isfinite().all():
-            return  # fp16 gradients overflow now and then while the scale settles
+        settles = self._scaled(stage) and self.accelerator.scaler.get_scale() >= 1
+        if settles and losses.isfinite().all():
+            return  # fp16 gradients overflow now and then until their scale fits
         self.bad_steps += 1
         names = [*stage.weights, *(f"gradient of {name}" for name in self.groups[stage.trains])]
         broken = ~torch.cat([losses, norms]).isfinite()

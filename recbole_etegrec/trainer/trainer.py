@@ -21,7 +21,7 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.loader import SequenceLoader
-from recbole_etegrec.errors import Interrupted
+from recbole_etegrec.errors import Interrupted, TrainingError
 from recbole_etegrec.model.etegrec_llama import ETEGRecLlama
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer import checkpoint
@@ -64,6 +64,8 @@ class ETEGRecTrainer(AbstractTrainer):
         self.best_valid_score = -float("inf") if self.bigger else float("inf")
         self.best_valid_result: dict | None = None
         self.best_state: checkpoint.State | None = None
+        self.best_description: dict = {}
+        self.best_written = False
         self.progress = Progress()
         self.resumed_optimizers: checkpoint.State | None = None
         self.train_data = None
@@ -118,6 +120,13 @@ class ETEGRecTrainer(AbstractTrainer):
             self._run(list(final), config["finetune_learning_rate"], _cosine)
             if self.best_state is None:  # no stage was evaluated: the present model is the best
                 self._keep_best({})
+            elif not self.best_written:
+                self._write_best()
+            if not self.best_written:
+                raise TrainingError(
+                    f"the best model could not be written to {self.run_dir.best}: make room, then "
+                    f"go on with --resume={self.run_dir.path}"
+                )
             checkpoint.restore(self.model, self.best_state)
             if valid_data is None:
                 return None, None
@@ -180,7 +189,7 @@ class ETEGRecTrainer(AbstractTrainer):
             model.tokenizer.requires_grad_(False).eval()
         self.resumed_optimizers = None
         self.engine.share(model.tokenizer)
-        if epochs:
+        if epochs or self.accelerator.num_processes > 1:
             self._rebuild_codes()
 
     def _alternation(self) -> list[Stage]:
@@ -237,11 +246,11 @@ class ETEGRecTrainer(AbstractTrainer):
             warmup = self.config["warmup_steps"]
             warmup = warmup if warmup >= 1 else round(warmup * steps[name])
             schedulers[name] = make_scheduler(
-                self.engine.bare_optimizer(name), warmup, max(steps[name], 1)
+                self.engine.bare_optimizer(name),
+                warmup,
+                max(steps[name], 1),
+                progress.schedule[name] - 1,
             )
-            if taken := progress.schedule[name]:
-                schedulers[name].last_epoch = taken - 1
-                schedulers[name].step()
         self.resumed_optimizers = None
         return schedulers
 
@@ -260,7 +269,6 @@ class ETEGRecTrainer(AbstractTrainer):
         self.train_data.draw(progress.epochs_done)
         names = [*stage.weights, *(f"norm_{group}" for group in engine.groups[stage.trains])]
         totals = progress.epoch or {"targets": 0, "tokens": 0, "skipped": 0, "seconds": 0.0}
-        # Sums stay on the device: reading one would make every step wait for it.
         sums = torch.tensor(totals.pop("sums", [0.0] * len(names)), device=engine.device)
         start, first = time.perf_counter(), progress.step
         bar = tqdm(
@@ -367,14 +375,18 @@ class ETEGRecTrainer(AbstractTrainer):
     def _keep_best(self, result: dict) -> None:
         self.best_valid_result = result
         self.best_state = checkpoint.trained_state(self.model)
-        description = {
+        self.best_description = {
             "model": self.config["model"],
             "dataset": self.config["dataset"],
             "epoch": self.progress.epochs_done,
             "codes": self.model.codes.digest(),
             "valid_result": result,
         }
-        self._write(lambda: checkpoint.save_model(self.best_state, description, self.run_dir.best))
+        self._write_best()
+
+    def _write_best(self) -> None:
+        state, description, best = self.best_state, self.best_description, self.run_dir.best
+        self.best_written = self._write(lambda: checkpoint.save_model(state, description, best))
 
     # Records and checkpoints --------------------------------------------------------------------
 
@@ -398,42 +410,44 @@ class ETEGRecTrainer(AbstractTrainer):
             )
         )
 
-    def _write(self, write: Callable[[], None]) -> None:
+    def _write(self, write: Callable[[], None]) -> bool:
         """Write a checkpoint; a full disk must not end a run that could still be saved later."""
-        if not (self.saved and self.accelerator.is_main_process):
-            return
-        try:
-            write()
-        except (OSError, SafetensorError) as error:
-            logger.error("checkpoint not written (%s); the one before stays", error)
+        if self.saved and self.accelerator.is_main_process:
+            try:
+                write()
+            except (OSError, SafetensorError) as error:
+                logger.error("checkpoint not written (%s); the one before stays", error)
+                return False
+        return True
 
     def _resume(self) -> None:
         """Take up the newest whole checkpoint, if there is one."""
         found = checkpoint.load_last(self.run_dir)
-        if found is None:
-            logger.info("no checkpoint in %s: starting anew", self.run_dir.path)
-            return
-        state, self.resumed_optimizers, self.progress = found
-        checkpoint.restore(self.model, state)
-        if self.run_dir.best.is_dir():
-            self.best_state, description = checkpoint.read_model(self.run_dir.best)
-            self.best_valid_result = description["valid_result"]
-            if self.best_valid_result:
-                self.best_valid_score = self._score(self.best_valid_result)
+        if found is not None:
+            state, self.resumed_optimizers, self.progress, best = found
+            checkpoint.restore(self.model, state)
+            if best is not None:
+                self.best_state, self.best_description = best
+                self.best_written = False  # best/ may be of a later epoch
+                self.best_valid_result = self.best_description["valid_result"]
+                if self.best_valid_result:
+                    self.best_valid_score = self._score(self.best_valid_result)
         if self.accelerator.scaler is not None and self.progress.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
         self.accelerator.wait_for_everyone()  # all have read the lines that are cut now
         if self.accelerator.is_main_process:
             self.run_dir.keep_metrics(self.progress.lines)
-        logger.info("going on from %s", self.progress)
+            checkpoint.drop_damaged(self.run_dir)
+        how = "going on" if found else "no checkpoint, starting anew"
+        logger.info("%s from %s", how, self.progress)
 
 
-def _constant(optimizer, warmup: int, _steps: int) -> LambdaLR:
-    return get_constant_schedule_with_warmup(optimizer, warmup)
+def _constant(optimizer, warmup: int, _steps: int, last: int = -1) -> LambdaLR:
+    return get_constant_schedule_with_warmup(optimizer, warmup, last_epoch=last)
 
 
-def _cosine(optimizer, warmup: int, steps: int) -> LambdaLR:
-    return get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+def _cosine(optimizer, warmup: int, steps: int, last: int = -1) -> LambdaLR:
+    return get_cosine_schedule_with_warmup(optimizer, warmup, steps, last_epoch=last)
 
 
 def seed_of(*numbers: int) -> int:
