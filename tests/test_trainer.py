@@ -46,7 +46,8 @@ def ready_trainer(data_path: str, run_dir: Path, **more) -> ETEGRecTrainer:
     worst = trainer.best_valid_score
     trainer.fit(loaders.train, loaders.valid)
     assert trainer.progress.epochs_done == 0
-    trainer.best_valid_score, trainer.best_valid_result, trainer.best_state = worst, None, None
+    trainer.best_valid_score, trainer.best_valid_result = worst, None
+    trainer.keeper.best_state = None
     return trainer
 
 
@@ -286,7 +287,7 @@ def test_trainer_keeps_the_best_model_when_later_ones_are_worse(tiny_data, tmp_p
     assert kept["epoch"] == best
     assert kept["valid_result"] == lines[best]["valid_result"]
     state = load_file(trainer.run_dir.best / "model.safetensors")
-    for name, value in trainer.best_state.items():
+    for name, value in trainer.keeper.best_state.items():
         assert torch.equal(state[name], value)
     assert trainer._evaluate(trainer.valid_data, "") == lines[7]["valid_result"]
     assert trainer.evaluate(trainer.valid_data) == lines[best]["valid_result"]
@@ -322,7 +323,7 @@ def test_trainer_stops_early_when_nothing_improves(patience, tiny_data, tmp_path
     run_stages(trainer, quiet, *[stage] * 10)
     # RecBole's: more than stopping_step in a row
     assert trainer.progress.epochs_done == 1 + patience + 1
-    assert trainer.best_state is None
+    assert trainer.keeper.best_state is None
 
 
 def test_trainer_takes_the_lower_score_when_the_metric_is_better_small(tiny_data, tmp_path):

@@ -2,7 +2,7 @@
 
 Batches carry item ids, never codes: codes change after every tokenizer epoch. What the losses
 need to know of a batch (which positions have a target, which targets are distinct) is worked out
-here, on the CPU, so that no training step waits for the device.
+here, on the CPU, so that nothing has to be read back from the device for it.
 
 An optimizer step is one batch, however it is split: into micro-batches when gradients are
 accumulated, over processes when there are several. Which windows a step holds depends on the

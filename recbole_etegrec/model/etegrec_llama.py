@@ -216,7 +216,7 @@ class ETEGRecLlama(SequentialRecommender):
         if self.ranking == "exact":
             scores = self._exact_ranking()(self._encode(interaction))
             if excluded is not None:
-                scores[excluded] = -torch.inf
+                scores[self._on_device(excluded)] = -torch.inf
             return scores
         ranking = self._beams(interaction, self.num_beams, excluded)
         scores = ranking.scores.new_full((len(ranking.items), self.n_items), -torch.inf)
@@ -235,7 +235,12 @@ class ETEGRecLlama(SequentialRecommender):
         self, interaction: Interaction, num_beams: int, excluded: HistoryIndex | None
     ) -> Ranking:
         history = self._encode(interaction)
+        excluded = excluded and self._on_device(excluded)
         return beam_search(self.recommender, self.codes.trie, history, num_beams, excluded)
+
+    def _on_device(self, index: HistoryIndex) -> HistoryIndex:
+        rows, items = index
+        return rows.to(self.item_embedding.device), items.to(self.item_embedding.device)
 
     def _exact_ranking(self) -> ExactRanking:
         if self._exact is None or self._exact.trie is not self.codes.trie:

@@ -59,6 +59,10 @@ class Progress:
     lines: int = 0
     scaler: dict | None = None
 
+    def enter(self, phase: str) -> None:
+        """Begin a phase."""
+        self.phase, self.index, self.stale = phase, 0, 0
+
     def __str__(self) -> str:
         if self.phase == "pretraining":
             return f"tokenizer pretraining, epoch {self.index}"

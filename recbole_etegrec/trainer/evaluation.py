@@ -94,8 +94,6 @@ class _Training:
 
 
 def _score_all(model, interaction, excluded: HistoryIndex | None) -> torch.Tensor:
-    if excluded is not None:
-        excluded = tuple(index.to(model.device) for index in excluded)
     scores = model.full_sort_predict(interaction, excluded)
     scores[:, 0] = -torch.inf
     return scores

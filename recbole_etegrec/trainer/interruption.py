@@ -43,6 +43,8 @@ class Interruption:
             yield
         finally:
             self.waits = False
+        if self.number:  # it came after the last question
+            raise Interrupted(self.number, "stopped at once")
 
     def requested(self) -> int:
         """The signal that any process has received, or 0."""

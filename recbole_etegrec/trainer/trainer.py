@@ -7,21 +7,19 @@ business.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import AbstractTrainer
 from recbole.utils import calculate_valid_score, early_stopping
-from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.loader import SequenceLoader
-from recbole_etegrec.errors import Interrupted, TrainingError
+from recbole_etegrec.errors import Interrupted
 from recbole_etegrec.model.etegrec_llama import ETEGRecLlama
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer import checkpoint
@@ -29,6 +27,7 @@ from recbole_etegrec.trainer.checkpoint import Progress
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.evaluation import evaluate, sample_users
 from recbole_etegrec.trainer.interruption import Interruption
+from recbole_etegrec.trainer.keeper import Keeper
 from recbole_etegrec.trainer.memory import (
     EVALUATION_KNOBS,
     TRAINING_KNOBS,
@@ -37,7 +36,6 @@ from recbole_etegrec.trainer.memory import (
 )
 from recbole_etegrec.trainer.pretraining import pretraining_epoch
 from recbole_etegrec.trainer.schedule import Stage, alternation, finetuning
-from recbole_etegrec.trainer.trackers import curves
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +61,15 @@ class ETEGRecTrainer(AbstractTrainer):
         self.bigger = config["valid_metric_bigger"]
         self.best_valid_score = -float("inf") if self.bigger else float("inf")
         self.best_valid_result: dict | None = None
-        self.best_state: checkpoint.State | None = None
-        self.best_description: dict = {}
-        self.best_written = False
-        self.progress = Progress()
+        self.keeper = Keeper(self.engine, run_dir)
         self.resumed_optimizers: checkpoint.State | None = None
         self.train_data = None
-        self.saved = self.show_progress = False
+        self.show_progress = False
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return self.keeper.progress
 
     # The story ----------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ class ETEGRecTrainer(AbstractTrainer):
             TrainingError: losses stay non-finite, or memory is short.
         """
         config, main = self.config, self.accelerator.is_main_process
-        self.saved, self.show_progress = saved, show_progress and main
+        self.keeper.saved, self.show_progress = saved, show_progress and main
         self.train_data, self.valid_data = train_data, valid_data
         train_data.split(
             config["gradient_accumulation_steps"],
@@ -110,24 +110,18 @@ class ETEGRecTrainer(AbstractTrainer):
         with self.interruption:
             if self.progress.phase == "pretraining":
                 self._pretrain()
-                self.progress = replace(self.progress, phase="alternation", index=0)
+                self.progress.enter("alternation")
             if self.progress.phase == "alternation":
                 self._run(self._alternation(), config["learning_rate"], _constant)
-                if self.best_state is not None:
-                    checkpoint.restore(self.model, self.best_state)
-                self.progress = replace(self.progress, phase="finetune", index=0, stale=0)
+                if self.keeper.best_state is not None:
+                    checkpoint.restore(self.model, self.keeper.best_state)
+                self.progress.enter("finetune")
             final = finetuning(epochs=config["finetune_epochs"], eval_step=config["eval_step"])
             self._run(list(final), config["finetune_learning_rate"], _cosine)
-            if self.best_state is None:  # no stage was evaluated: the present model is the best
+            if self.keeper.best_state is None:  # no stage was evaluated: the present model is best
                 self._keep_best({})
-            elif not self.best_written:
-                self._write_best()
-            if not self.best_written:
-                raise TrainingError(
-                    f"the best model could not be written to {self.run_dir.best}: make room, then "
-                    f"go on with --resume={self.run_dir.path}"
-                )
-            checkpoint.restore(self.model, self.best_state)
+            self.keeper.make_sure_of_best()
+            checkpoint.restore(self.model, self.keeper.best_state)
             if valid_data is None:
                 return None, None
             self.best_valid_result = self._evaluate(valid_data, "Validation, all users")
@@ -142,8 +136,8 @@ class ETEGRecTrainer(AbstractTrainer):
     ) -> dict[str, float]:
         """Metrics on a loader's users, of the best model or of the present one."""
         self.show_progress = show_progress and self.accelerator.is_main_process
-        if load_best_model and self.best_state is not None:
-            checkpoint.restore(self.model, self.best_state)
+        if load_best_model and self.keeper.best_state is not None:
+            checkpoint.restore(self.model, self.keeper.best_state)
         elif load_best_model:
             checkpoint.load_model(self.model, self.run_dir.best)
         return self._evaluate(eval_data, "Evaluate")
@@ -181,11 +175,11 @@ class ETEGRecTrainer(AbstractTrainer):
                     seed=seed_of(config["seed"], epoch),
                     revive=epoch < epochs - 1,
                 )
-                self._record({"phase": "pretraining", "epoch": epoch, **record})
+                self.keeper.record({"phase": "pretraining", "epoch": epoch, **record})
                 bar.set_postfix(error=f"{record['reconstruction']:.4f}")
                 progress.index = epoch + 1
                 if progress.index % _PRETRAINING_SAVES == 0:
-                    self._save_last(("tokenizer.", "codes."))
+                    self.keeper.save_last(("tokenizer.", "codes."))
             model.tokenizer.requires_grad_(False).eval()
         self.resumed_optimizers = None
         self.engine.share(model.tokenizer)
@@ -219,7 +213,7 @@ class ETEGRecTrainer(AbstractTrainer):
                 logger.info("valid %s %s", result, "(best)" if better else "")
                 if better:
                     self._keep_best(result)
-            self._record(record)
+            self.keeper.record(record)
             progress.index += 1
             progress.epochs_done += 1
             progress.step, progress.trained, progress.epoch = 0, False, {}
@@ -302,7 +296,7 @@ class ETEGRecTrainer(AbstractTrainer):
                     seconds = totals["seconds"] + time.perf_counter() - start
                     kept = torch.cat([shares, sums[losses:]]).tolist()
                     progress.epoch = {**totals, "seconds": seconds, "sums": kept}
-                    self._save_last()
+                    self.keeper.save_last()
                 if number:
                     raise Interrupted(number, f"stopped at {progress}")
         sums[:losses] = self.engine.sum_over_processes(sums[:losses]) / max(totals["targets"], 1)
@@ -323,7 +317,7 @@ class ETEGRecTrainer(AbstractTrainer):
         if stage.rebuild_codes:
             record.update(self._rebuild_codes())
         progress.trained, progress.epoch = True, {"record": record}
-        self._save_last()
+        self.keeper.save_last()
 
     def _log_epoch(self, record: dict) -> None:
         losses = (f"{k} {record[k]:.4f}" for k in Stage.LOSSES if k in record)
@@ -374,72 +368,20 @@ class ETEGRecTrainer(AbstractTrainer):
 
     def _keep_best(self, result: dict) -> None:
         self.best_valid_result = result
-        self.best_state = checkpoint.trained_state(self.model)
-        self.best_description = {
-            "model": self.config["model"],
-            "dataset": self.config["dataset"],
-            "epoch": self.progress.epochs_done,
-            "codes": self.model.codes.digest(),
-            "valid_result": result,
-        }
-        self._write_best()
-
-    def _write_best(self) -> None:
-        state, description, best = self.best_state, self.best_description, self.run_dir.best
-        self.best_written = self._write(lambda: checkpoint.save_model(state, description, best))
-
-    # Records and checkpoints --------------------------------------------------------------------
-
-    def _record(self, record: dict) -> None:
-        self.progress.lines += 1
-        if self.accelerator.is_main_process:
-            self.run_dir.append_metrics(record)
-            self.accelerator.log(curves(record), step=self.progress.lines)
-
-    def _save_last(self, parts: tuple[str, ...] = ("",)) -> None:
-        """Write ``last/``; all processes take part, but while the tokenizer is pretrained."""
-        if not self.saved:
-            return
-        scaler = self.accelerator.scaler
-        self.progress.scaler = scaler and scaler.state_dict()
-        model = checkpoint.trained_state(self.model, parts)
-        optimizers = checkpoint.optimizer_state(self.engine.optimizers)
-        self._write(
-            lambda: checkpoint.save_last(
-                self.run_dir, model, optimizers, self.progress, self.model.codes.digest()
-            )
+        self.keeper.keep_best(
+            {
+                "model": self.config["model"],
+                "dataset": self.config["dataset"],
+                "epoch": self.progress.epochs_done,
+                "codes": self.model.codes.digest(),
+                "valid_result": result,
+            }
         )
 
-    def _write(self, write: Callable[[], None]) -> bool:
-        """Write a checkpoint; a full disk must not end a run that could still be saved later."""
-        if self.saved and self.accelerator.is_main_process:
-            try:
-                write()
-            except (OSError, SafetensorError) as error:
-                logger.error("checkpoint not written (%s); the one before stays", error)
-                return False
-        return True
-
     def _resume(self) -> None:
-        """Take up the newest whole checkpoint, if there is one."""
-        found = checkpoint.load_last(self.run_dir)
-        if found is not None:
-            state, self.resumed_optimizers, self.progress, best = found
-            checkpoint.restore(self.model, state)
-            if best is not None:
-                self.best_state, self.best_description = best
-                self.best_written = False  # best/ may be of a later epoch
-                self.best_valid_result = self.best_description["valid_result"]
-                if self.best_valid_result:
-                    self.best_valid_score = self._score(self.best_valid_result)
-        if self.accelerator.scaler is not None and self.progress.scaler:
-            self.accelerator.scaler.load_state_dict(self.progress.scaler)
-        self.accelerator.wait_for_everyone()  # all have read the lines that are cut now
-        if self.accelerator.is_main_process:
-            self.run_dir.keep_metrics(self.progress.lines)
-            checkpoint.drop_damaged(self.run_dir)
-        how = "going on" if found else "no checkpoint, starting anew"
-        logger.info("%s from %s", how, self.progress)
+        self.resumed_optimizers = self.keeper.resume()
+        if result := self.keeper.best_description.get("valid_result"):
+            self.best_valid_result, self.best_valid_score = result, self._score(result)
 
 
 def _constant(optimizer, warmup: int, _steps: int, last: int = -1) -> LambdaLR:

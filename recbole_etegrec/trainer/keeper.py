@@ -1,0 +1,119 @@
+"""What a run must not lose: its records, its best model, and where it stands."""
+
+import logging
+from collections.abc import Callable
+
+from safetensors import SafetensorError
+
+from recbole_etegrec.errors import TrainingError
+from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.trainer import checkpoint
+from recbole_etegrec.trainer.checkpoint import Progress, State
+from recbole_etegrec.trainer.engine import Engine
+from recbole_etegrec.trainer.trackers import curves
+
+logger = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Writes on the main process what all processes take part in gathering.
+
+    Args:
+        engine: its model and optimizers are kept.
+        run_dir: takes ``metrics.jsonl``, ``best/`` and ``last/``.
+
+    Attributes:
+        progress: where the run stands.
+        saved: whether models are written; records always are.
+        best_state: the best model so far.
+        best_description: what it is, as in ``best/model.json``.
+    """
+
+    def __init__(self, engine: Engine, run_dir: RunDirectory):
+        self.engine, self.accelerator, self.run_dir = engine, engine.accelerator, run_dir
+        self.progress = Progress()
+        self.saved = False
+        self.best_state: State | None = None
+        self.best_description: dict = {}
+        self.best_written = False
+
+    def record(self, record: dict) -> None:
+        """Add a line to ``metrics.jsonl`` and points to the trackers' curves."""
+        self.progress.lines += 1
+        if self.accelerator.is_main_process:
+            self.run_dir.append_metrics(record)
+            self.accelerator.log(curves(record), step=self.progress.lines)
+
+    def keep_best(self, description: dict) -> None:
+        """Take the present model for the best."""
+        self.best_state = checkpoint.trained_state(self.engine.model)
+        self.best_description = description
+        self._write_best()
+
+    def make_sure_of_best(self) -> None:
+        """Write ``best/`` where that has not been done or has failed.
+
+        Raises:
+            TrainingError: it fails again.
+        """
+        if not self.best_written:
+            self._write_best()
+        if not self.best_written:
+            raise TrainingError(
+                f"the best model could not be written to {self.run_dir.best}: make room, then "
+                f"go on with --resume={self.run_dir.path}"
+            )
+
+    def save_last(self, parts: tuple[str, ...] = ("",)) -> None:
+        """Write ``last/``; all processes take part, but while the tokenizer is pretrained.
+
+        Args:
+            parts: beginnings of the names of what is to be kept of the model.
+        """
+        if not self.saved:
+            return
+        engine, scaler = self.engine, self.accelerator.scaler
+        self.progress.scaler = scaler and scaler.state_dict()
+        model = checkpoint.trained_state(engine.model, parts)
+        optimizers = checkpoint.optimizer_state(engine.optimizers)
+        codes = engine.model.codes.digest()
+        self._write(
+            lambda: checkpoint.save_last(self.run_dir, model, optimizers, self.progress, codes)
+        )
+
+    def resume(self) -> State | None:
+        """Take up the newest whole checkpoint, if there is one.
+
+        Returns:
+            The states of the optimizers.
+        """
+        found, optimizers = checkpoint.load_last(self.run_dir), None
+        if found is not None:
+            state, optimizers, self.progress, best = found
+            checkpoint.restore(self.engine.model, state)
+            if best is not None:
+                self.best_state, self.best_description = best
+                self.best_written = False  # best/ may be of a later epoch
+        if self.accelerator.scaler is not None and self.progress.scaler:
+            self.accelerator.scaler.load_state_dict(self.progress.scaler)
+        self.accelerator.wait_for_everyone()  # all have read what is mended now
+        if self.accelerator.is_main_process:
+            self.run_dir.keep_metrics(self.progress.lines)
+            checkpoint.drop_damaged(self.run_dir)
+        how = "going on" if found else "no checkpoint, starting anew"
+        logger.info("%s from %s", how, self.progress)
+        return optimizers
+
+    def _write_best(self) -> None:
+        state, description, best = self.best_state, self.best_description, self.run_dir.best
+        self.best_written = self._write(lambda: checkpoint.save_model(state, description, best))
+
+    def _write(self, write: Callable[[], None]) -> bool:
+        """Write a checkpoint; a full disk must not end a run that could still be saved later."""
+        if self.saved and self.accelerator.is_main_process:
+            try:
+                write()
+            except (OSError, SafetensorError) as error:
+                logger.error("checkpoint not written (%s); the one before stays", error)
+                return False
+        return True
