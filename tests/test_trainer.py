@@ -55,7 +55,7 @@ def run_stages(
     trainer: ETEGRecTrainer, *stages: Stage, rate: float = 0.01, schedule: Callable = _constant
 ) -> None:
     """Run stages with fresh optimizers, after whatever has been run."""
-    trainer.progress = replace(trainer.progress, index=0, stale=0)
+    trainer.keeper.progress = replace(trainer.progress, index=0, stale=0)
     trainer._run(list(stages), rate, schedule)
 
 

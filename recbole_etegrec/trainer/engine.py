@@ -182,7 +182,7 @@ class Engine:
         if self.bad_steps > self.max_bad_steps:
             raise TrainingError(
                 f"{where}: {what} not finite in {self.bad_steps} steps in a row (max_bad_steps): "
-                "the last checkpoint stays; a new run needs a lower learning rate or precision fp32"
+                "start anew with a lower learning rate or precision fp32; the last checkpoint stays"
             )
         logger.warning("%s: %s not finite, step skipped", where, what or "gradient norm")
 
