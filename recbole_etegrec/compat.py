@@ -42,6 +42,7 @@ WORKAROUNDS = (
     Workaround("recbole.quick_start not imported", "needs ray.tune, broken on numpy 2"),
     Workaround("best checkpoint read by the plugin", "torch.load refuses pickles since 2.6"),
     Workaround("config values parsed, not evaluated", "RecBole passes them to eval"),
+    Workaround("anomaly detection of autograd turned off again", "importing SINE turns it on"),
     Workaround("device chosen by accelerate", "RecBole sets CUDA_VISIBLE_DEVICES from gpu_id"),
     Workaround("own collector of rankings", "items scored -inf can hit; Gini, coverage crash"),
     Workaround("logs and TensorBoard files in the run directory", "RecBole writes to ./log*"),

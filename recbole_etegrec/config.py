@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import PartialState
 
@@ -104,6 +105,7 @@ def find_model(name: str) -> type:
     if name in MODELS:
         return MODELS[name]
     known = [*MODELS, *(path.stem for path in RECBOLE_PROPERTIES.glob("model/*.yaml"))]
+    anomalies = torch.is_anomaly_enabled()
     try:
         return get_model(name)
     except ImportError as error:
@@ -112,6 +114,8 @@ def find_model(name: str) -> type:
             raise UserError(f"model {name}: {error}; install it first") from error
     except (ValueError, AttributeError):
         pass
+    finally:
+        torch.autograd.set_detect_anomaly(anomalies)  # RecBole's module of SINE turns it on
     raise UserError(f"unknown model '{name}'{nearest(name, known)}")
 
 

@@ -1,6 +1,8 @@
 """Which value a key ends up with, and what is refused."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,12 @@ def test_config_refuses_in_one_line_when_a_value_is_wrong(model, values, message
         Config(model, "ml-100k", config_dict=values)
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_config_leaves_anomaly_detection_off_when_the_model_is_recboles():
+    code = "from recbole_etegrec.config import Config; import sys, torch; Config('SASRec');"
+    code += "sys.exit(torch.is_anomaly_enabled() or 'sine' not in ' '.join(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
