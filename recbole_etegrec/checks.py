@@ -79,6 +79,13 @@ def check_config(config: "Config") -> None:
         )
     if config["exclude_history"] not in (None, True, False):
         raise UserError(f"exclude_history ({config['exclude_history']}) must be True or False")
+    _check_launch(config)
+    if config["log_wandb"] and find_spec("wandb") is None:
+        raise UserError("log_wandb (True) needs the package wandb: pip install wandb")
+
+
+def _check_launch(config: "Config") -> None:
+    """Ways to start several processes that cannot work."""
     if config["nproc"] not in (None, 1):
         raise UserError(
             f"nproc ({config['nproc']}): start several processes with "
@@ -101,8 +108,6 @@ def check_config(config: "Config") -> None:
         raise UserError("distributed_type (FSDP): needs fsdp_version 2 and torch 2.7 or later")
     if os.environ.get("ACCELERATE_USE_MEGATRON_LM", "").lower() == "true":
         raise UserError("distributed_type (MEGATRON_LM) is not supported")
-    if config["log_wandb"] and find_spec("wandb") is None:
-        raise UserError("log_wandb (True) needs the package wandb: pip install wandb")
 
 
 def check_plugin_config(config: "Config") -> None:

@@ -142,6 +142,13 @@ def killed(start, tiny_data, tmp_path_factory) -> Path:
     return run_dir
 
 
+def go_on(start: Callable, run_dir: Path) -> str:
+    """Resume a run to its end; returns what it wrote to stderr."""
+    code, written = start(f"--resume={run_dir}")
+    assert code == 0, written
+    return written
+
+
 def copy_of(run_dir: Path, to: Path) -> Path:
     return Path(shutil.copytree(run_dir, to / "copy"))
 
@@ -186,8 +193,7 @@ def test_resume_gives_the_unbroken_outcome_when_the_run_was_killed(
     code, _ = start(*arguments(tiny_data, run_dir, save_steps=save_steps), trap=trap)
     assert code == -signal.SIGKILL
     assert stand_of(run_dir) == stand
-    code, written = start(f"--resume={run_dir}")
-    assert code == 0, written
+    go_on(start, run_dir)
     assert_same(run_dir, unbroken)
 
 
@@ -207,8 +213,7 @@ def test_resume_gives_the_unbroken_outcome_when_the_run_was_killed_while_saving(
     assert {name for name in ("last", "previous") if (run_dir / name).is_dir()} == left
     assert (run_dir / ".last.new" / "model.safetensors").exists()
     assert (run_dir / ".last.new" / "checksums.json").exists() == ("last" not in left)
-    code, written = start(f"--resume={run_dir}")
-    assert code == 0, written
+    written = go_on(start, run_dir)
     assert "damaged" not in written
     assert_same(run_dir, unbroken)
 
@@ -267,8 +272,7 @@ def test_signal_ends_the_run_after_the_step_when_it_comes_in_one(
     assert written.endswith(f"\n{stopped}\n")
     assert stand_of(run_dir) == "epoch 1 (alternation), step 4"
     assert not (run_dir / "result.json").exists()
-    code, written = start(f"--resume={run_dir}")
-    assert code == 0, written
+    written = go_on(start, run_dir)
     assert_same(run_dir, unbroken)
 
 
@@ -282,8 +286,7 @@ def test_signal_ends_the_run_at_once_when_it_comes_between_steps(
     code, written = start(*arguments(tiny_data, run_dir), trap=trap)
     assert code == 143
     assert f"SIGTERM: stopped at once; go on with --resume={run_dir}\n" in written
-    code, written = start(f"--resume={run_dir}")
-    assert code == 0, written
+    written = go_on(start, run_dir)
     assert_same(run_dir, unbroken)
 
 
@@ -316,8 +319,7 @@ def test_resume_takes_the_checkpoint_before_when_a_file_is_damaged(
 ):
     run_dir = copy_of(killed, tmp_path)
     damage(run_dir / "last" / name)
-    code, written = start(f"--resume={run_dir}")
-    assert code == 0, written
+    written = go_on(start, run_dir)
     (warning,) = [line for line in written.splitlines() if "WARNING" in line]
     assert f"checkpoint {run_dir}/last: {name} is damaged" in warning
     assert_same(run_dir, unbroken)
@@ -332,8 +334,7 @@ def test_resume_gives_the_unbroken_outcome_when_best_is_newer_than_the_checkpoin
     flip_a_byte(run_dir / "last" / "model.safetensors")
     assert stand_of(run_dir) == "epoch 3 (alternation), before its evaluation"
     assert json.loads((run_dir / "best" / "model.json").read_text())["epoch"] == 4
-    code, written = start(f"--resume={run_dir}")
-    assert code == 0, written
+    go_on(start, run_dir)
     assert_same(run_dir, unbroken)
 
 

@@ -101,3 +101,8 @@ def sequence_offsets(users: np.ndarray) -> np.ndarray:
         return np.zeros(1, dtype=np.int64)
     changes = np.flatnonzero(users[1:] != users[:-1]) + 1
     return np.concatenate([[0], changes, [len(users)]]).astype(np.int64)
+
+
+def place_in_run(counts: np.ndarray) -> np.ndarray:
+    """0, 1, 2, ... within each of adjacent runs, of the given lengths ``[R]``."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -11,10 +11,10 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.data.dataset import place_in_run
 
-HistoryIndex = tuple[
-    torch.Tensor, torch.Tensor
-]  # rows of a batch, and an item of each one's history
+# Rows of a batch, and for each an item of its user's history.
+HistoryIndex = tuple[torch.Tensor, torch.Tensor]
 
 
 class SeenItems:
@@ -44,8 +44,7 @@ class SeenItems:
         """Pairs of row and seen item for a batch of users ``[B]``, its positive items left out."""
         counts = np.diff(self.offsets)[users]
         rows = np.repeat(np.arange(len(users)), counts)
-        nth = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        items = self.items[self.offsets[users][rows] + nth]
+        items = self.items[self.offsets[users][rows] + place_in_run(counts)]
         wanted = positive[0].numpy() * self.n_items + positive[1].numpy()
         kept = ~np.isin(rows * self.n_items + items, wanted)
         return torch.from_numpy(rows[kept]), torch.from_numpy(items[kept])

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from recbole_etegrec.data.dataset import WholeSequenceDataset, sequence_offsets
+from recbole_etegrec.data.dataset import WholeSequenceDataset, place_in_run, sequence_offsets
 
 
 class SequenceBatch(NamedTuple):
@@ -73,7 +73,7 @@ def make_windows(offsets: np.ndarray, max_history: int, stride: int) -> Windows:
     beyond = np.maximum(lengths - 1 - max_history, 0)
     counts = np.where(lengths > 1, 1 + -(-beyond // stride), 0)
     sequence = np.repeat(np.arange(len(lengths)), counts)
-    nth = np.arange(len(sequence)) - np.repeat(np.cumsum(counts) - counts, counts)
+    nth = place_in_run(counts)
     first, length = offsets[:-1][sequence], lengths[sequence]
     end = np.minimum(max_history + 1 + nth * stride, length)
     start = np.maximum(end - max_history - 1, 0)
@@ -180,9 +180,8 @@ class SequenceLoader:
         """The steps of the epoch from number ``first`` on."""
         for rows in self.steps[first:]:
             start, end, supervised_from = (column[rows] for column in self.windows)
-            targets = np.concatenate(
-                [self.items[a:b] for a, b in zip(supervised_from, end, strict=True)]
-            )
+            counts = end - supervised_from
+            targets = self.items[np.repeat(supervised_from, counts) + place_in_run(counts)]
             distinct = np.unique(targets)
             yield [
                 SequenceBatch(
