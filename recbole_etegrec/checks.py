@@ -20,12 +20,18 @@ CHOICES = {
     "codebook_update": ("shared", "tokenizer_only"),
     "alignment_pooling": ("last", "mean"),
     "precision": ("fp32", "bf16", "fp16"),
+    "tuning": ("full", "lora", "qlora", "frozen"),
+    "projector_init": ("normal", "matched"),
+    "attn_implementation": ("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+    "optimizer": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
+    "gradient_checkpointing": (True, False),
 }
 COUNTS = ("tokenizer_epochs", "epochs", "warm_epochs", "finetune_epochs")
 COUNTS += ("valid_users", "stopping_step", "save_steps", "max_bad_steps", "seed")
 RATES = ("learning_rate", "finetune_learning_rate", "tokenizer_learning_rate")
-RATES += ("alternation_tokenizer_learning_rate", "psa_temperature", "init_std")
-SHARES = ("dropout", "residual_dropout", "window_overlap")
+RATES += ("alternation_tokenizer_learning_rate", "psa_temperature", "init_std", "lora_alpha")
+OPTIONAL = ("heads_learning_rate", "memory_gib")
+SHARES = ("dropout", "residual_dropout", "lora_dropout", "window_overlap")
 WEIGHTS = ("beta", "sia_weight", "psa_weight", "weight_decay")
 SIZES = (
     "semantic_hidden_size",
@@ -44,6 +50,7 @@ SIZES = (
     "num_beams",
     "eval_batch_size",
     "gradient_accumulation_steps",
+    "lora_r",
     "MAX_ITEM_LIST_LENGTH",
 )
 
@@ -51,7 +58,7 @@ SIZES = (
 _NUMBERS = (
     (SIZES, lambda v: type(v) is int and v > 0, "a whole number above 0"),
     (COUNTS, lambda v: type(v) is int and v >= 0, "a whole number, 0 or above"),
-    (RATES, lambda v: v > 0, "a number above 0"),
+    (RATES + OPTIONAL, lambda v: v > 0, "a number above 0"),
     (SHARES, lambda v: 0 <= v < 1, "a number in [0, 1)"),
     (("cut_probability",), lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     (WEIGHTS, lambda v: v >= 0, "a number, 0 or above"),
@@ -122,10 +129,13 @@ def check_plugin_config(config: "Config") -> None:
     tables = {"item_embedding": tuple(ITEM_EMBEDDINGS), "backbone": tuple(BACKBONES)}
     for key, choices in {**CHOICES, **tables}.items():
         if key in config and config[key] not in choices:
-            raise UserError(f"{key} ({config[key]}) must be one of {', '.join(choices)}")
+            known = ", ".join(map(str, choices))
+            raise UserError(f"{key} ({config[key]}) must be one of {known}")
     for keys, fits, wanted in _NUMBERS:
         for key in keys:
             value = config[key]
+            if key in OPTIONAL and value is None:
+                continue
             number = type(value) in (int, float)
             if key in config and not (number and fits(value)):
                 raise UserError(f"{key} ({value}) must be {wanted}")
@@ -158,6 +168,7 @@ def _contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
         beam and bool(needs_all) and "full" in config["eval_args"]["mode"].values(),
         f"metrics ({', '.join(needs_all)}) need the scores of all items: set ranking: exact",
     )
+    yield from _base_model_contradictions(config)
     hidden, heads = config["hidden_size"] or 0, config["num_attention_heads"] or 1
     yield (
         hidden % heads != 0,
@@ -180,6 +191,68 @@ def _contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
         config["item_embedding"] == "file" and not (file and Path(file).is_file()),
         f"item_embedding_file ({file}) must be an existing file when item_embedding is 'file'",
     )
+
+
+def _base_model_contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
+    """Rules on a pretrained decoder and on what needs a package or a GPU."""
+    base, tuning, optimizer = config["base_model"], config["tuning"], config["optimizer"]
+    yield (
+        base is not None and not (isinstance(base, str) and base),
+        f"base_model ({base}) must be a hub id, a directory or a .gguf file, or nothing",
+    )
+    yield (
+        not base and tuning != "full",
+        f"tuning ({tuning}) needs a base_model: a random decoder must learn as a whole",
+    )
+    names = config["lora_target_modules"]
+    yield (
+        not (isinstance(names, (list, tuple)) and names and all(type(n) is str for n in names)),
+        f"lora_target_modules ({names}) must be a list of names of linear layers",
+    )
+    yield (
+        str(base).endswith(".gguf") and find_spec("gguf") is None,
+        f"base_model ({base}) needs the package gguf: pip install gguf",
+    )
+    no_bitsandbytes = find_spec("bitsandbytes") is None
+    for key, value in (("tuning", tuning), ("optimizer", optimizer)):
+        yield (
+            value not in ("full", "lora", "frozen", "adamw") and no_bitsandbytes,
+            f"{key} ({value}) needs the package bitsandbytes: pip install bitsandbytes",
+        )
+    yield (
+        str(base).endswith(".gguf") and tuning == "qlora",
+        f"tuning (qlora) cannot quantize base_model ({base}) once more: choose lora",
+    )
+    on_gpu = config["device"].type == "cuda"
+    yield (
+        optimizer == "paged_adamw_8bit" and not on_gpu,
+        "optimizer (paged_adamw_8bit) moves states between GPU and CPU: it needs a GPU",
+    )
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    yield (
+        sharded and (tuning == "qlora" or optimizer != "adamw"),
+        f"distributed_type (FSDP) takes neither tuning qlora ({tuning}) nor an 8-bit optimizer "
+        f"({optimizer}): start with properties/accelerate/ddp_bf16.yaml",
+    )
+    attention, precision = config["attn_implementation"], config["precision"]
+    flash = attention.startswith("flash")
+    yield (
+        flash and not _flash_available(attention),
+        f"attn_implementation ({attention}) needs a GPU and the package flash-attn; sdpa uses the "
+        "flash kernels of torch where it can",
+    )
+    yield (
+        flash and precision == "fp32",
+        f"attn_implementation ({attention}) needs precision bf16 or fp16",
+    )
+
+
+def _flash_available(attention: str) -> bool:
+    from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+    if attention == "flash_attention_2":
+        return is_flash_attn_2_available()
+    return is_flash_attn_3_available()
 
 
 def check_dataset_files(config: "Config") -> None:

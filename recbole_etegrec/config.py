@@ -150,7 +150,7 @@ class Config(recbole.config.Config):
     def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for file in file_list or ():
-            values.update(_read_mapping(file))
+            values.update(_read_mapping(find_config_file(file)))
         return values
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
@@ -187,6 +187,9 @@ class Config(recbole.config.Config):
         for key in ("data_path", "item_embedding_file"):
             if final.get(key):
                 final[key] = os.path.abspath(final[key])
+        base = final.get("base_model")
+        if isinstance(base, str) and os.path.exists(os.path.expanduser(base)):
+            final["base_model"] = os.path.abspath(os.path.expanduser(base))
         self._complete_evaluation(final)
         if (
             final["MODEL_TYPE"] == ModelType.SEQUENTIAL
@@ -249,6 +252,14 @@ def refusals_for_the_user(where: str) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{where}: " + " ".join(str(error).split())) from error
+
+
+def find_config_file(file: str) -> str:
+    """`file`, or the overlay of that name in `properties/` where there is no such file."""
+    if Path(file).is_file():
+        return file
+    shipped = properties_dir() / f"{file.removesuffix('.yaml').removeprefix('properties/')}.yaml"
+    return str(shipped) if shipped.is_file() else file
 
 
 def _read_mapping(file: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset, data_preparation
 from recbole_etegrec.errors import Interrupted
 from recbole_etegrec.model import MODELS
+from recbole_etegrec.model.build import check_base_model
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.start import start_config, start_run_directory
 from recbole_etegrec.trainer import ETEGRecTrainer
@@ -46,6 +47,7 @@ def run(
     started = time.perf_counter()
     config, resume = start_config(model, dataset, config_file_list, config_dict)
     check_dataset_files(config)
+    check_base_model(config)
     run_dir = start_run_directory(config, resume)
     logger.info("%s on %s: %s", config["model"], config["dataset"], run_dir.path)
 

@@ -1,9 +1,9 @@
 """ETEGRec with a decoder-only LLaMA, as a RecBole model.
 
-This is where items meet codes: the only place that maps ids through the code table, and the only
-module of the model that reads a config.
+This is where items meet codes: the only place that maps ids through the code table.
 """
 
+import hashlib
 from collections.abc import Callable, Collection
 
 import torch
@@ -23,14 +23,8 @@ from recbole_etegrec.losses import (
     recommendation_loss,
     sequence_item_alignment,
 )
-from recbole_etegrec.recommender import (
-    BACKBONES,
-    CodeEmbedding,
-    EncodedHistory,
-    Recommender,
-    RecommenderOutput,
-    add_residual_dropout,
-)
+from recbole_etegrec.model.build import build_recommender
+from recbole_etegrec.recommender import EncodedHistory, RecommenderOutput
 from recbole_etegrec.tokenizer import RQVAE, ItemCodes
 from recbole_etegrec.tokenizer.item_codes import CodeHealth
 
@@ -45,11 +39,22 @@ class ETEGRecLlama(SequentialRecommender):
     Args:
         config: see ``properties/model/ETEGRecLlama.yaml``.
         dataset: the training part, from which item embeddings are made.
+        item_embedding: of all items ``[N, d_z]``, in place of the config's. On the meta device the
+            model is one of shapes alone: no weights are loaded, no codes are made.
+
+    Attributes:
+        frozen_names: what of its state never learns and is not kept in checkpoints.
+        frozen_digest: a hash of that, equal where it is equal; None if all learns.
     """
 
     input_type = InputType.POINTWISE
 
-    def __init__(self, config: Config, dataset: SequentialDataset):
+    def __init__(
+        self,
+        config: Config,
+        dataset: SequentialDataset,
+        item_embedding: torch.Tensor | None = None,
+    ):
         super().__init__(config, dataset)
         self.max_history = config["MAX_ITEM_LIST_LENGTH"]
         self.beta = config["beta"]
@@ -57,22 +62,35 @@ class ETEGRecLlama(SequentialRecommender):
         self.sia_weight, self.psa_weight = config["sia_weight"], config["psa_weight"]
         self.num_beams, self.ranking = config["num_beams"], config["ranking"]
         self.seed = config["seed"]
-        embedding = torch.from_numpy(load_item_embedding(config, dataset))
-        self.register_buffer("item_embedding", embedding, persistent=False)
+        if item_embedding is None:
+            item_embedding = torch.from_numpy(load_item_embedding(config, dataset))
+        self.register_buffer("item_embedding", item_embedding, persistent=False)
         self.tokenizer = RQVAE(
-            semantic_hidden_size=embedding.shape[1],
+            semantic_hidden_size=item_embedding.shape[1],
             hidden_sizes=config["tokenizer_hidden_sizes"],
             e_dim=config["e_dim"],
             levels=config["code_length"] - 1,
             code_num=config["code_num"],
         )
-        self.recommender = build_recommender(config, semantic_hidden_size=embedding.shape[1])
+        self.recommender = build_recommender(
+            config, item_embedding.shape[1], shapes_only=item_embedding.is_meta
+        )
+        learns = {n for n, p in self.recommender.backbone.named_parameters() if p.requires_grad}
+        frozen = {
+            name: tensor
+            for name, tensor in self.recommender.backbone.state_dict().items()
+            if name not in learns
+        }
+        self.frozen_names = {f"recommender.backbone.{name}" for name in frozen}
         self.codes = ItemCodes(
             n_items=self.n_items, code_length=config["code_length"], code_num=config["code_num"]
         )
         self._exact: ExactRanking | None = None
-        self.start_codebooks()
-        self.rebuild_codes()
+        self.frozen_digest: str | None = None
+        if not item_embedding.is_meta:
+            self.frozen_digest = digest(frozen) if frozen else None
+            self.start_codebooks()
+            self.rebuild_codes()
         # RecBole's stock trainer optimises every parameter that wants a gradient.
         self.tokenizer.requires_grad_(False)
 
@@ -254,30 +272,10 @@ class ETEGRecLlama(SequentialRecommender):
         return self.recommender.encode_history(self.codes(history), history > 0)
 
 
-def build_recommender(config: Config, semantic_hidden_size: int) -> Recommender:
-    """The recommender a config describes."""
-    backbone = BACKBONES[config["backbone"]](
-        hidden_size=config["hidden_size"],
-        num_hidden_layers=config["num_hidden_layers"],
-        num_attention_heads=config["num_attention_heads"],
-        intermediate_size=config["intermediate_size"],
-        max_position_embeddings=(config["MAX_ITEM_LIST_LENGTH"] + 1) * config["code_length"],
-        init_std=config["init_std"],
-    )
-    add_residual_dropout(backbone, config["residual_dropout"])
-    embedding = CodeEmbedding(
-        code_length=config["code_length"],
-        code_num=config["code_num"],
-        e_dim=config["e_dim"],
-        hidden_size=config["hidden_size"],
-        init_std=config["init_std"],
-        train_codebooks=config["codebook_update"] == "shared",
-    )
-    return Recommender(
-        backbone,
-        embedding,
-        semantic_hidden_size=semantic_hidden_size,
-        dropout=config["dropout"],
-        alignment_pooling=config["alignment_pooling"],
-        init_std=config["init_std"],
-    )
+def digest(state: dict[str, torch.Tensor]) -> str:
+    """A hash of tensors on any device, equal where they are equal to the bit."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()[:16]

@@ -1,6 +1,6 @@
 """From codes of a history to logits of the next item's codes; items are unknown here."""
 
-from recbole_etegrec.recommender.backbone import BACKBONES, add_residual_dropout
+from recbole_etegrec.recommender.backbone import BACKBONES
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
 from recbole_etegrec.recommender.recommender import (
     EncodedHistory,
@@ -14,5 +14,4 @@ __all__ = [
     "EncodedHistory",
     "Recommender",
     "RecommenderOutput",
-    "add_residual_dropout",
 ]

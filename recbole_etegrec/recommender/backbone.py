@@ -3,12 +3,14 @@
 It knows neither codes nor items. Its own token table and LM head are not kept in memory.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaModel, PreTrainedModel
+from transformers import DynamicCache, LlamaConfig, LlamaModel, PreTrainedModel
 
 
 def llama_from_scratch(
@@ -19,8 +21,13 @@ def llama_from_scratch(
     intermediate_size: int,
     max_position_embeddings: int,
     init_std: float,
+    attn_implementation: str = "sdpa",
 ) -> PreTrainedModel:
-    """A randomly initialised LLaMA decoder of transformers, without its token table."""
+    """A randomly initialised LLaMA decoder of transformers, without its token table.
+
+    Like every backbone it has an attribute ``token_rms``, the root mean square of the token
+    embeddings that it was made for.
+    """
     model = LlamaModel(
         LlamaConfig(
             vocab_size=1,
@@ -33,9 +40,11 @@ def llama_from_scratch(
             bos_token_id=None,
             eos_token_id=None,
             pad_token_id=None,
+            attn_implementation=attn_implementation,
         )
     )
-    model.embed_tokens = None
+    model.set_input_embeddings(nn.Identity())
+    model.token_rms = init_std
     return model
 
 
@@ -50,6 +59,47 @@ def add_residual_dropout(model: PreTrainedModel, probability: float) -> None:
     for layer in model.layers:
         layer.self_attn.register_forward_hook(drop)
         layer.mlp.register_forward_hook(drop)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep the input of each layer alone, and compute it anew for the backward pass."""
+    new = getattr(model, "activation_checkpointing_enable", None)
+    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+
+
+@contextmanager
+def masked_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Use an attention that takes a mask for each token, where the model's own does not."""
+    config = model.config
+    chosen = config._attn_implementation
+    if chosen not in _MASKED_ATTENTION:
+        config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = chosen
+
+
+_MASKED_ATTENTION = ("sdpa", "eager")
+
+
+def new_cache() -> DynamicCache:
+    """An empty cache of keys and values; every layer keeps all tokens."""
+    return DynamicCache()
+
+
+def cached(model: nn.Module, cache: DynamicCache | None) -> dict:
+    """The arguments that make a model use a cache, by the name its version of transformers has."""
+    if cache is None:
+        return {"use_cache": False}
+    decoder = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names = inspect.signature(type(decoder).forward).parameters
+    return {"use_cache": True, "cache" if "cache" in names else "past_key_values": cache}
+
+
+def residual_dtype(model: nn.Module) -> torch.dtype:
+    """The type of the residual stream: that of the norms, which are never quantized."""
+    return next((p.dtype for p in model.parameters() if p.ndim == 1), torch.float32)
 
 
 def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

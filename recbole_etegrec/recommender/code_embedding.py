@@ -52,7 +52,7 @@ class CodeEmbedding(nn.Module):
         levels = torch.arange(codes.shape[-1], device=codes.device) + first_level
         # F.embedding, not indexing: the backward of an index is serial on the CPU.
         rows = F.embedding(codes + levels * self.code_num, self.tables().flatten(0, 1))
-        return self.scid_projector(rows).float()  # the residual stream stays fp32 under autocast
+        return self.scid_projector(rows).float()
 
     def logits(self, hidden: torch.Tensor, levels: slice = slice(None)) -> torch.Tensor:
         """Logits in fp32: states ``[n, l, H]`` of ``l`` levels → ``[n, l, C]``."""

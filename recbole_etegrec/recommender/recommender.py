@@ -11,7 +11,13 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from recbole_etegrec.recommender.backbone import additive_mask
+from recbole_etegrec.recommender.backbone import (
+    additive_mask,
+    cached,
+    masked_attention,
+    new_cache,
+    residual_dtype,
+)
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
 
 
@@ -71,6 +77,7 @@ class Recommender(nn.Module):
         super().__init__()
         hidden_size = backbone.config.hidden_size
         self.backbone = backbone
+        self.residual_dtype = residual_dtype(backbone)  # fp32, but with frozen bf16 or fp16 weights
         self.code_embedding = code_embedding
         self.dropout = nn.Dropout(dropout)
         self.alignment_pooling = alignment_pooling
@@ -103,7 +110,7 @@ class Recommender(nn.Module):
         hidden = self._run(embeddings, token_mask if token_mask is None else token_mask[:, :-1])
         # States of the tokens just before each target code: a shift by L - 1 tokens.
         before = hidden[:, length - 1 :].unflatten(1, (-1, length)).flatten(0, 1)
-        before = before.index_select(0, target_index)  # [n, L, H]
+        before = before.index_select(0, target_index).float()  # [n, L, H]
         state = before[:, 0]
         if self.alignment_pooling == "mean":
             state = _mean_states(hidden, length, token_mask).index_select(0, target_index)
@@ -111,14 +118,29 @@ class Recommender(nn.Module):
             self.code_embedding.logits(before), self.enc_adapter(state), self.dec_adapter(state)
         )
 
+    @torch.no_grad()
+    def match_scale(self, codes: torch.Tensor, target_index: torch.Tensor) -> None:
+        """Let codes enter at the scale of the backbone's own tokens, and logits leave at 1.
+
+        Three factors do it, found on a batch as in :meth:`forward`: of the collision table, whose
+        rows become as long as those of the codebooks; of the projector into the backbone; of the
+        projector out of it, after which the logits of a position deviate by 1 from their mean.
+        """
+        embedding = self.code_embedding
+        embedding.collision_table *= _rms(embedding.codebooks) / _rms(embedding.collision_table)
+        own = self.backbone.token_rms
+        embedding.scid_projector.weight *= own / _rms(embedding.embed(codes[codes.any(dim=2)]))
+        logits = self(codes, target_index).logits
+        embedding.output_projector.weight /= _rms(logits - logits.mean(dim=-1, keepdim=True))
+
     def encode_history(self, codes: torch.Tensor, attention_mask: torch.Tensor) -> EncodedHistory:
         """Run histories ``[B, T, L]``, padded on either side, and keep their cache."""
-        cache = DynamicCache(config=self.backbone.config)
+        cache = new_cache()
         visible = _token_mask(attention_mask, codes.shape[-1])
         hidden = self._run(self.code_embedding.embed(codes).flatten(1, 2), visible, cache)
         position = torch.arange(visible.shape[1], device=codes.device)
         last = (visible * position).argmax(dim=1)
-        state = hidden[torch.arange(len(codes), device=codes.device), last]
+        state = hidden[torch.arange(len(codes), device=codes.device), last].float()
         return EncodedHistory(cache, visible, state, visible.sum(dim=1))
 
     def extend(
@@ -151,14 +173,14 @@ class Recommender(nn.Module):
             ],
             dim=-1,
         ).unsqueeze(1)  # [B, 1, n, keys]
-        output = self.backbone(
-            inputs_embeds=embeddings,
-            attention_mask=additive_mask(visible, embeddings.dtype),
-            position_ids=history.length.unsqueeze(1) + depth,
-            past_key_values=history.cache,
-            use_cache=True,
-        )
-        return output.last_hidden_state
+        with masked_attention(self.backbone):
+            output = self.backbone(
+                inputs_embeds=embeddings.to(self.residual_dtype),
+                attention_mask=additive_mask(visible, self.residual_dtype),
+                position_ids=history.length.unsqueeze(1) + depth,
+                **cached(self.backbone, history.cache),
+            )
+        return output.last_hidden_state.float()
 
     def _run(
         self,
@@ -169,11 +191,10 @@ class Recommender(nn.Module):
         """States of tokens ``[B, S, H]``; a mask ``[B, S]`` also sets the positions."""
         position_ids = None if token_mask is None else (token_mask.cumsum(1) - 1).clamp_min(0)
         output = self.backbone(
-            inputs_embeds=self.dropout(embeddings),
+            inputs_embeds=self.dropout(embeddings).to(self.residual_dtype),
             attention_mask=None if token_mask is None else token_mask.long(),
             position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
+            **cached(self.backbone, cache),
         )
         return self.dropout(output.last_hidden_state)
 
@@ -197,6 +218,10 @@ def _mean_states(
     total = (hidden * real.unsqueeze(-1)).cumsum(dim=1)
     mean = total / real.cumsum(dim=1).clamp_min(1).unsqueeze(-1)
     return mean[:, code_length - 1 :: code_length].flatten(0, 1)
+
+
+def _rms(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.square().mean().sqrt()
 
 
 def _adapter(width_in: int, width_out: int, init_std: float) -> nn.Sequential:

@@ -46,6 +46,7 @@ class Progress:
         epoch: sums and counts over the steps of the present epoch.
         lines: of ``metrics.jsonl``.
         scaler: state of the fp16 gradient scaler.
+        frozen: the digest of the weights that never learn.
     """
 
     phase: str = "pretraining"
@@ -58,6 +59,7 @@ class Progress:
     epoch: dict = field(default_factory=dict)
     lines: int = 0
     scaler: dict | None = None
+    frozen: str | None = None
 
     def enter(self, phase: str) -> None:
         """Begin a phase."""
@@ -74,13 +76,18 @@ class Progress:
 
 
 def trained_state(model: ETEGRecLlama, parts: tuple[str, ...] = ("",)) -> State:
-    """A copy of all parameters and of the code table, on the CPU; every process takes part.
+    """A copy of all that is trained and of the code table, on the CPU; every process takes part.
+
+    Weights of a pretrained decoder that never learn are not in it.
 
     Args:
         parts: beginnings of the names wanted.
     """
-    state = model.state_dict()
-    return {name: _whole(tensor) for name, tensor in state.items() if name.startswith(parts)}
+    return {
+        name: _whole(tensor)
+        for name, tensor in model.state_dict().items()
+        if name.startswith(parts) and name not in model.frozen_names
+    }
 
 
 @torch.no_grad()
@@ -123,9 +130,24 @@ def load_model(model: ETEGRecLlama, path: Path) -> None:
     """Read a folder written by :func:`save_model` into a model of the same config.
 
     Raises:
-        UserError: if there is no such folder.
+        UserError: if there is no such folder, or the model has another pretrained decoder.
     """
-    restore(model, read_model(path)[0])
+    state, description = read_model(path)
+    check_frozen(model, description["frozen"])
+    restore(model, state)
+
+
+def check_frozen(model: ETEGRecLlama, expected: str | None) -> None:
+    """Refuse to put what was trained on top of other weights than it was trained with.
+
+    Raises:
+        UserError: the weights that never learn have another digest.
+    """
+    if model.frozen_digest != expected:
+        raise UserError(
+            f"base_model: its weights (digest {model.frozen_digest}) are not those that the run "
+            f"was trained with ({expected}): use the same model, precision and versions"
+        )
 
 
 def _write_model(folder: Path, state: State, description: dict) -> None:
@@ -139,7 +161,7 @@ def _write_model(folder: Path, state: State, description: dict) -> None:
 def optimizer_state(optimizers: dict[str, torch.optim.Optimizer]) -> State:
     """What optimizers know of each parameter, by module, number and name; on the CPU."""
     return {
-        f"{module}.{number}.{name}": _whole(value)
+        f"{module}.{number}.{name}": _whole(torch.as_tensor(value))
         for module, optimizer in optimizers.items()
         for number, parameter in enumerate(_parameters(optimizer))
         for name, value in optimizer.state.get(parameter, {}).items()
@@ -154,12 +176,16 @@ def restore_optimizers(optimizers: dict[str, torch.optim.Optimizer], state: Stat
         for number, parameter in enumerate(_parameters(optimizer)):
             prefix = f"{module}.{number}."
             for key in [key for key in state if key.startswith(prefix)]:
-                value = state[key]
+                value = state[key].clone()
                 if value.shape == parameter.shape:
                     like = torch.empty_like(parameter, dtype=value.dtype)
                     _fill(like, value)
                     value = like
-                optimizer.state[parameter][key.removeprefix(prefix)] = value.clone()
+                elif value.dtype == torch.int64:  # a plain number: 8-bit optimizers count so
+                    value = value.item()
+                elif value.ndim:
+                    value = value.to(parameter.device)
+                optimizer.state[parameter][key.removeprefix(prefix)] = value
 
 
 def save_last(

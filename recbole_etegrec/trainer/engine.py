@@ -27,6 +27,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.errors import TrainingError
 from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.recommender import Recommender
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.tokenizer.item_codes import CodeHealth
 from recbole_etegrec.trainer.schedule import Stage
@@ -77,7 +78,7 @@ class Engine:
         self.optimizers = {
             "tokenizer": torch.optim.AdamW(model.tokenizer.parameters(), weight_decay=0.0)
         }
-        optimizer = torch.optim.AdamW(decay_groups(model.recommender, config["weight_decay"]))
+        optimizer = make_optimizer(config["optimizer"], model.recommender, config["weight_decay"])
         if plugin := getattr(self.accelerator.state, "fsdp_plugin", None):
             # What ranking and code updates read outside `forward` is small and stays whole.
             plugin.ignored_modules = model.recommender.heads
@@ -211,6 +212,13 @@ class Engine:
         for parameter in module.parameters():
             parameter.copy_(self._from_main(parameter.detach().clone()))
 
+    def match_scale(self, batch: SequenceBatch) -> None:
+        """Scale the projectors to the backbone (``projector_init: matched``), on one batch."""
+        batch = batch.to(self.device)
+        self.model.recommender.eval()
+        self.model.recommender.match_scale(self.model.codes(batch.items), batch.target_index)
+        self.share(self.model.recommender.code_embedding)
+
     def sum_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of what each process has, on all of them."""
         return self.accelerator.reduce(tensor.clone(), "sum")
@@ -269,6 +277,7 @@ def parameter_groups(module: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 _PARTS = {  # a part of a parameter's name → what its gradient norm is reported as
+    "lora_": "lora",
     "encoder.": "encoder",
     "decoder.": "decoder",
     "codebooks": "codebooks",
@@ -284,14 +293,29 @@ def _total_norm(gradients: list[torch.Tensor], order: float) -> torch.Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def decay_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """AdamW groups: weight decay on matrices, none on norms, biases and code tables."""
-    groups: dict[bool, list] = {True: [], False: []}
-    for name, parameter in module.named_parameters():
+def make_optimizer(
+    kind: str, recommender: Recommender, weight_decay: float
+) -> torch.optim.Optimizer:
+    """An optimizer of what learns: weight decay on matrices, none on norms, biases, code tables.
+
+    Args:
+        kind: ``adamw``, or ``adamw_8bit`` or ``paged_adamw_8bit`` of bitsandbytes.
+
+    Returns:
+        One with groups of which each belongs to the backbone or, by its entry ``heads``, not.
+    """
+    groups: dict[tuple[bool, bool], list] = {}
+    for name, parameter in recommender.named_parameters():
         if parameter.requires_grad:
             table = "codebooks" in name or "collision_table" in name
-            groups[parameter.ndim >= 2 and not table].append(parameter)
-    return [
-        {"params": groups[True], "weight_decay": weight_decay},
-        {"params": groups[False], "weight_decay": 0.0},
+            decays = parameter.ndim >= 2 and not table
+            groups.setdefault((not name.startswith("backbone."), decays), []).append(parameter)
+    options = [
+        {"params": parameters, "weight_decay": weight_decay * decays, "heads": heads}
+        for (heads, decays), parameters in groups.items()
     ]
+    if kind == "adamw":
+        return torch.optim.AdamW(options)
+    from bitsandbytes import optim  # an optional dependency
+
+    return {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[kind](options)

@@ -31,7 +31,7 @@ class Keeper:
 
     def __init__(self, engine: Engine, run_dir: RunDirectory):
         self.engine, self.accelerator, self.run_dir = engine, engine.accelerator, run_dir
-        self.progress = Progress()
+        self.progress = Progress(frozen=engine.model.frozen_digest)
         self.saved = False
         self.best_state: State | None = None
         self.best_description: dict = {}
@@ -90,6 +90,7 @@ class Keeper:
         found, optimizers = checkpoint.load_last(self.run_dir), None
         if found is not None:
             state, optimizers, self.progress, best = found
+            checkpoint.check_frozen(self.engine.model, self.progress.frozen)
             checkpoint.restore(self.engine.model, state)
             if best is not None:
                 self.best_state, self.best_description = best

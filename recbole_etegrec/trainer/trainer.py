@@ -110,6 +110,8 @@ class ETEGRecTrainer(AbstractTrainer):
         with self.interruption:
             if self.progress.phase == "pretraining":
                 self._pretrain()
+                if config["projector_init"] == "matched":
+                    self.engine.match_scale(next(train_data.iterate())[0])
                 self.progress.enter("alternation")
             if self.progress.phase == "alternation":
                 self._run(self._alternation(), config["learning_rate"], _constant)
@@ -252,7 +254,8 @@ class ETEGRecTrainer(AbstractTrainer):
         optimizer = self.engine.optimizers[name]
         optimizer.state.clear()
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = learning_rate
+            rate = self.config["heads_learning_rate"] if group.get("heads") else None
+            group["lr"] = group["initial_lr"] = rate or learning_rate
         if self.resumed_optimizers is not None:
             checkpoint.restore_optimizers({name: optimizer}, self.resumed_optimizers)
 
@@ -374,6 +377,7 @@ class ETEGRecTrainer(AbstractTrainer):
                 "dataset": self.config["dataset"],
                 "epoch": self.progress.epochs_done,
                 "codes": self.model.codes.digest(),
+                "frozen": self.model.frozen_digest,
                 "valid_result": result,
             }
         )

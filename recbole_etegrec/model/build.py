@@ -1,0 +1,116 @@
+"""The recommender that a config describes: its backbone, what of it learns, its heads."""
+
+import torch
+from transformers import AutoModel, PreTrainedModel
+
+from recbole_etegrec.config import Config, properties_dir
+from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, Recommender
+from recbole_etegrec.recommender.backbone import add_residual_dropout, checkpoint_activations
+from recbole_etegrec.recommender.base_model import (
+    add_lora,
+    check_length,
+    drop_token_table,
+    find_base_config,
+    load_base_model,
+)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_recommender(
+    config: Config, semantic_hidden_size: int, *, shapes_only: bool = False
+) -> Recommender:
+    """The recommender of a config, on the CPU or, where it is pretrained, on the config's device.
+
+    Args:
+        shapes_only: weights are not wanted: make them on the meta device, without loading any.
+    """
+    if shapes_only:
+        with torch.device("meta"):
+            return _assemble(config, _backbone_shapes(config), semantic_hidden_size)
+    return _assemble(config, _backbone(config), semantic_hidden_size)
+
+
+def check_base_model(config: Config) -> None:
+    """Look at the configuration of the pretrained model, before any data is read.
+
+    Raises:
+        UserError: the model cannot be had, or is too short for the histories.
+    """
+    if config["base_model"]:
+        check_length(config["base_model"], find_base_config(config["base_model"]), _tokens(config))
+
+
+def _tokens(config: Config) -> int:
+    return (config["MAX_ITEM_LIST_LENGTH"] + 1) * config["code_length"]
+
+
+def _weight_dtype(config: Config) -> torch.dtype:
+    """Weights that learn are fp32 under any precision; frozen ones need no more than it."""
+    return torch.float32 if config["tuning"] == "full" else DTYPES[config["precision"]]
+
+
+def _backbone(config: Config) -> PreTrainedModel:
+    if config["base_model"]:
+        return load_base_model(
+            config["base_model"],
+            dtype=_weight_dtype(config),
+            attn_implementation=config["attn_implementation"],
+            quantized=config["tuning"] == "qlora",
+            device=str(config["device"]),
+        )
+    return BACKBONES[config["backbone"]](
+        hidden_size=config["hidden_size"],
+        num_hidden_layers=config["num_hidden_layers"],
+        num_attention_heads=config["num_attention_heads"],
+        intermediate_size=config["intermediate_size"],
+        max_position_embeddings=_tokens(config),
+        init_std=config["init_std"],
+        attn_implementation=config["attn_implementation"],
+    )
+
+
+def _backbone_shapes(config: Config) -> PreTrainedModel:
+    if not config["base_model"]:
+        return _backbone(config)
+    base = find_base_config(config["base_model"], properties_dir() / "base_model")
+    model = AutoModel.from_config(
+        base, dtype=_weight_dtype(config), attn_implementation=config["attn_implementation"]
+    )
+    drop_token_table(model)
+    return model
+
+
+def _assemble(
+    config: Config, backbone: PreTrainedModel, semantic_hidden_size: int
+) -> Recommender:
+    if config["residual_dropout"]:
+        add_residual_dropout(backbone, config["residual_dropout"])
+    if config["gradient_checkpointing"]:
+        checkpoint_activations(backbone)
+    embedding = CodeEmbedding(
+        code_length=config["code_length"],
+        code_num=config["code_num"],
+        e_dim=config["e_dim"],
+        hidden_size=backbone.config.hidden_size,
+        init_std=config["init_std"],
+        train_codebooks=config["codebook_update"] == "shared",
+    )
+    if config["tuning"] in ("lora", "qlora"):
+        backbone = add_lora(
+            backbone,
+            r=config["lora_r"],
+            alpha=config["lora_alpha"],
+            dropout=config["lora_dropout"],
+            target_modules=config["lora_target_modules"],
+        )
+    elif config["tuning"] == "frozen":
+        backbone.requires_grad_(False)
+    return Recommender(
+        backbone,
+        embedding,
+        semantic_hidden_size=semantic_hidden_size,
+        dropout=config["dropout"],
+        alignment_pooling=config["alignment_pooling"],
+        init_std=config["init_std"],
+    )

@@ -1,0 +1,214 @@
+"""A pretrained decoder as the backbone: where it is found, how it is loaded, what of it learns.
+
+Any decoder-only architecture of transformers will do that takes ``inputs_embeds`` with positions,
+a cache and a mask of its own for each token; that is tried when it is loaded.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.recommender.backbone import additive_mask, cached, new_cache, residual_dtype
+
+
+def find_base_config(base_model: str, shapes: Path | None = None) -> PreTrainedConfig:
+    """The configuration of a pretrained decoder.
+
+    Args:
+        base_model: a hub id, a directory, or a ``.gguf`` file.
+        shapes: a folder of configurations by hub id, for models that cannot be reached.
+
+    Raises:
+        UserError: there is none, it cannot be reached, or it is no decoder.
+    """
+    try:
+        config = AutoConfig.from_pretrained(**_source(base_model))
+    except Exception as error:
+        known = shapes and shapes / f"{base_model}.json"
+        if not (known and known.is_file()):
+            raise _explained(base_model, error) from error
+        values = json.loads(known.read_text("utf-8"))
+        config = AutoConfig.for_model(**values)
+    if config.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
+        raise UserError(f"base_model ({base_model}): {config.model_type} is not decoder-only")
+    return config
+
+
+def check_length(base_model: str, config: PreTrainedConfig, tokens: int) -> None:
+    """Refuse a base that cannot see as many tokens.
+
+    Raises:
+        UserError: see above.
+    """
+    for key in ("max_position_embeddings", "sliding_window"):
+        limit = getattr(config, key, None)
+        if limit is not None and limit < tokens:
+            raise UserError(
+                f"MAX_ITEM_LIST_LENGTH: its histories are up to {tokens} tokens, base_model "
+                f"{base_model} sees {limit} ({key}): lower it"
+            )
+
+
+def load_base_model(
+    base_model: str, *, dtype: torch.dtype, attn_implementation: str, quantized: bool, device: str
+) -> PreTrainedModel:
+    """The bare decoder with its weights, without LM head and token table.
+
+    Args:
+        base_model: see :func:`find_base_config`.
+        dtype: of its weights.
+        quantized: to 4 bits (NF4, double quantization; QLoRA, NeurIPS 2023), by bitsandbytes.
+        device: where it is loaded.
+
+    Raises:
+        UserError: it cannot be found, or its architecture does not fit.
+    """
+    source, options = _source(base_model), {}
+    if quantized:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    if "gguf_file" not in source:
+        options["device_map"] = {"": device}
+    try:
+        model = AutoModel.from_pretrained(
+            **source, dtype=dtype, attn_implementation=attn_implementation, **options
+        )
+    except Exception as error:
+        raise _explained(base_model, error) from error
+    drop_token_table(model)
+    check_contract(base_model, model)
+    return model
+
+
+def drop_token_table(model: PreTrainedModel) -> None:
+    """Free the token table, and keep the scale of its rows as ``token_rms``."""
+    table = model.get_input_embeddings()
+    if table is None:
+        raise UserError(f"base_model: {type(model).__name__} has no token table")
+    model.token_rms = 1.0 if table.weight.is_meta else float(_rms(table.weight))
+    model.set_input_embeddings(nn.Identity())
+
+
+def _rms(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(tensor.detach(), dtype=torch.float32) / tensor.numel() ** 0.5
+
+
+@torch.no_grad()
+def check_contract(base_model: str, model: PreTrainedModel) -> None:
+    """Run a few tokens at once and behind a cache, as ranking does; both must give the same.
+
+    Raises:
+        UserError: the architecture is not causal, or ignores positions, cache or mask.
+    """
+    parameter = next(model.parameters())
+    width, device = model.config.hidden_size, parameter.device
+    tokens = torch.randn(1, 6, width, generator=torch.Generator().manual_seed(0)) * model.token_rms
+    tokens = tokens.to(device, residual_dtype(model))
+    position = torch.arange(6, device=device)
+    try:
+        whole = model(inputs_embeds=tokens, use_cache=False).last_hidden_state
+        cache = new_cache()
+        model(inputs_embeds=tokens[:, :4], **cached(model, cache))
+        # The last token stands beside the one before it: both follow the first four.
+        visible = position[4:].unsqueeze(1) == position
+        visible[:, :4] = True
+        beside = model(
+            inputs_embeds=tokens[:, [4, 4]],
+            position_ids=position[[4, 4]].unsqueeze(0),
+            attention_mask=additive_mask(visible[None, None], tokens.dtype),
+            **cached(model, cache),
+        ).last_hidden_state
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"base_model ({base_model}): does not take embeddings: {reason}") from error
+    expected = whole[:, [4, 4]].float()
+    error = torch.linalg.vector_norm(beside.float() - expected) / torch.linalg.vector_norm(expected)
+    if not error < 0.05:
+        raise UserError(
+            f"base_model ({base_model}): {type(model).__name__} does not give a token the same "
+            f"state behind a cache as in its sequence (they differ by {float(error):.0%})"
+        )
+
+
+def add_lora(
+    backbone: PreTrainedModel, *, r: int, alpha: float, dropout: float, target_modules: list[str]
+) -> PeftModel:
+    """Freeze a backbone and add adapters to it (LoRA, ICLR 2022).
+
+    Raises:
+        UserError: it has no modules of those names.
+    """
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules)
+    )
+    try:
+        return get_peft_model(backbone, config)
+    except ValueError as error:
+        linear = {
+            name.rpartition(".")[2]
+            for name, module in backbone.named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        raise UserError(
+            f"lora_target_modules ({', '.join(target_modules)}): {str(error).splitlines()[0]} "
+            f"(it has {', '.join(sorted(linear))})"
+        ) from error
+
+
+def _source(base_model: str) -> dict[str, str]:
+    """The arguments by which `from_pretrained` finds a model."""
+    path = Path(base_model).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"base_model ({base_model}): no such file")
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"base_model ({base_model}): the directory holds no config.json")
+    if not path.is_dir() and (path.is_absolute() or base_model.count("/") > 1 or "~" in base_model):
+        raise UserError(f"base_model ({base_model}): no such directory")
+    return {"pretrained_model_name_or_path": str(path) if path.is_dir() else base_model}
+
+
+def _explained(base_model: str, error: Exception) -> UserError:
+    """One line on why a model could not be had."""
+    if isinstance(error, UserError):
+        return error
+    causes, cause = [], error
+    while cause is not None:
+        causes.append(type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    if "GatedRepoError" in causes:
+        reason = (
+            f"the model is gated: accept its terms at https://huggingface.co/{base_model}, then "
+            "log in with `hf auth login` or set HF_TOKEN"
+        )
+    elif "RepositoryNotFoundError" in causes:
+        reason = "no such directory or file here, and no such model on the hub (or a private one)"
+    elif not _UNREACHABLE.isdisjoint(causes):
+        reason = (
+            "not on this machine, and the hub cannot be reached: give a directory that holds it, "
+            f"or run `hf download {base_model}` where there is a network"
+        )
+    else:
+        reason = " ".join(str(error).split())[:300]
+    return UserError(f"base_model ({base_model}): {reason}")
+
+
+_UNREACHABLE = {
+    "OfflineModeIsEnabled",
+    "LocalEntryNotFoundError",
+    "ConnectError",
+    "ConnectionError",
+    "ConnectTimeout",
+    "ReadTimeout",
+}
