@@ -13,12 +13,16 @@ from recbole_etegrec.errors import Interrupted, TrainingError, UserError
 HELP = """\
 usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"] [--KEY=VALUE ...]
        {program} --resume=RUN_DIR
+       {program} --plan [the arguments of a run]
+       {program} --check [the arguments of a run]
        {program} doctor [--data_path=DIR]
 
 Train and test a model of this plugin or of RecBole (default: ETEGRecLlama on ml-100k).
 Any key of properties/ or of RecBole may be given; it wins over the config files.
 `--resume=RUN_DIR` goes on with a run that was stopped; `--resume` beside --run_dir and the run's
 other arguments goes on if that run has begun, and starts it if not.
+`--plan` prints the memory that the run would take, and refuses what does not fit.
+`--check` takes a few steps on one batch and prints whether all that must learn does.
 `doctor` prints versions, devices, models and datasets.
 Exit codes: 0 success, 2 input you can mend, 130 or 143 interrupted, 1 anything else.
 """
@@ -38,7 +42,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
     rest = iter(arguments)
     for argument in rest:
         key, equals, value = argument.removeprefix("--").partition("=")
-        if argument == "--resume":
+        if argument in ("--resume", "--plan", "--check"):
             value = equals = "True"
         elif not equals and key in NAMED:
             value = next(rest, "")
@@ -54,6 +58,10 @@ def _run(arguments: Sequence[str]) -> None:
     values = parse_arguments(arguments)
     model, dataset, files = (values.pop(key, "") for key in NAMED)
 
+    look = [name for name in ("plan", "check") if values.pop(name, "")]
+    if look:
+        return _look(look, model, dataset, files.split(), values)
+
     from accelerate import PartialState
 
     from recbole_etegrec.quick_start import run
@@ -63,6 +71,20 @@ def _run(arguments: Sequence[str]) -> None:
     # the GIL, which a thread of gloo may be waiting for.
     gc.collect()
     PartialState().destroy_process_group()
+
+
+def _look(names: list[str], *arguments) -> None:
+    from recbole_etegrec.quick_start import check, plan
+
+    if "plan" in names:
+        memory = plan(*arguments)
+        sys.stdout.write(f"{memory}\n")
+        memory.check()
+    if "check" in names:
+        report = check(*arguments)
+        sys.stdout.write(str(report))
+        if not report.ok:
+            raise TrainingError(f"{len(report.problems)} problems, see above")
 
 
 def _doctor(arguments: Sequence[str]) -> None:

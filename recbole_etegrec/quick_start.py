@@ -4,6 +4,7 @@ import logging
 import time
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from recbole.utils import init_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -12,11 +13,13 @@ from recbole_etegrec.baseline import load_baseline, run_baseline
 from recbole_etegrec.checks import check_dataset_files
 from recbole_etegrec.compat import versions
 from recbole_etegrec.config import Config
-from recbole_etegrec.data import create_dataset, data_preparation
-from recbole_etegrec.errors import Interrupted
+from recbole_etegrec.data import create_dataset, data_preparation, load_item_embedding
+from recbole_etegrec.errors import Interrupted, UserError
+from recbole_etegrec.gradient_check import GradientCheck, check_gradients
+from recbole_etegrec.memory_plan import MemoryPlan
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.model.build import check_base_model
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.run_directory import RunDirectory, start_logging
 from recbole_etegrec.start import start_config, start_run_directory
 from recbole_etegrec.trainer import ETEGRecTrainer
 from recbole_etegrec.trainer.checkpoint import load_model
@@ -81,7 +84,7 @@ def run_etegrec(
 ) -> dict[str, Any]:
     """Train and test one of the plugin's models; returns what `run_baseline` does."""
     with PartialState().local_main_process_first():  # which leaves the embeddings in the cache
-        model, _, train_data, valid_data, test_data = _prepare(config)
+        model, _, train_data, valid_data, test_data = _prepare(config, planned=True)
     trainer = ETEGRecTrainer(config, model, run_dir)
     progress = config["show_progress"]
     best_valid_score, best_valid_result = trainer.fit(
@@ -116,14 +119,75 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
     return config, model.eval(), dataset, *loaders
 
 
-def _prepare(config: Config) -> tuple:
+def plan(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_file_list: list[str] | None = None,
+    config_dict: dict[str, Any] | None = None,
+) -> MemoryPlan:
+    """The memory that a run of these arguments would take; no weights are loaded.
+
+    Raises:
+        UserError: anything the user can mend; that it does not fit is for `MemoryPlan.check`.
+    """
+    config, _, _, (train_data, *_), embedding = _look(model, dataset, config_file_list, config_dict)
+    return MemoryPlan(config, train_data, embedding.shape[1])
+
+
+def check(
+    model: str | None = None,
+    dataset: str | None = None,
+    config_file_list: list[str] | None = None,
+    config_dict: dict[str, Any] | None = None,
+) -> GradientCheck:
+    """Whether all that must learn in a run of these arguments does, tried on one batch.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    config, model_class, _, (train_data, *_), embedding = _look(
+        model, dataset, config_file_list, config_dict
+    )
+    check_base_model(config)
+    init_seed(config["seed"], config["reproducibility"])
+    return check_gradients(config, model_class(config, train_data._dataset, embedding), train_data)
+
+
+def _look(*arguments) -> tuple:
+    """Config, model class, dataset, loaders and item embeddings, without a run directory."""
+    config = Config(*arguments)
+    if config["model"] not in MODELS:
+        raise UserError(f"model {config['model']}: only {', '.join(MODELS)} can be looked at so")
+    if PartialState().num_processes > 1:
+        raise UserError("--plan and --check look at one process: start without a launcher")
+    start_logging(None, "WARNING")
+    check_dataset_files(config)
+    return config, MODELS[config["model"]], *_load_data(config)
+
+
+def _load_data(config: Config) -> tuple:
+    """Dataset, its three loaders, and the embeddings of its items."""
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     logger.info(dataset)
     loaders = data_preparation(config, dataset)
+    return dataset, loaders, torch.from_numpy(load_item_embedding(config, loaders[0]._dataset))
+
+
+def _prepare(config: Config, planned: bool = False) -> tuple:
+    """The model of a config, its dataset and loaders.
+
+    Args:
+        planned: whether to make sure, before any weights are loaded, that training fits.
+    """
+    dataset, loaders, embedding = _load_data(config)
+    if planned:
+        plan = MemoryPlan(config, loaders[0], embedding.shape[1])
+        logger.info("memory plan\n%s", plan)
+        plan.check()
     init_seed(config["seed"], config["reproducibility"])
-    model = MODELS[config["model"]](config, loaders[0]._dataset).to(config["device"])
-    return model, dataset, *loaders
+    model = MODELS[config["model"]](config, loaders[0]._dataset, embedding)
+    return model.to(config["device"]), dataset, *loaders
 
 
 def result_table(result: dict[str, float]) -> str:

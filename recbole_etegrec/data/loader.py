@@ -143,6 +143,7 @@ class SequenceLoader:
         offsets = sequence_offsets(dataset.inter_feat[dataset.uid_field].numpy())
         stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
         self.whole = make_windows(offsets, dataset.max_item_list_len, stride)
+        self.longest = int((self.whole.end - self.whole.start).max(initial=0))
         self.max_items, self.seed = max(max_tokens // code_length, 1), seed
         self.cut_probability = cut_probability
         self.split()
@@ -192,6 +193,12 @@ class SequenceLoader:
                 )
                 for piece in self.own_pieces
             ]
+
+    def largest_piece(self) -> SequenceBatch:
+        """The piece of the epoch with most tokens, padding included."""
+        lengths = self.windows.end - self.windows.start
+        sizes = [lengths[rows[:: self.pieces]].max() * len(rows) for rows in self.steps]
+        return next(self.iterate(int(np.argmax(sizes))))[0]
 
     def _gather(self, rows: np.ndarray, piece: int, distinct: np.ndarray) -> tuple:
         """One piece of a step as right-padded arrays."""

@@ -49,10 +49,11 @@ class ExactRanking:
         state = history.state
         scores = torch.full((len(state), self.n_items + 1), -torch.inf, device=state.device)
         for chunk in self.chunks:
-            scores[:, chunk.items] = self._score(history, chunk)
+            scores[:, chunk.items] = self.score_chunk(history, chunk)
         return scores
 
-    def _score(self, history: EncodedHistory, chunk: _Chunk) -> torch.Tensor:
+    def score_chunk(self, history: EncodedHistory, chunk: _Chunk) -> torch.Tensor:
+        """Scores ``[B, n]`` of the items of one of ``chunks``."""
         embedding = self.recommender.code_embedding
         rows = embedding.tables()[chunk.node_levels, chunk.node_codes]
         tokens = embedding.scid_projector(rows).float().expand(len(history.state), -1, -1)

@@ -54,7 +54,8 @@ def preference_semantic_alignment(
     similarity = preference @ reconstruction.T / temperature  # [n, U]
     to_item = F.cross_entropy(similarity, item_index, reduction="none")
     own = similarity.gather(1, item_index.unsqueeze(1)).squeeze(1)  # [n]
-    positive = F.one_hot(item_index, similarity.shape[1]).bool()
+    rows = torch.arange(similarity.shape[1], device=similarity.device)
+    positive = item_index.unsqueeze(1) == rows
     # A lowest number, not -inf: a target shared by all rows has no negative, and no NaN either.
     lowest = torch.finfo(similarity.dtype).min
     others = similarity.masked_fill(positive, lowest).logsumexp(dim=0)  # [U]

@@ -17,6 +17,18 @@ from recbole_etegrec.recommender.base_model import (
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def autocast(config: Config, device_type: str | None = None) -> torch.autocast:
+    """The mixed precision of a config, as a context or a decorator.
+
+    Args:
+        device_type: in place of the config's.
+    """
+    device_type, dtype = device_type or config["device"].type, DTYPES[config["precision"]]
+    if dtype == torch.float32:
+        return torch.autocast(device_type, enabled=False)
+    return torch.autocast(device_type, dtype)
+
+
 def build_recommender(
     config: Config, semantic_hidden_size: int, *, shapes_only: bool = False
 ) -> Recommender:
@@ -71,13 +83,14 @@ def _backbone(config: Config) -> PreTrainedModel:
 
 
 def _backbone_shapes(config: Config) -> PreTrainedModel:
-    if not config["base_model"]:
-        return _backbone(config)
-    base = find_base_config(config["base_model"], properties_dir() / "base_model")
-    model = AutoModel.from_config(
-        base, dtype=_weight_dtype(config), attn_implementation=config["attn_implementation"]
-    )
-    drop_token_table(model)
+    if config["base_model"]:
+        base = find_base_config(config["base_model"], properties_dir() / "base_model")
+        model = AutoModel.from_config(base, dtype=_weight_dtype(config))
+        drop_token_table(model)
+    else:
+        model = _backbone(config)
+    if config["attn_implementation"] != "eager":
+        model.set_attn_implementation("sdpa")  # all but eager hold as much; flash needs a GPU
     return model
 
 

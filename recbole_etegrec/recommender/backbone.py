@@ -61,10 +61,14 @@ def add_residual_dropout(model: PreTrainedModel, probability: float) -> None:
         layer.mlp.register_forward_hook(drop)
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Keep the input of each layer alone, and compute it anew for the backward pass."""
-    new = getattr(model, "activation_checkpointing_enable", None)
-    (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+def checkpoint_activations(model: PreTrainedModel, on: bool = True) -> None:
+    """Whether to keep the input of each layer alone, and compute the rest anew going back."""
+    # transformers is about to rename its methods.
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{name}_checkpointing_disable")()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ a cache and a mask of its own for each token; that is tried when it is loaded.
 """
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -22,19 +23,19 @@ def find_base_config(base_model: str, shapes: Path | None = None) -> PreTrainedC
 
     Args:
         base_model: a hub id, a directory, or a ``.gguf`` file.
-        shapes: a folder of configurations by hub id, for models that cannot be reached.
+        shapes: a folder of configurations by hub id; what is there is not asked for elsewhere.
 
     Raises:
         UserError: there is none, it cannot be reached, or it is no decoder.
     """
-    try:
-        config = AutoConfig.from_pretrained(**_source(base_model))
-    except Exception as error:
-        known = shapes and shapes / f"{base_model}.json"
-        if not (known and known.is_file()):
+    known = shapes and shapes / f"{base_model}.json"
+    if known and known.is_file():
+        config = AutoConfig.for_model(**json.loads(known.read_text("utf-8")))
+    else:
+        try:
+            config = AutoConfig.from_pretrained(**_source(base_model))
+        except Exception as error:
             raise _explained(base_model, error) from error
-        values = json.loads(known.read_text("utf-8"))
-        config = AutoConfig.for_model(**values)
     if config.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
         raise UserError(f"base_model ({base_model}): {config.model_type} is not decoder-only")
     return config
@@ -152,7 +153,9 @@ def add_lora(
         r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules)
     )
     try:
-        return get_peft_model(backbone, config)
+        with warnings.catch_warnings():  # of names that transformers is about to change
+            warnings.simplefilter("ignore", FutureWarning)
+            return get_peft_model(backbone, config)
     except ValueError as error:
         linear = {
             name.rpartition(".")[2]

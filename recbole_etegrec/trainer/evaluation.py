@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.history import FullSortLoader, HistoryIndex
+from recbole_etegrec.model.build import autocast
 from recbole_etegrec.trainer.collector import RankingCollector
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def sample_users(
@@ -61,8 +60,8 @@ def evaluate(
     score = _score_all if isinstance(loader, FullSortEvalDataLoader) else _score_sampled
     model.eval()
     np.random.seed(config["seed"])  # sampled evaluation: the same items each time, everywhere
-    dtype, collected = AUTOCAST[config["precision"]], []
-    with torch.autocast(config["device"].type, dtype, enabled=dtype is not None):
+    collected = []
+    with autocast(config):
         for number, batch in enumerate(tqdm(loader, title, disable=not show_progress, ncols=100)):
             own = number % state.num_processes == state.process_index
             # The last round may have fewer batches than processes. All of them rank one then,

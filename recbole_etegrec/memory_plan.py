@@ -1,0 +1,374 @@
+"""How much memory a run will take, found before it starts and without any weights.
+
+The model's own code runs one step and one evaluation batch on tensors that have a shape and a type
+but no data, and every byte that is alive is counted. So the plan holds for any architecture, and
+knows nothing of its layers. What kernels allocate for themselves is not seen.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import psutil
+import torch
+from accelerate import PartialState
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.data import SequenceBatch
+from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.decoding import ExactRanking, beam_search
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.model.build import autocast
+from recbole_etegrec.recommender import EncodedHistory
+from recbole_etegrec.recommender.backbone import checkpoint_activations
+
+GIB = 2**30
+_EIGHT_BIT_FROM = 4096  # elements; bitsandbytes keeps the states of smaller tensors in fp32
+_NF4_BYTES = 0.5 + (1 + 4 / 256) / 64  # a weight, with its share of the doubly quantized scales
+_MOST_PIECES = 1024
+
+
+@dataclass(frozen=True)
+class Training:
+    """Bytes of a training step.
+
+    Attributes:
+        checkpointing: whether activations are computed anew in the backward pass.
+        pieces: micro-batches of the step on each process.
+        rows: sequences of the largest piece.
+        tokens: tokens of each, padding included.
+        activations: what a forward and backward pass hold at most, gradients among it.
+        total: all that is alive at the worst moment.
+    """
+
+    checkpointing: bool
+    pieces: int
+    rows: int
+    tokens: int
+    activations: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Bytes of an evaluation batch.
+
+    Attributes:
+        users: of the batch.
+        history: keys and values of a user's longest history.
+        beams: keys and values of all beams of a user; of a chunk of items in exact ranking.
+        total: all that is alive at the worst moment.
+    """
+
+    users: int
+    history: int
+    beams: int
+    total: int
+
+
+class MemoryPlan:
+    """The memory of a run, on each of its processes.
+
+    Args:
+        config: of the run.
+        train_data: the training loader; it is left split as the config says.
+        semantic_hidden_size: width of the item embeddings.
+    """
+
+    def __init__(self, config: Config, train_data: SequenceLoader, semantic_hidden_size: int):
+        self.config, self.train_data = config, train_data
+        self.processes = PartialState().num_processes
+        dataset = train_data._dataset
+        self.longest = min(config["MAX_ITEM_LIST_LENGTH"], train_data.longest + 1)
+        embedding = torch.empty(dataset.item_num, semantic_hidden_size, device="meta")
+        self.model = ETEGRecLlama(config, dataset, embedding)
+        self.model.tokenizer.requires_grad_(False)
+        self.model.codes.set_table(_spread_codes(self.model.codes.table, config["code_num"]))
+        if config["ranking"] == "exact":
+            self.exact = ExactRanking(self.model.recommender, self.model.codes.trie)
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with self.mode:
+            _without_data(self.model)
+        self.weights = {name: sum(map(_bytes, ts)) for name, ts in self._groups().items()}
+        self.dequantized = 0
+        if config["tuning"] == "qlora":
+            linear = [_bytes(m.weight) for m in _linears(self.model.recommender.backbone)]
+            element = self.model.recommender.residual_dtype.itemsize
+            self.weights["decoder, frozen"] -= round(sum(linear) * (1 - _NF4_BYTES / element))
+            self.dequantized = max(linear)  # one layer's at a time
+        learns = [p for p in self.model.recommender.parameters() if p.requires_grad]
+        tokenizer = list(self.model.tokenizer.parameters())
+        self.gradients = sum(map(_bytes, learns))
+        self.optimizer = sum(_adam_bytes(p, config["optimizer"]) for p in learns)
+        self.optimizer += sum(_adam_bytes(p, "adamw") for p in tokenizer)
+        on_gpu = config["device"].type == "cuda"
+        # AdamW on a GPU handles all tensors at once, with a temporary copy of them.
+        self.update = self.gradients if on_gpu else max(map(_bytes, learns))
+        # Gradients are summed over processes in buckets, beside themselves.
+        self.buckets = self.gradients if self.processes > 1 else 0
+        self.training = self.training_of(config["gradient_checkpointing"])
+        self.evaluation = self.evaluation_of(min(config["eval_batch_size"], dataset.user_num - 1))
+
+    def _groups(self) -> dict[str, list[torch.Tensor]]:
+        model, recommender = self.model, self.model.recommender
+        backbone = recommender.backbone
+        frozen = [p for p in backbone.parameters() if not p.requires_grad]
+        groups = {
+            "decoder, frozen": [*frozen, *backbone.buffers()],
+            "decoder, learning": [p for p in backbone.parameters() if p.requires_grad],
+            "heads": [p for head in recommender.heads for p in head.parameters()],
+            "tokenizer and items": [
+                *model.tokenizer.parameters(),
+                model.item_embedding,
+                model.codes.table,
+            ],
+        }
+        if self.config["tuning"] in ("lora", "qlora"):
+            groups["adapters (LoRA)"] = groups.pop("decoder, learning")
+        return groups
+
+    # What is planned ----------------------------------------------------------------------------
+
+    def training_of(self, checkpointing: bool, pieces: int | None = None) -> Training:
+        """A step with other knobs.
+
+        Args:
+            pieces: in place of the config's ``gradient_accumulation_steps``.
+        """
+        pieces = pieces or self.config["gradient_accumulation_steps"]
+        self.train_data.split(pieces, self.processes)
+        batch = self.train_data.largest_piece()
+        self.train_data.split(self.config["gradient_accumulation_steps"], self.processes)
+        activations = self._trace(lambda: self._step(batch, checkpointing, passes=min(pieces, 2)))
+        static = sum(self.weights.values()) + self.optimizer + self.buckets
+        total = static + max(activations + self.dequantized, self.gradients + self.update)
+        rows, items = batch.items.shape
+        tokens = items * self.config["code_length"]
+        return Training(checkpointing, pieces, rows, tokens, activations, total)
+
+    def evaluation_of(self, users: int) -> Evaluation:
+        """An evaluation batch of other size."""
+        sizes = {}
+        peak = self._trace(lambda: sizes.update(self._rank(users)))
+        total = sum(self.weights.values()) + self.optimizer + peak + self.dequantized
+        return Evaluation(users, sizes["history"] // users, sizes["beams"] // users, total)
+
+    def _step(self, batch: SequenceBatch, checkpointing: bool, passes: int) -> None:
+        model = self.model
+        checkpoint_activations(model.recommender.backbone, checkpointing)
+        model.recommender.train()
+        names = ["recommendation"] + ["sia", "psa"] * bool(self.config["epochs"])
+        for _ in range(passes):
+            recommender = autocast(self.config, "cpu")(model.recommender)
+            losses = model.losses(names, batch, recommender)
+            sum(losses.values()).backward()
+        model.zero_grad()
+
+    @torch.no_grad()
+    def _rank(self, users: int) -> dict[str, int]:
+        model, recommender = self.model.eval(), self.model.recommender
+        items = torch.zeros(users, self.longest, dtype=torch.long)
+        with autocast(self.config, "cpu"):
+            history = recommender.encode_history(model.codes(items), items == 0)
+            before = _cache_bytes(history)
+            if self.config["ranking"] == "beam":
+                beams = self.config["num_beams"]
+                ranking = beam_search(recommender, model.codes.trie, history, beams)
+                after = _cache_bytes(history)
+                scores = torch.empty(users, model.n_items)
+                scores.scatter_(1, ranking.items, ranking.scores)
+            else:
+                self.exact.score_chunk(history, self.exact.chunks[0])
+                nodes = len(self.exact.chunks[0].node_codes)
+                after = before + before * nodes // (self.longest * self.config["code_length"])
+                torch.empty(users, model.n_items)
+        return {"history": before, "beams": after - before}
+
+    def _trace(self, work: Callable[[], None]) -> int:
+        """The most bytes alive at once during some work, parameters and buffers not counted."""
+        with self.mode, _Alive(_tensors(self.model)) as alive:
+            work()
+        return alive.peak
+
+    # What is said -------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        config, now, ranks = self.config, self.training, self.evaluation
+        lines = [(name, size, "") for name, size in self.weights.items() if size]
+        lines += [
+            ("gradients", self.gradients, ""),
+            (f"optimizer ({config['optimizer']})", self.optimizer, ""),
+        ]
+        for checkpointing in (False, True):
+            other = self.training_of(checkpointing) if checkpointing != now.checkpointing else now
+            used = "" if other is now else f"not chosen: {_readable(other.total)} in all"
+            how = "checkpointed" if checkpointing else "kept"
+            lines.append((f"activations, {how}", other.activations, used))
+        step = f"a piece of {now.rows} x {now.tokens} tokens, {now.pieces} a step"
+        lines.append(("training, at its peak", now.total, step))
+        each = f"{ranks.users} users, {ranks.history / 2**20:.1f} MiB each"
+        lines.append(("cache of histories", ranks.users * ranks.history, each))
+        if config["ranking"] == "beam":
+            beam = ranks.beams / config["num_beams"] / 2**20
+            what, each = f"cache of {config['num_beams']} beams", f"{beam:.2f} MiB a beam and user"
+        else:
+            what, each = "cache of a chunk of items", f"{ranks.beams / 2**20:.1f} MiB a user"
+        lines.append((what, ranks.users * ranks.beams, each))
+        lines.append(("evaluation, at its peak", ranks.total, ""))
+        if (limit := memory_limit(config)) is not None:
+            lines.append(("memory there is", limit, str(config["device"])))
+        return "\n".join(
+            f"  {name:26}{_readable(size):>12}  {note}".rstrip() for name, size, note in lines
+        )
+
+    def check(self) -> None:
+        """Refuse a run that does not fit, with a value of a knob that would make it fit.
+
+        Raises:
+            UserError: it does not fit.
+        """
+        limit = memory_limit(self.config)
+        if limit is None:
+            return
+        if self.training.total > limit:
+            raise UserError(
+                f"{_too_much('training', self.training.total, limit)}: {self._training_knob(limit)}"
+            )
+        if self.evaluation.total > limit:
+            for users in _halved(self.evaluation.users):
+                if self.evaluation_of(users).total <= limit:
+                    knob = f"set eval_batch_size to {users}"
+                    break
+            else:
+                knob = "lower num_beams or MAX_ITEM_LIST_LENGTH"
+            raise UserError(f"{_too_much('evaluation', self.evaluation.total, limit)}: {knob}")
+
+    def _training_knob(self, limit: int) -> str:
+        """The first change, in order of its cost, that makes training fit."""
+        now = self.training
+        if not now.checkpointing and self.training_of(True).total <= limit:
+            return "set gradient_checkpointing to True"
+        pieces = now.pieces * 2
+        while pieces <= _MOST_PIECES:
+            smaller = self.training_of(True, pieces)
+            if smaller.total <= limit:
+                also = "" if now.checkpointing else "gradient_checkpointing to True and "
+                return f"set {also}gradient_accumulation_steps to {pieces}"
+            if smaller.rows == 1:
+                break
+            pieces *= 2
+        if self.config["base_model"] and self.config["tuning"] == "full":
+            return "set tuning to lora, or take a smaller base_model"
+        if self.config["tuning"] == "lora":
+            return "set tuning to qlora, or take a smaller base_model"
+        return "lower hidden_size, num_hidden_layers or MAX_ITEM_LIST_LENGTH"
+
+
+def memory_limit(config: Config) -> int | None:
+    """Bytes that a process may take: ``memory_gib``, or what its device has; None if unknown."""
+    if config["memory_gib"]:
+        return int(config["memory_gib"] * GIB)
+    device = config["device"]
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu":
+        return psutil.virtual_memory().available // PartialState().num_processes
+    return None
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make and that are still alive.
+
+    Args:
+        known: tensors that were there before, and are not counted.
+    """
+
+    def __init__(self, known: Iterator[torch.Tensor]):
+        super().__init__()
+        self.now = self.peak = 0
+        self.sizes = {t.untyped_storage()._cdata: 0 for t in known}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self.sizes:
+            self.sizes[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, storage._cdata)
+
+    def _free(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+def _linears(backbone: nn.Module) -> list[nn.Linear]:
+    """The linear layers of a decoder that are quantized: all but those of adapters."""
+    return [
+        module
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name
+    ]
+
+
+def _without_data(module: nn.Module) -> None:
+    """Put tensors without data, on the CPU as far as anything can tell, in place of all tensors."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    if isinstance(tensor, nn.Parameter):
+                        empty = nn.Parameter(empty, tensor.requires_grad)
+                    tensors[name] = empty
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _spread_codes(table: torch.Tensor, code_num: int) -> torch.Tensor:
+    """Full code tuples for the items of a table, as evenly spread as codes can be."""
+    item = torch.arange(len(table) - 1)
+    return torch.stack([item // code_num**level % code_num for level in range(table.shape[1])], 1)
+
+
+def _readable(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.2f} MiB"
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _adam_bytes(parameter: nn.Parameter, optimizer: str) -> int:
+    """Bytes of Adam's two states of a parameter, on the device."""
+    if optimizer == "paged_adamw_8bit":
+        return 0  # they give way to whatever else needs the memory
+    if optimizer == "adamw_8bit" and parameter.numel() >= _EIGHT_BIT_FROM:
+        return 2 * parameter.numel()
+    return 2 * _bytes(parameter)
+
+
+def _cache_bytes(history: EncodedHistory) -> int:
+    return sum(_bytes(layer.keys) + _bytes(layer.values) for layer in history.cache.layers)
+
+
+def _halved(number: int) -> Iterator[int]:
+    while number > 1:
+        number //= 2
+        yield number
+
+
+def _too_much(what: str, needs: int, limit: int) -> str:
+    return f"memory_gib ({limit / GIB:.1f}) is too little for {what} ({needs / GIB:.1f})"
