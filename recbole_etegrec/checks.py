@@ -29,7 +29,7 @@ CHOICES = {
 COUNTS = ("tokenizer_epochs", "epochs", "warm_epochs", "finetune_epochs")
 COUNTS += ("valid_users", "stopping_step", "save_steps", "max_bad_steps", "seed")
 RATES = ("learning_rate", "finetune_learning_rate", "tokenizer_learning_rate")
-RATES += ("alternation_tokenizer_learning_rate", "psa_temperature", "init_std", "lora_alpha")
+RATES += ("alternation_tokenizer_learning_rate", "psa_temperature", "lora_alpha")
 OPTIONAL = ("heads_learning_rate", "memory_gib")
 SHARES = ("dropout", "residual_dropout", "lora_dropout", "window_overlap")
 WEIGHTS = ("beta", "sia_weight", "psa_weight", "weight_decay")
@@ -60,6 +60,7 @@ _NUMBERS = (
     (COUNTS, lambda v: type(v) is int and v >= 0, "a whole number, 0 or above"),
     (RATES + OPTIONAL, lambda v: v > 0, "a number above 0"),
     (SHARES, lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    (("init_std",), lambda v: 0 < v <= 1, "a number above 0, 1 at most"),
     (("cut_probability",), lambda v: 0 <= v <= 1, "a number from 0 to 1"),
     (WEIGHTS, lambda v: v >= 0, "a number, 0 or above"),
 )

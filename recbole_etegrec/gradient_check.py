@@ -135,10 +135,8 @@ def check_gradients(
         report.cells = {name: {} for name in parts}
         for stage in stages:
             _check_stage(config, engine, parts, batches, stage, report)
-    if model.frozen_names:
-        state = {n: t for n, t in model.state_dict().items() if n in model.frozen_names}
-        prefix = "recommender.backbone."
-        same = digest({n.removeprefix(prefix): t for n, t in state.items()}) == model.frozen_digest
+    if model.frozen_digest is not None:
+        same = model.digest_frozen() == model.frozen_digest
         report.cells["decoder, frozen"] = dict.fromkeys(report.stages, "-" if same else "MOVED")
         if not same:
             report.problems.append("decoder, frozen: its weights have changed")

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Collection
 
 import torch
+from peft import PeftModel
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
@@ -44,7 +45,7 @@ class ETEGRecLlama(SequentialRecommender):
 
     Attributes:
         frozen_names: what of its state never learns and is not kept in checkpoints.
-        frozen_digest: a hash of that, equal where it is equal; None if all learns.
+        frozen_digest: what :meth:`digest_frozen` gave in the beginning.
     """
 
     input_type = InputType.POINTWISE
@@ -75,24 +76,34 @@ class ETEGRecLlama(SequentialRecommender):
         self.recommender = build_recommender(
             config, item_embedding.shape[1], shapes_only=item_embedding.is_meta
         )
-        learns = {n for n, p in self.recommender.backbone.named_parameters() if p.requires_grad}
-        frozen = {
-            name: tensor
-            for name, tensor in self.recommender.backbone.state_dict().items()
-            if name not in learns
+        backbone = self.recommender.backbone
+        learns = {name for name, p in backbone.named_parameters() if p.requires_grad}
+        self.frozen_names = {
+            f"recommender.backbone.{name}" for name in backbone.state_dict() if name not in learns
         }
-        self.frozen_names = {f"recommender.backbone.{name}" for name in frozen}
         self.codes = ItemCodes(
             n_items=self.n_items, code_length=config["code_length"], code_num=config["code_num"]
         )
         self._exact: ExactRanking | None = None
         self.frozen_digest: str | None = None
         if not item_embedding.is_meta:
-            self.frozen_digest = digest(frozen) if frozen else None
+            self.frozen_digest = self.digest_frozen()
             self.start_codebooks()
             self.rebuild_codes()
         # RecBole's stock trainer optimises every parameter that wants a gradient.
         self.tokenizer.requires_grad_(False)
+
+    def digest_frozen(self) -> str | None:
+        """A hash of the weights that never learn; None if all do.
+
+        Those quantized to 4 bits are left out: they cannot learn, and bitsandbytes packs them anew.
+        """
+        frozen = {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if name in self.frozen_names and parameter.is_floating_point()
+        }
+        return digest(frozen) if frozen else None
 
     # Codes ------------------------------------------------------------------------------------
 
@@ -127,6 +138,18 @@ class ETEGRecLlama(SequentialRecommender):
         theirs = self.tokenizer.quantizer.codebooks
         source, target = (theirs, ours) if to == "recommender" else (ours, theirs)
         target.copy_(source)
+
+    def merge_adapters(self) -> None:
+        """Fold LoRA adapters into the decoder's weights, for use after training.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not isinstance(self.recommender.backbone, PeftModel):
+            raise ValueError("no adapters to merge: the run was not tuned with lora or qlora")
+        token_rms = self.recommender.backbone.token_rms
+        self.recommender.backbone = self.recommender.backbone.merge_and_unload()
+        self.recommender.backbone.token_rms = token_rms
 
     # Training ---------------------------------------------------------------------------------
 

@@ -86,6 +86,10 @@ def load_base_model(
         )
     except Exception as error:
         raise _explained(base_model, error) from error
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On some CPUs bitsandbytes would pack 4-bit weights anew for ranking, and lose digits.
+            module.support_avx512bf16_for_cpu = False
     drop_token_table(model)
     check_contract(base_model, model)
     return model
