@@ -83,6 +83,7 @@ class MemoryPlan:
     def __init__(self, config: Config, train_data: SequenceLoader, semantic_hidden_size: int):
         self.config, self.train_data = config, train_data
         self.processes = PartialState().num_processes
+        self.on_gpu = config["device"].type == "cuda" or config["memory_gib"] is not None
         dataset = train_data._dataset
         self.longest = min(config["MAX_ITEM_LIST_LENGTH"], train_data.longest + 1)
         embedding = torch.empty(dataset.item_num, semantic_hidden_size, device="meta")
@@ -106,9 +107,8 @@ class MemoryPlan:
         self.gradients = sum(map(_bytes, learns))
         self.optimizer = sum(_adam_bytes(p, config["optimizer"]) for p in learns)
         self.optimizer += sum(_adam_bytes(p, "adamw") for p in tokenizer)
-        on_gpu = config["device"].type == "cuda"
         # AdamW on a GPU handles all tensors at once, with a temporary copy of them.
-        self.update = self.gradients if on_gpu else max(map(_bytes, learns))
+        self.update = self.gradients if self.on_gpu else max(map(_bytes, learns))
         # Gradients are summed over processes in buckets, beside themselves.
         self.buckets = self.gradients if self.processes > 1 else 0
         self.training = self.training_of(config["gradient_checkpointing"])
@@ -191,7 +191,7 @@ class MemoryPlan:
 
     def _trace(self, work: Callable[[], None]) -> int:
         """The most bytes alive at once during some work, parameters and buffers not counted."""
-        with self.mode, _Alive(_tensors(self.model)) as alive:
+        with self.mode, _Alive(_tensors(self.model), self.on_gpu) as alive:
             work()
         return alive.peak
 
@@ -286,11 +286,14 @@ class _Alive(TorchDispatchMode):
 
     Args:
         known: tensors that were there before, and are not counted.
+        on_gpu: whether dropout keeps a byte for each number that it may drop, as GPUs do, and not
+            another number.
     """
 
-    def __init__(self, known: Iterator[torch.Tensor]):
+    def __init__(self, known: Iterator[torch.Tensor], on_gpu: bool):
         super().__init__()
         self.now = self.peak = 0
+        self.on_gpu = on_gpu
         self.sizes = {t.untyped_storage()._cdata: 0 for t in known}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -298,6 +301,10 @@ class _Alive(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
+        if self.on_gpu and func is torch.ops.aten.bernoulli_.float:
+            key = result.untyped_storage()._cdata
+            self.now += result.numel() - self.sizes[key]
+            self.sizes[key] = result.numel()
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:

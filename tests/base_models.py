@@ -52,7 +52,10 @@ OTHERS = {
             initializer_range=0.3,
         ),
     ),
-    "t5": (T5Model, T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
+    "t5": (
+        T5Model,
+        T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2),
+    ),
 }
 
 

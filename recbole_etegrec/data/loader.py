@@ -145,6 +145,7 @@ class SequenceLoader:
         self.whole = make_windows(offsets, dataset.max_item_list_len, stride)
         self.longest = int((self.whole.end - self.whole.start).max(initial=0))
         self.max_items, self.seed = max(max_tokens // code_length, 1), seed
+        self.code_length = code_length
         self.cut_probability = cut_probability
         self.split()
         self.draw(0)
@@ -195,9 +196,10 @@ class SequenceLoader:
             ]
 
     def largest_piece(self) -> SequenceBatch:
-        """The piece of the epoch with most tokens, padding included."""
-        lengths = self.windows.end - self.windows.start
-        sizes = [lengths[rows[:: self.pieces]].max() * len(rows) for rows in self.steps]
+        """The piece of the epoch in which most tokens are read, padding included."""
+        tokens = (self.windows.end - self.windows.start) * self.code_length - 1  # not the last
+        own = (rows[:: self.pieces] for rows in self.steps)
+        sizes = [tokens[rows].max() * len(rows) for rows in own]
         return next(self.iterate(int(np.argmax(sizes))))[0]
 
     def _gather(self, rows: np.ndarray, piece: int, distinct: np.ndarray) -> tuple:

@@ -94,9 +94,7 @@ def _backbone_shapes(config: Config) -> PreTrainedModel:
     return model
 
 
-def _assemble(
-    config: Config, backbone: PreTrainedModel, semantic_hidden_size: int
-) -> Recommender:
+def _assemble(config: Config, backbone: PreTrainedModel, semantic_hidden_size: int) -> Recommender:
     if config["residual_dropout"]:
         add_residual_dropout(backbone, config["residual_dropout"])
     if config["gradient_checkpointing"]:
