@@ -95,14 +95,18 @@ def _doctor(arguments: Sequence[str]) -> None:
     sys.stdout.write(report(values.get("data_path", "dataset/")))
 
 
+# By the first argument; without one of these a model is trained.
+COMMANDS = {"doctor": _doctor}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if any(argument in ("-h", "--help") for argument in arguments):
             sys.stdout.write(HELP.format(program="recbole-etegrec"))
-        elif arguments and arguments[0] == "doctor":
-            _doctor(arguments[1:])
+        elif arguments and arguments[0] in COMMANDS:
+            COMMANDS[arguments[0]](arguments[1:])
         else:
             _run(arguments)
     except UserError as error:
