@@ -454,3 +454,10 @@ def test_overlay_is_found_by_name_when_no_such_file_is_here(tiny_data, monkeypat
     for name in ("llama2_7b_rtx5090", "properties/llama2_7b_rtx5090.yaml"):
         config = Config("ETEGRecLlama", "tiny", [name], {"data_path": tiny_data})
         assert (config["base_model"], config["lora_r"]) == ("meta-llama/Llama-2-7b-hf", 64)
+
+
+def test_small_overlay_changes_no_default_when_given_alone(tiny_data):
+    plain, small = (
+        Config("ETEGRecLlama", "tiny", files, {"data_path": tiny_data}) for files in ([], ["small"])
+    )
+    assert small.inputs == plain.inputs
