@@ -177,11 +177,12 @@ def model_parts(model: ETEGRecLlama) -> dict[str, Part]:
         parts[name] = Part("recommender", list(module.parameters()), (loss,))
     table = [embedding.collision_table]
     parts["collision table"] = Part("recommender", table, ("recommendation",))
-    learning = {n: p for n, p in recommender.backbone.named_parameters() if p.requires_grad}
-    lora = any("lora_" in name for name in learning)
-    if learning:
-        name = "decoder, LoRA" if lora else "decoder, language model"
-        parts[name] = Part("recommender", list(learning.values()), ("recommendation",))
+    for name, module in recommender.sequence_parts.items():
+        learning = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        if any("lora_" in n for n in learning):
+            name = "decoder, LoRA"
+        if learning:
+            parts[name] = Part("recommender", list(learning.values()), ("recommendation",))
     fixed = embedding.codebooks.requires_grad is False
     return {
         name: Part(part.module, part.parameters, (), part.row)

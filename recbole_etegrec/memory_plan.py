@@ -22,10 +22,10 @@ from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.decoding import ExactRanking, beam_search
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.model import MODELS
 from recbole_etegrec.model.build import autocast
 from recbole_etegrec.recommender import EncodedHistory
-from recbole_etegrec.recommender.backbone import checkpoint_activations
+from recbole_etegrec.recommender.backbone import cached_tensors, checkpoint_activations
 
 GIB = 2**30
 _EIGHT_BIT_FROM = 4096  # elements; bitsandbytes keeps the states of smaller tensors in fp32
@@ -87,7 +87,7 @@ class MemoryPlan:
         dataset = train_data._dataset
         self.longest = min(config["MAX_ITEM_LIST_LENGTH"], train_data.longest + 1)
         embedding = torch.empty(dataset.item_num, semantic_hidden_size, device="meta")
-        self.model = ETEGRecLlama(config, dataset, embedding)
+        self.model = MODELS[config["model"]](config, dataset, embedding)
         self.model.tokenizer.requires_grad_(False)
         self.model.codes.set_table(_spread_codes(self.model.codes.table, config["code_num"]))
         if config["ranking"] == "exact":
@@ -368,7 +368,7 @@ def _adam_bytes(parameter: nn.Parameter, optimizer: str) -> int:
 
 
 def _cache_bytes(history: EncodedHistory) -> int:
-    return sum(_bytes(layer.keys) + _bytes(layer.values) for layer in history.cache.layers)
+    return sum(map(_bytes, cached_tensors(history.cache)))
 
 
 def _halved(number: int) -> Iterator[int]:

@@ -81,6 +81,19 @@ def make_windows(offsets: np.ndarray, max_history: int, stride: int) -> Windows:
     return Windows(first + start, first + end, first + supervised_from)
 
 
+def make_prefixes(offsets: np.ndarray, max_history: int) -> Windows:
+    """A window for every item but a user's first: the item, its only target, and those before.
+
+    Args:
+        offsets: where sequences begin ``[S + 1]``.
+        max_history: items of history at most.
+    """
+    counts = np.maximum(np.diff(offsets) - 1, 0)
+    first = np.repeat(offsets[:-1], counts)
+    target = first + 1 + place_in_run(counts)
+    return Windows(np.maximum(first, target - max_history), target + 1, target)
+
+
 def cut_windows(windows: Windows, probability: float, rng: np.random.Generator) -> Windows:
     """Cut each window in two at a random item with the given probability.
 
@@ -123,6 +136,8 @@ class SequenceLoader:
         dataset: the training part, interactions sorted by user and time.
         max_tokens: padded code tokens in a step at most, over all its pieces.
         code_length: tokens an item.
+        training_rows: ``sequences``, windows in which all items are targets, or ``prefixes``, one
+            window a target, which the next two do not change.
         window_overlap: share of a window that repeats the one before, in [0, 1), for users with
             more interactions than a window holds.
         cut_probability: share of windows cut at a random item in each epoch.
@@ -134,6 +149,7 @@ class SequenceLoader:
         *,
         max_tokens: int,
         code_length: int,
+        training_rows: str,
         window_overlap: float,
         cut_probability: float,
         seed: int,
@@ -142,7 +158,10 @@ class SequenceLoader:
         self.items = dataset.inter_feat[dataset.iid_field].numpy()
         offsets = sequence_offsets(dataset.inter_feat[dataset.uid_field].numpy())
         stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
-        self.whole = make_windows(offsets, dataset.max_item_list_len, stride)
+        if training_rows == "prefixes":
+            self.whole = make_prefixes(offsets, dataset.max_item_list_len)
+        else:
+            self.whole = make_windows(offsets, dataset.max_item_list_len, stride)
         self.longest = int((self.whole.end - self.whole.start).max(initial=0))
         self.max_items, self.seed = max(max_tokens // code_length, 1), seed
         self.code_length = code_length
