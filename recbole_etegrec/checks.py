@@ -43,6 +43,7 @@ SIZES = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
+    "head_size",
     "intermediate_size",
     "max_tokens",
     "cooccurrence_window",
@@ -177,6 +178,11 @@ def _contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
     yield (
         not config["head_size"] and hidden % heads != 0,
         f"hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads})",
+    )
+    size = config["head_size"] or hidden // heads
+    yield (
+        config["backbone"] == "llama" and not config["base_model"] and size % 2 == 1,
+        f"head_size ({size}) must be even with backbone (llama): its positions turn pairs",
     )
     split, order = config["eval_args"]["split"], config["eval_args"]["order"]
     whole = split == {"LS": "valid_and_test"}

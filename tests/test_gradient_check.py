@@ -144,7 +144,7 @@ def test_main_ends_with_2_and_a_knob_when_a_run_does_not_fit(tiny_data, capsys, 
 
 def test_main_refuses_to_look_when_the_model_is_recboles(tiny_data, capsys):
     assert main(["--plan", "--model=BPR", "--dataset=tiny", f"--data_path={tiny_data}"]) == 2
-    assert "only ETEGRecLlama can be looked at so" in capsys.readouterr().err
+    assert "only ETEGRecLlama, ETEGRec, TIGER can be looked at so" in capsys.readouterr().err
 
 
 def test_run_logs_its_plan_when_it_starts(tiny_data, tmp_path):

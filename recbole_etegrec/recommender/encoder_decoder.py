@@ -99,24 +99,27 @@ class EncoderDecoder(Recommender):
             attention_mask: which items are real ``[B, T]``. Without it, padding must be on the
                 right, where no target's row reaches.
         """
-        width = codes.shape[1] - 1
-        row, place = target_index // width, target_index % width
+        width, length = codes.shape[1] - 1, codes.shape[2]
+        # With no target, one is predicted and left out: T5 takes no empty batch.
+        index = target_index if len(target_index) else target_index.new_zeros(1)
+        row, place = index // width, index % width
         position = torch.arange(width, device=codes.device)
         real = position <= place.unsqueeze(1)  # [n, T - 1]
         if attention_mask is not None:
             real = real & attention_mask[row, :-1].bool()
-        visible = token_mask_of(real, codes.shape[2])
+        visible = token_mask_of(real, length)
         encoded = self._encode(codes[row, :-1], visible)
         target = self.code_embedding.embed(codes[row, place + 1, :-1])
         tokens = torch.cat([self._start(len(row)), target], dim=1)  # [n, L, H]
-        causal = torch.ones(codes.shape[2], codes.shape[2], device=codes.device).bool().tril()
-        hidden = self._decode(tokens, causal.unsqueeze(0), encoded, visible).float()
+        causal = torch.ones(1, length, length, dtype=torch.bool, device=codes.device).tril()
+        hidden = self._decode(tokens, causal, encoded, visible).float()
         share = visible / visible.sum(dim=1, keepdim=True).clamp_min(1)
         mean = (encoded.float() * share.unsqueeze(-1)).sum(dim=1)
+        wanted = slice(len(target_index))
         return RecommenderOutput(
-            self.code_embedding.logits(hidden),
-            self.enc_adapter(mean),
-            self.dec_adapter(hidden[:, 0]),
+            self.code_embedding.logits(hidden)[wanted],
+            self.enc_adapter(mean)[wanted],
+            self.dec_adapter(hidden[:, 0])[wanted],
         )
 
     def encode_history(self, codes: torch.Tensor, attention_mask: torch.Tensor) -> EncodedHistory:
