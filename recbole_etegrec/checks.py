@@ -278,6 +278,11 @@ def _encoder_decoder_contradictions(config: "Config") -> Iterator[tuple[bool, st
         attention not in ("sdpa", "eager"),
         f"attn_implementation ({attention}) must be sdpa or eager with backbone (t5)",
     )
+    yield (
+        os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true",
+        "distributed_type (FSDP) is for backbones that do not fit one GPU, and backbone (t5) does: "
+        "start with properties/accelerate/ddp_bf16.yaml",
+    )
 
 
 def _flash_available(attention: str) -> bool:

@@ -69,6 +69,13 @@ def test_config_refuses_when_a_value_does_not_fit_an_encoder(values, message):
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_config_refuses_when_an_encoder_would_be_sharded(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(UserError, match=r"\(FSDP\) is for backbones that do not fit one GPU"):
+        Config("TIGER", "ml-100k")
+
+
 def test_config_takes_prefixes_and_a_head_size_when_the_backbone_is_a_llama(tiny_data):
     config = small_config(tiny_data, training_rows="prefixes", head_size=6)
     model, loaders = small_model(config)
