@@ -40,6 +40,16 @@ def test_check_finds_nothing_wrong_when_all_learns(codebook_update, checkpointin
     assert "OK" in str(report)
 
 
+@pytest.mark.parametrize("projector_init", ["normal", "matched"])
+def test_check_finds_nothing_wrong_when_an_encoder_and_a_decoder_learn(projector_init, tiny_data):
+    report = checked(tiny_data, model="ETEGRec", projector_init=projector_init)
+    assert report.ok, report.problems
+    for name in ("encoder, language model", "decoder, language model", "start and distances"):
+        cells = report.cells[name]
+        assert cells["tokenizer"] == "-" and "-" not in (cells["recommender"], cells["final"])
+    assert ("codes enter the decoder at 1 " in report.scale[0]) == (projector_init == "matched")
+
+
 def test_check_finds_nothing_wrong_when_adapters_train(llama, tiny_data):
     report = checked(tiny_data, base_model=llama, **LORA, projector_init="matched")
     assert report.ok, report.problems
