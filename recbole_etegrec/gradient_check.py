@@ -146,10 +146,13 @@ def check_gradients(
 def _stages(config: Config) -> list[Stage]:
     """One of each kind of epoch, its phase saying which."""
     sia, psa = config["sia_weight"], config["psa_weight"]
-    return [
-        Stage("pretraining", "tokenizer", quantization=1.0),
+    alternation = [
         Stage("tokenizer", "tokenizer", 0.0, sia, psa, 1.0),
         Stage("recommender", "recommender", 1.0, sia, psa),
+    ]
+    return [
+        Stage("pretraining", "tokenizer", quantization=1.0),
+        *(alternation if config["epochs"] else []),
         Stage("final", "recommender", 1.0),
     ]
 

@@ -50,6 +50,13 @@ def test_check_finds_nothing_wrong_when_an_encoder_and_a_decoder_learn(projector
     assert ("codes enter the decoder at 1 " in report.scale[0]) == (projector_init == "matched")
 
 
+def test_check_leaves_alternation_out_when_there_is_none(tiny_data):
+    report = checked(tiny_data, model="TIGER", epochs=0)
+    assert report.ok, report.problems
+    assert report.stages == ["pretraining", "final"]
+    assert report.cells["encoder"]["final"] == "-" != report.cells["encoder"]["pretraining"]
+
+
 def test_check_finds_nothing_wrong_when_adapters_train(llama, tiny_data):
     report = checked(tiny_data, base_model=llama, **LORA, projector_init="matched")
     assert report.ok, report.problems

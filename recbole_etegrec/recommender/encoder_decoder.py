@@ -53,8 +53,8 @@ class EncoderDecoder(Recommender):
     """Backbone of two sides, tied code embedding, and the adapters of the alignment losses.
 
     Source: ETEGRec (SIGIR 2025), section 3.1. SIA reads the mean of the encoder's states, PSA the
-    state of the decoder's first token. Departure: logits are over the codebooks that codes enter
-    by, in the tokenizer's width, and not over tables of the decoder's own.
+    state of the decoder's first token. Departure: codes enter and leave by the tokenizer's
+    codebooks, as in :class:`Recommender`, and not by tables of the backbone's own.
 
     Args:
         backbone: an encoder and a decoder taking ``inputs_embeds`` ``[B, S, H]``.
