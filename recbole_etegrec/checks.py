@@ -33,6 +33,8 @@ RATES += ("alternation_tokenizer_learning_rate", "psa_temperature", "lora_alpha"
 OPTIONAL = ("heads_learning_rate", "memory_gib")
 SHARES = ("dropout", "residual_dropout", "lora_dropout", "window_overlap")
 WEIGHTS = ("beta", "sia_weight", "psa_weight", "weight_decay")
+_FAST = 0.002  # a learning rate above which pretrained weights are lost
+
 SIZES = (
     "semantic_hidden_size",
     "code_num",
@@ -105,17 +107,21 @@ def _check_launch(config: "Config") -> None:
             "train one model a process; start without a launcher (one GPU), or use RecBole's own "
             "run_recbole.py --nproc"
         )
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+    if launched_with("DEEPSPEED"):
         raise UserError(
             "distributed_type (DEEPSPEED): codes and codebooks are rewritten between stages, and "
             "DeepSpeed keeps copies of its own; properties/accelerate/fsdp_bf16.yaml shards as well"
         )
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     old_torch = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7)
-    if sharded and (old_torch or os.environ.get("FSDP_VERSION") != "2"):
+    if launched_with("FSDP") and (old_torch or os.environ.get("FSDP_VERSION") != "2"):
         raise UserError("distributed_type (FSDP): needs fsdp_version 2 and torch 2.7 or later")
-    if os.environ.get("ACCELERATE_USE_MEGATRON_LM", "").lower() == "true":
+    if launched_with("MEGATRON_LM"):
         raise UserError("distributed_type (MEGATRON_LM) is not supported")
+
+
+def launched_with(what: str) -> bool:
+    """Whether the launcher was told to use one of ``FSDP``, ``DEEPSPEED`` or ``MEGATRON_LM``."""
+    return os.environ.get(f"ACCELERATE_USE_{what}", "").lower() == "true"
 
 
 def check_plugin_config(config: "Config") -> None:
@@ -229,9 +235,8 @@ def _base_model_contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
         optimizer == "paged_adamw_8bit" and not on_gpu,
         "optimizer (paged_adamw_8bit) moves states between GPU and CPU: it needs a GPU",
     )
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     yield (
-        sharded and (tuning == "qlora" or optimizer != "adamw"),
+        launched_with("FSDP") and (tuning == "qlora" or optimizer != "adamw"),
         f"distributed_type (FSDP) takes neither tuning qlora ({tuning}) nor an 8-bit optimizer "
         f"({optimizer}): start with properties/accelerate/ddp_bf16.yaml",
     )
@@ -246,6 +251,21 @@ def _base_model_contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
         flash and precision == "fp32",
         f"attn_implementation ({attention}) needs precision bf16 or fp16",
     )
+
+
+def advice(config: "Config") -> Iterator[str]:
+    """What is allowed but hardly ever wanted, a line each."""
+    base, rate = config["base_model"], config["finetune_learning_rate"]
+    if base and max(rate, config["learning_rate"]) > _FAST:
+        yield (
+            f"learning_rate ({config['learning_rate']}) and finetune_learning_rate ({rate}) suit a "
+            f"decoder from scratch: base_model ({base}) wants 1e-4 to 1e-3, as in the overlays"
+        )
+    if base and config["projector_init"] == "normal":
+        yield (
+            "projector_init (normal) lets codes enter at another scale than the tokens that "
+            f"base_model ({base}) knows: matched starts lower"
+        )
 
 
 def _flash_available(attention: str) -> bool:

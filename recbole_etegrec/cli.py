@@ -58,7 +58,7 @@ def _run(arguments: Sequence[str]) -> None:
     values = parse_arguments(arguments)
     model, dataset, files = (values.pop(key, "") for key in NAMED)
 
-    look = [name for name in ("plan", "check") if values.pop(name, "")]
+    look = [name for name in ("plan", "check") if values.pop(name, "False").lower() != "false"]
     if look:
         return _look(look, model, dataset, files.split(), values)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from recbole_etegrec.checks import advice
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.data.loader import SequenceLoader
@@ -127,9 +128,10 @@ def check_gradients(
         engine = Engine(config, model, RunDirectory(folder))
         _pretrain(config, model, engine)
         if config["projector_init"] == "matched":
-            engine.match_scale(batches[0])
+            engine.match_scale(train_data.first_step())
         stages = _stages(config)
         report = GradientCheck([stage.phase for stage in stages])
+        report.advice.extend(advice(config))
         _look_at_scale(config, model, batches[0].to(engine.device), report)
         parts = model_parts(model)
         report.cells = {name: {} for name in parts}

@@ -10,7 +10,7 @@ from recbole.utils import init_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recbole_etegrec.baseline import load_baseline, run_baseline
-from recbole_etegrec.checks import check_dataset_files
+from recbole_etegrec.checks import advice, check_dataset_files
 from recbole_etegrec.compat import versions
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset, data_preparation, load_item_embedding
@@ -83,6 +83,8 @@ def run_etegrec(
     config: Config, run_dir: RunDirectory, saved: bool = True, resume: bool = False
 ) -> dict[str, Any]:
     """Train and test one of the plugin's models; returns what `run_baseline` does."""
+    for line in advice(config):
+        logger.warning(line)
     with PartialState().local_main_process_first():  # which leaves the embeddings in the cache
         model, _, train_data, valid_data, test_data = _prepare(config, planned=True)
     trainer = ETEGRecTrainer(config, model, run_dir)
@@ -116,7 +118,7 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
         return load_baseline(config, directory)
     model, dataset, *loaders = _prepare(config)
     load_model(model, directory.best)
-    return config, model.eval(), dataset, *loaders
+    return config, model.to(config["device"]).eval(), dataset, *loaders
 
 
 def plan(
@@ -160,7 +162,7 @@ def _look(*arguments) -> tuple:
         raise UserError(f"model {config['model']}: only {', '.join(MODELS)} can be looked at so")
     if PartialState().num_processes > 1:
         raise UserError("--plan and --check look at one process: start without a launcher")
-    start_logging(None, "WARNING")
+    start_logging(None)
     check_dataset_files(config)
     return config, MODELS[config["model"]], *_load_data(config)
 
@@ -186,8 +188,7 @@ def _prepare(config: Config, planned: bool = False) -> tuple:
         logger.info("memory plan\n%s", plan)
         plan.check()
     init_seed(config["seed"], config["reproducibility"])
-    model = MODELS[config["model"]](config, loaders[0]._dataset, embedding)
-    return model.to(config["device"]), dataset, *loaders
+    return MODELS[config["model"]](config, loaders[0]._dataset, embedding), dataset, *loaders
 
 
 def result_table(result: dict[str, float]) -> str:

@@ -40,6 +40,14 @@ def test_check_finds_nothing_wrong_when_all_learns(codebook_update, checkpointin
     assert "OK" in str(report)
 
 
+def test_check_advises_when_settings_are_those_of_a_decoder_from_scratch(llama, tiny_data):
+    report = checked(tiny_data, base_model=llama, **LORA)
+    assert any("learning_rate (0.004)" in line for line in report.advice)
+    assert any("projector_init (normal)" in line for line in report.advice)
+    better = {"learning_rate": 1e-3, "finetune_learning_rate": 1e-3, "projector_init": "matched"}
+    assert not checked(tiny_data, base_model=llama, **LORA, **better).advice
+
+
 def test_check_finds_nothing_wrong_when_adapters_train(llama, tiny_data):
     report = checked(tiny_data, base_model=llama, **LORA, projector_init="matched")
     assert report.ok, report.problems

@@ -195,6 +195,14 @@ class SequenceLoader:
                 for piece in self.own_pieces
             ]
 
+    def first_step(self) -> SequenceBatch:
+        """The first step of the epoch as one batch, the same on every process."""
+        pieces, own_pieces = self.pieces, self.own_pieces
+        self.split()
+        (batch,) = next(self.iterate())
+        self.pieces, self.own_pieces = pieces, own_pieces
+        return batch
+
     def largest_piece(self) -> SequenceBatch:
         """The piece of the epoch in which most tokens are read, padding included."""
         tokens = (self.windows.end - self.windows.start) * self.code_length - 1  # not the last

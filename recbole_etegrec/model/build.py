@@ -3,6 +3,7 @@
 import torch
 from transformers import AutoModel, PreTrainedModel
 
+from recbole_etegrec.checks import launched_with
 from recbole_etegrec.config import Config, properties_dir
 from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, Recommender
 from recbole_etegrec.recommender.backbone import add_residual_dropout, checkpoint_activations
@@ -69,7 +70,7 @@ def _backbone(config: Config) -> PreTrainedModel:
             dtype=_weight_dtype(config),
             attn_implementation=config["attn_implementation"],
             quantized=config["tuning"] == "qlora",
-            device=str(config["device"]),
+            device="cpu" if launched_with("FSDP") else str(config["device"]),
         )
     return BACKBONES[config["backbone"]](
         hidden_size=config["hidden_size"],

@@ -142,14 +142,21 @@ class ETEGRecLlama(SequentialRecommender):
     def merge_adapters(self) -> None:
         """Fold LoRA adapters into the decoder's weights, for use after training.
 
+        Recommendations stay the same but for the rounding of the sums to the type of the weights:
+        none to speak of in fp32, as much as that of any bf16 computation in bf16.
+
         Raises:
-            ValueError: there are none.
+            ValueError: there are none, or the sums would have to be quantized to 4 bits anew,
+                after which recommendations are others.
         """
-        if not isinstance(self.recommender.backbone, PeftModel):
-            raise ValueError("no adapters to merge: the run was not tuned with lora or qlora")
-        token_rms = self.recommender.backbone.token_rms
-        self.recommender.backbone = self.recommender.backbone.merge_and_unload()
-        self.recommender.backbone.token_rms = token_rms
+        backbone = self.recommender.backbone
+        if not isinstance(backbone, PeftModel):
+            raise ValueError("no adapters to merge: the run was not tuned with lora")
+        if getattr(backbone.get_base_model(), "is_quantized", False):
+            raise ValueError("adapters of qlora cannot be merged: the sums would lose their digits")
+        self.recommender.backbone = backbone.merge_and_unload()
+        self.recommender.backbone.token_rms = backbone.token_rms
+        self.frozen_names, self.frozen_digest = set(), None
 
     # Training ---------------------------------------------------------------------------------
 

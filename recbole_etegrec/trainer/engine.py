@@ -72,14 +72,19 @@ class Engine:
             log_with=make_trackers(config, run_dir),
         )
         self.device = self.accelerator.device
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        backbone = model.recommender.backbone
+        if plugin:  # a GPU may not hold it whole: sharding moves it there, each process its share
+            model.recommender.backbone = None
         model.to(self.device)
+        model.recommender.backbone = backbone
         # The wrapper must know all that will ever train; stages freeze each module as a whole.
         model.tokenizer.requires_grad_(True)
         self.optimizers = {
             "tokenizer": torch.optim.AdamW(model.tokenizer.parameters(), weight_decay=0.0)
         }
         optimizer = make_optimizer(config["optimizer"], model.recommender, config["weight_decay"])
-        if plugin := getattr(self.accelerator.state, "fsdp_plugin", None):
+        if plugin:
             # What ranking and code updates read outside `forward` is small and stays whole.
             plugin.ignored_modules = model.recommender.heads
             plugin.cpu_ram_efficient_loading = False  # it would replace those very parameters

@@ -111,7 +111,7 @@ class ETEGRecTrainer(AbstractTrainer):
             if self.progress.phase == "pretraining":
                 self._pretrain()
                 if config["projector_init"] == "matched":
-                    self.engine.match_scale(next(train_data.iterate())[0])
+                    self.engine.match_scale(train_data.first_step())
                 self.progress.enter("alternation")
             if self.progress.phase == "alternation":
                 self._run(self._alternation(), config["learning_rate"], _constant)
