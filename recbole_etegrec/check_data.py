@@ -176,7 +176,8 @@ def _rows(
     with bar, path.open("rb") as lines:
         next(lines, None)
         for number, raw in enumerate(lines, start=2):
-            bar.update(len(raw))
+            if number % 50_000 == 0:
+                bar.update(lines.tell() - bar.n)
             try:
                 line = raw.decode(encoding).rstrip("\r\n")
             except UnicodeDecodeError as error:
@@ -192,16 +193,21 @@ def _rows(
                 what = "a cell begins with a quotation mark: RecBole reads on to the next one"
                 findings.error(path, what, number)
             for column, field in numeric:
-                _check_number(path, field, cells[column], number, findings)
+                try:
+                    float(cells[column])
+                except ValueError:
+                    _look_closer(path, field, cells[column], number, findings)
             yield number, cells
+        bar.update(size - bar.n)
 
 
-def _check_number(path: Path, field: str, cell: str, number: int, findings: Findings) -> None:
+def _look_closer(path: Path, field: str, cell: str, number: int, findings: Findings) -> None:
+    """Tell a missing number, and several of them, from what is none."""
     if cell in MISSING:
         findings.warn(path, f"field '{field}' is empty: RecBole takes the mean", number)
         return
     try:
-        for part in cell.split(" "):
+        for part in cell.split():
             float(part)
     except ValueError:
         findings.error(path, f"field '{field}' is no number", number, cell)

@@ -51,12 +51,16 @@ def fetch_dataset(config: Config) -> None:
         return  # the check of the files says what is missing
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{name}.lock"):
+        lock = folder.parent / f".{name}.lock"
+        with FileLock(lock):
             if not _has_atomic_files(folder):
                 archive = folder.parent / f"{name}.zip.part"
-                fetch(url, archive, show_progress=config["show_progress"])
-                unpack(archive, folder)
-                archive.unlink()
+                fetch(url, archive, config["show_progress"])
+                try:
+                    unpack(archive, folder)
+                finally:
+                    archive.unlink()
+            lock.unlink(missing_ok=True)  # whoever waits for it will find the files
     except (OSError, http.client.HTTPException, WrongContentError) as error:
         raise UserError(
             f"dataset '{name}': nothing in {folder}, and {url} cannot be had ({error}): put "
@@ -82,21 +86,8 @@ def _address(archive: Any, dataset: str) -> str | None:
     return known.get(archive or dataset)
 
 
-def fetch(
-    url: str,
-    path: Path,
-    *,
-    show_progress: bool = True,
-    attempts: int = ATTEMPTS,
-    timeout: float = TIMEOUT,
-    pause: float = PAUSE,
-) -> None:
+def fetch(url: str, path: Path, show_progress: bool = True) -> None:
     """Fetch `url` into `path`, going on with what is there; the result is a sound zip archive.
-
-    Args:
-        attempts: in a row that bring no byte, before the last one's error is raised.
-        timeout: seconds to wait for an answer.
-        pause: seconds before the second attempt, doubled for each further one.
 
     Raises:
         OSError: the server cannot be reached or refuses, or `path` cannot be written.
@@ -106,45 +97,49 @@ def fetch(
     if resumed and _is_sound(path):
         return  # an earlier process ended before it was unpacked
     with tqdm(desc=url, unit="B", unit_scale=True, disable=not show_progress) as bar:
-        _fetch(url, path, bar, attempts, timeout, pause)
-        if resumed and not _is_sound(path):  # the beginning was of something else
+        _fetch(url, path, bar)
+        if resumed and not _is_sound(path):  # what was there was the beginning of something else
             path.unlink()
-            _fetch(url, path, bar, attempts, timeout, pause)
+            _fetch(url, path, bar)
     if not _is_sound(path):
         path.unlink()
         raise WrongContentError("what came is no zip archive, or a damaged one")
 
 
-def _fetch(url: str, path: Path, bar: tqdm, attempts: int, timeout: float, pause: float) -> None:
+def _fetch(url: str, path: Path, bar: tqdm) -> None:
+    """Attempts, until one ends well or `ATTEMPTS` in a row have brought nothing."""
     failures = 0
     while True:
-        before = path.stat().st_size if path.exists() else 0
+        before = _size(path)
         try:
-            return _attempt(url, path, bar, timeout)
+            return _attempt(url, path, bar)
         except urllib.error.HTTPError as error:
-            if error.code == 416 and before:  # nothing past our end: begin anew
+            if error.code == 416 and before:  # there is nothing past what we have: begin anew
                 path.unlink()
             elif error.code not in _WORTH_ANOTHER:
                 raise
             reason: Exception = error
         except (OSError, http.client.HTTPException) as error:
             reason = error
-        progressed = path.exists() and path.stat().st_size > before
-        failures = 0 if progressed else failures + 1
-        if failures >= attempts:
+        failures = 0 if _size(path) > before else failures + 1
+        if failures == ATTEMPTS:
             raise reason
-        time.sleep(pause * 2 ** max(failures - 1, 0))
+        time.sleep(PAUSE * 2 ** max(failures - 1, 0))
 
 
-def _attempt(url: str, path: Path, bar: tqdm, timeout: float) -> None:
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _attempt(url: str, path: Path, bar: tqdm) -> None:
     """One request, for what `path` lacks.
 
     Raises:
-        OSError: the connection broke off, or stood still for `timeout`.
+        OSError: the connection broke off, or stood still for `TIMEOUT`.
     """
-    held = path.stat().st_size if path.exists() else 0
+    held = _size(path)
     request = urllib.request.Request(url, headers={"Range": f"bytes={held}-"} if held else {})
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
         length = int(answer.headers.get("Content-Length") or 0)
         if answer.status == 206:
             span = f"bytes {held}-{held + length - 1}/{held + length}"
@@ -156,7 +151,7 @@ def _attempt(url: str, path: Path, bar: tqdm, timeout: float) -> None:
         bar.reset(held + length or None)
         bar.update(held)
         with path.open("ab" if held else "wb") as file:
-            while chunk := answer.read(CHUNK):
+            while chunk := answer.read1(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
             end = file.tell()

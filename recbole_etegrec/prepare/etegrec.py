@@ -5,7 +5,6 @@ again. Their embeddings become what ``item_embedding: file`` reads.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -118,7 +117,7 @@ def _fault(prefixes: Rows, validation: Rows, tests: Rows) -> str:
     return ""
 
 
-def _told(broken: dict[str, list[str]]) -> Iterator[str] | str:
+def _told(broken: dict[str, list[str]]) -> str:
     return "".join(
         f"; {len(users)} users left out for {fault}: {', '.join(users[:5])}"
         + (", ..." if len(users) > 5 else "")
@@ -139,15 +138,11 @@ def _write_embeddings(path: Path, source: Path, index: dict[str, int]) -> None:
     places = np.array([index[token] for token in tokens])
     if (places != np.arange(len(tokens)) + places[0]).any():
         raise UserError("map: its numbers must be those of 0 or 1 onwards, each once")
-    if (
-        rows.ndim != 2
-        or rows.dtype.kind not in "fiu"
-        or len(rows) not in (len(tokens), len(tokens) + 1)
-    ):
+    padded = len(rows) - len(tokens)
+    if rows.ndim != 2 or rows.dtype.kind not in "fiu" or padded not in (0, 1):
         raise UserError(
             f"embeddings {source}: shape {rows.shape} of {rows.dtype}, need a row of numbers for "
             f"each of {len(tokens)} items (and perhaps one for padding before them)"
         )
-    rows = np.asarray(rows[len(rows) - len(tokens) :], dtype=np.float32)
-    np.save(path, rows)
+    np.save(path, np.asarray(rows[padded:], dtype=np.float32))
     path.with_suffix(".items").write_text("\n".join(tokens) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ Columns are named by the caller; times are numbers, or dates as ISO 8601 writes 
 """
 
 import csv
+import gzip
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,7 @@ Frames = Callable[[Path, list[str], BadLines], Iterator[pd.DataFrame]]
 
 
 def prepare_csv(separator: str | None = None, header: str = "True", **arguments) -> str:
-    """Write the atomic files of a table; the other arguments are those of `prepare_table`.
+    """Write the atomic files of a table; the other arguments are those of `_prepare`.
 
     Args:
         separator: between columns; by default the one the file seems to have.
@@ -180,16 +181,16 @@ def _csv_frames(
             chunk.columns = chunk.columns.map(str)
             _check_columns(path, columns, chunk.columns)
             chunk.index += 2 if named else 1  # the line, as long as no cell goes over two
-            yield chunk[columns]
+            yield chunk[columns].fillna("")  # what a short line lacks
     except (ValueError, OSError, EOFError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read as a table ({reason})") from error
 
 
 def _separator(path: Path) -> str:
-    compression = "gzip" if path.suffix == ".gz" else None
-    with pd.io.common.get_handle(path, "r", encoding="utf-8-sig", compression=compression) as file:
-        sample = "".join(islice(file.handle, 20))
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig") as lines:
+        sample = "".join(islice(lines, 20))
     try:
         return csv.Sniffer().sniff(sample, delimiters=",\t;|").delimiter
     except csv.Error:
