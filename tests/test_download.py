@@ -255,3 +255,13 @@ def test_check_dataset_counts_warns_when_the_version_is_another(tmp_path, caplog
     check_dataset_counts(config, create_dataset(config))
     (record,) = caplog.records
     assert "6 users (not 19412), 6 items (not 11924), 36 interactions" in record.getMessage()
+
+
+def test_video_games_counts_a_repeated_purchase_once_when_loaded(tmp_path):
+    # Before the 5-core is taken: the last user has five purchases, of four items.
+    histories = [[0, 1, 2, 3, 4, 0]] * 6 + [[0, 1, 2, 3, 3]]
+    write_interactions(tmp_path, "Video_Games", histories)
+    config = Config("ETEGRecLlama", "Video_Games", config_dict={"data_path": str(tmp_path)})
+    dataset = create_dataset(config)
+    assert (dataset.user_num - 1, len(dataset.inter_feat)) == (6, 30)
+    assert dataset.inter_feat["timestamp"].max() == 4  # the first of each is kept

@@ -71,8 +71,8 @@ def test_prepare_amazon_writes_atomic_files_when_given_a_dump_of(year, tmp_path,
     report = capsys.readouterr().out
     assert "6 malformed lines left out (line 2: no record of JSON, 6: no record" in report
     assert "1 users, 2 items, 2 interactions (1 repeated ones left out)" in report
-    assert "1 malformed lines left out (line 2: no record of JSON), 1 records of items" in report
-    assert "Soap.item: 1 items, 1 more have no metadata" in report
+    assert "1 malformed lines left out (line 2: no record of JSON), 1 items without" in report
+    assert "Soap.item: 1 items, 1 more are not in" in report
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["Soap"]
 
 

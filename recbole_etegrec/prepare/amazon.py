@@ -4,7 +4,6 @@ The years differ in field names and spellings; which it is, is seen from each re
 """
 
 import html
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +13,12 @@ from recbole_etegrec.errors import UserError
 from recbole_etegrec.prepare.atomic import (
     MISSING,
     InteractionWriter,
+    ItemWriter,
     clean,
-    open_atomic,
     refuse_existing,
     staged,
 )
-from recbole_etegrec.prepare.records import BadLines, read_records
+from recbole_etegrec.prepare.records import BadLines, number_of, read_records, text_of
 
 ITEM_FIELDS = {
     "item_id": "token",
@@ -79,7 +78,7 @@ def _reviews(path: Path, bad: BadLines) -> Iterator[tuple[str, str, float, str]]
     for number, record in read_records(path, bad):
         values = {field: _first(record, names) for field, names in REVIEW_NAMES.items()}
         user, item = clean(values["user"] or ""), clean(values["item"] or "")
-        time, rating = _number(values["time"]), _number(values["rating"])
+        time, rating = number_of(values["time"]), number_of(values["rating"])
         if user in MISSING or item in MISSING:
             bad.add(number, "no user or no item")
         elif time is None:
@@ -89,47 +88,22 @@ def _reviews(path: Path, bad: BadLines) -> Iterator[tuple[str, str, float, str]]
 
 
 def _write_items(path: Path, meta: Path, wanted: set[str]) -> list[str]:
-    bad, written, unknown = BadLines(), set(), 0
-    with open_atomic(path, ITEM_FIELDS) as lines:
-        for number, record in read_records(meta, bad):
-            values = [_first(record, names) for names in META_NAMES.values()]
-            cells = [clean(html.unescape(text_of(value))) for value in values]
-            item = cells[0]
-            if item in MISSING:
-                bad.add(number, "no item")
-            elif item not in wanted:
-                unknown += 1
-            elif item not in written:
-                written.add(item)
-                lines.write("\t".join([*cells, _price(record.get("price"))]) + "\n")
-    if not written:
-        raise UserError(f"meta {meta}: none of its items has an interaction, {bad}")
-    return [
-        f"{meta}: {bad}, {unknown} records of items without an interaction left out",
-        f"{path.name}: {len(written)} items, {len(wanted) - len(written)} more have no metadata",
-    ]
+    bad, writer = BadLines(), ItemWriter(path, ITEM_FIELDS, wanted)
+    for number, record in read_records(meta, bad):
+        values = [_first(record, names) for names in META_NAMES.values()]
+        cells = [clean(html.unescape(text_of(value))) for value in values]
+        if cells[0] in MISSING:
+            bad.add(number, "no item")
+        else:
+            writer.add([*cells, _price(record.get("price"))])
+    return writer.finish(meta, bad)
 
 
 def _first(record: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((record[name] for name in names if record.get(name) not in (None, "", [])), None)
 
 
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _price(value: Any) -> str:
     """The amount, the lower one of a range; empty where there is none (2018 has HTML there)."""
     found = _AMOUNT.match(str(value).strip())
     return found[1].replace(",", "") if found else ""
-
-
-def text_of(value: Any) -> str:
-    """`value` as text: lists, also nested ones, as their words; None as nothing."""
-    if isinstance(value, (list, tuple)):
-        return " ".join(filter(None, map(text_of, value)))
-    return "" if value is None else str(value)

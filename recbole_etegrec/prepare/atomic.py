@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.prepare.records import BadLines
 
 # What pandas, and so RecBole, takes for a missing value; an id of this spelling would be lost.
 MISSING = frozenset(
@@ -80,7 +81,7 @@ def clean(value: Any) -> str:
     return " ".join(str(value).replace("\0", "").split()).lstrip('" ')
 
 
-def open_atomic(path: Path, fields: Mapping[str, str]) -> TextIO:
+def _open(path: Path, fields: Mapping[str, str]) -> TextIO:
     """A new atomic file with its header; `fields` are names and RecBole's types of them."""
     lines = path.open("w", encoding="utf-8", errors="replace", newline="\n")
     lines.write("\t".join(f"{name}:{kind}" for name, kind in fields.items()) + "\n")
@@ -133,7 +134,7 @@ class InteractionWriter:
         order = first[np.argsort(np.frombuffer(self._times)[first], kind="stable")]
         fields = {"user_id": "token", "item_id": "token"}
         fields |= {"rating": "float"} if self._rated else {}
-        open_atomic(self._path, {**fields, "timestamp": "float"}).close()
+        _open(self._path, {**fields, "timestamp": "float"}).close()
         with (
             self._waiting.open("rb") as waiting,
             mmap.mmap(waiting.fileno(), 0, access=mmap.ACCESS_READ) as text,
@@ -143,3 +144,38 @@ class InteractionWriter:
         self._waiting.unlink()
         repeated = len(self._times) - len(order)
         return Counts(len(self.users), len(self.items), len(order), repeated)
+
+
+class ItemWriter:
+    """Writes ``X.item``: of the items that have an interaction, the first record of each."""
+
+    def __init__(self, path: Path, fields: Mapping[str, str], wanted: set[str]) -> None:
+        self._path = path
+        self._lines = _open(path, fields)
+        self._wanted = wanted
+        self._written: set[str] = set()
+        self._unknown = 0
+
+    def add(self, cells: list[str]) -> None:
+        """Take the cells of one item, its token first."""
+        item = cells[0]
+        if item not in self._wanted:
+            self._unknown += 1
+        elif item not in self._written:
+            self._written.add(item)
+            self._lines.write("\t".join(cells) + "\n")
+
+    def finish(self, source: Path, bad: BadLines) -> list[str]:
+        """Complete the file; returns what was written and what was left out of `source`.
+
+        Raises:
+            UserError: none of the items has an interaction.
+        """
+        self._lines.close()
+        if not self._written:
+            raise UserError(f"{source}: none of its items has an interaction, {bad}")
+        without = len(self._wanted) - len(self._written)
+        return [
+            f"{source}: {bad}, {self._unknown} items without an interaction left out",
+            f"{self._path.name}: {len(self._written)} items, {without} more are not in {source}",
+        ]

@@ -64,8 +64,8 @@ def fetch_dataset(config: Config) -> None:
     except (OSError, http.client.HTTPException, WrongContentError) as error:
         raise UserError(
             f"dataset '{name}': nothing in {folder}, and {url} cannot be had ({error}): put "
-            f"{name}.inter there, make it (recbole-etegrec prepare amazon --reviews=FILE "
-            f"--out={folder}), or say where it is with --data_path=DIR"
+            f"{name}.inter there, make it of raw data (recbole-etegrec prepare amazon|csv|jsonl "
+            f"--out={folder} ...), or say where it is with --data_path=DIR"
         ) from error
 
 
@@ -144,7 +144,7 @@ def _attempt(url: str, path: Path, bar: tqdm) -> None:
         if answer.status == 206:
             span = f"bytes {held}-{held + length - 1}/{held + length}"
             if answer.headers.get("Content-Range") != span:
-                path.unlink()
+                path.unlink(missing_ok=True)
                 raise ConnectionError("the server went on elsewhere than was asked")
         else:
             held = 0

@@ -3,6 +3,7 @@
 import ast
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,3 +76,19 @@ def _parse(line: bytes) -> dict[str, Any] | None:
             continue
         return record if isinstance(record, dict) else None
     return None
+
+
+def number_of(value: Any) -> float | None:
+    """`value` as a finite number, None where it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def text_of(value: Any) -> str:
+    """`value` as text: lists, also nested ones, as their words; None as nothing."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(filter(None, map(text_of, value)))
+    return "" if value is None else str(value)

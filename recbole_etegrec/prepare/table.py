@@ -4,6 +4,7 @@ Columns are named by the caller; times are numbers, or dates as ISO 8601 writes 
 """
 
 import gzip
+import math
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,16 +12,15 @@ from pathlib import Path
 import pandas as pd
 
 from recbole_etegrec.errors import UserError, nearest
-from recbole_etegrec.prepare.amazon import text_of
 from recbole_etegrec.prepare.atomic import (
     MISSING,
     InteractionWriter,
+    ItemWriter,
     clean,
-    open_atomic,
     refuse_existing,
     staged,
 )
-from recbole_etegrec.prepare.records import BadLines, read_records
+from recbole_etegrec.prepare.records import BadLines, number_of, read_records, text_of
 
 ROWS = 100_000  # in memory at a time
 TYPES = ("token", "token_seq", "float", "float_seq")
@@ -114,9 +114,9 @@ def _add(writer: InteractionWriter, frame: pd.DataFrame, dates: bool, bad: BadLi
     for number, user, item, time, rating in rows:
         if user in MISSING or item in MISSING:
             bad.add(number, "no user or no item")
-        elif time != time or abs(time) == float("inf"):
+        elif not math.isfinite(time):
             bad.add(number, "no time")
-        elif rating and not _is_number(rating):
+        elif rating and number_of(rating) is None:
             bad.add(number, "the rating is no number")
         else:
             writer.add(user, item, time, rating)
@@ -129,37 +129,23 @@ def _seconds(column: pd.Series, dates: bool) -> pd.Series:
     return (moments - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _write_items(
     path: Path, frames: Frames, items: Path, item: str, kinds: dict[str, str], wanted: set[str]
 ) -> list[str]:
-    bad, written, unknown = BadLines(), set(), 0
-    with open_atomic(path, {"item_id": "token", **kinds}) as lines:
-        for frame in frames(items, [item, *kinds], bad):
-            columns = [map(clean, frame[name]) for name in (item, *kinds)]
-            for number, *cells in zip(frame.index, *columns, strict=True):
-                numbers = zip(cells[1:], kinds.values(), strict=True)
-                broken = any(kind == "float" and c and not _is_number(c) for c, kind in numbers)
-                if cells[0] in MISSING or broken:
-                    bad.add(number, "no number where one should be" if broken else "no item")
-                elif cells[0] not in wanted:
-                    unknown += 1
-                elif cells[0] not in written:
-                    written.add(cells[0])
-                    lines.write("\t".join(cells) + "\n")
-    if not written:
-        raise UserError(f"items {items}: none of them has an interaction, {bad}")
-    return [
-        f"{items}: {bad}, {unknown} items without an interaction left out",
-        f"{path.name}: {len(written)} items, {len(wanted) - len(written)} more are not in {items}",
-    ]
+    bad, writer = BadLines(), ItemWriter(path, {"item_id": "token", **kinds}, wanted)
+    for frame in frames(items, [item, *kinds], bad):
+        columns = [map(clean, frame[name]) for name in (item, *kinds)]
+        for number, *cells in zip(frame.index, *columns, strict=True):
+            numbers = (
+                c for c, kind in zip(cells[1:], kinds.values(), strict=True) if kind == "float"
+            )
+            if cells[0] in MISSING:
+                bad.add(number, "no item")
+            elif any(cell and number_of(cell) is None for cell in numbers):
+                bad.add(number, "no number where one should be")
+            else:
+                writer.add(cells)
+    return writer.finish(items, bad)
 
 
 def _csv_frames(
