@@ -82,7 +82,7 @@ def _prepare(
         dates = None
         for frame in frames(input, columns, bad):
             if dates is None:
-                dates = pd.to_numeric(frame[time], errors="coerce").isna().all()
+                dates = pd.to_numeric(frame[time], errors="coerce").isna().mean() > 0.5
             _add(writer, frame[columns], dates, bad)
         if not writer.items:
             raise UserError(f"input {input}: no row with a user, an item and a time, {bad}")
