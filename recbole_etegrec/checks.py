@@ -1,5 +1,6 @@
 """What is refused before any work: values that contradict each other, files that do not fit."""
 
+import logging
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -13,7 +14,11 @@ from recbole.evaluator import metric_information
 from recbole_etegrec.errors import UserError, nearest
 
 if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
+
     from recbole_etegrec.config import Config
+
+logger = logging.getLogger(__name__)
 
 CHOICES = {
     "ranking": ("beam", "exact"),
@@ -337,6 +342,24 @@ def _found_instead(path: Path) -> str:
         return f" (the folder has {', '.join(files[:8])})" if files else " (the folder is empty)"
     found = datasets_in(path.parent.parent)
     return f" (datasets found there: {', '.join(found)})" if found else ""
+
+
+def check_dataset_counts(config: "Config", dataset: "Dataset") -> None:
+    """Warn where a dataset, filters applied, is not the one that published results are for.
+
+    A warning and no error: someone may want another version, or other filters.
+    """
+    columns = {"users": dataset.uid_field, "items": dataset.iid_field}
+    found = {name: dataset.inter_feat[field].nunique() for name, field in columns.items()}
+    found["interactions"] = len(dataset.inter_feat)
+    published = config["dataset_counts"] or {}
+    other = [f"{found[k]} {k} (not {n})" for k, n in published.items() if found[k] != n]
+    if other:
+        logger.warning(
+            "dataset '%s' is another version than published results are for: %s",
+            config["dataset"],
+            ", ".join(other),
+        )
 
 
 def datasets_in(folder: Path) -> list[str]:

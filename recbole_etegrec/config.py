@@ -39,6 +39,7 @@ EXTRA_KEYS = (
     "resume",
     "nproc",
     "world_size",
+    "download",
     "encoding",
     "tail_ratio",
     "token_num_threshold",
@@ -46,8 +47,9 @@ EXTRA_KEYS = (
     "double_tower",
 )
 
-# These describe one run or one machine, so a rebuilt config must not inherit them.
-NOT_INPUTS = {"MODEL_TYPE", "run_dir", "resume", "nproc", "world_size"}
+# These describe one run, one machine or one dataset, so a rebuilt config must not inherit them.
+NOT_INPUTS = {"MODEL_TYPE", "run_dir", "resume", "nproc", "world_size", "download"}
+NOT_INPUTS |= {"dataset_counts"}
 
 _TEXT_VALUES = {"true": True, "false": False, "none": None, "null": None, "~": None}
 

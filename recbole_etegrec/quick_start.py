@@ -10,7 +10,7 @@ from recbole.utils import init_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recbole_etegrec.baseline import load_baseline, run_baseline
-from recbole_etegrec.checks import advice, check_dataset_files
+from recbole_etegrec.checks import advice, check_dataset_counts, check_dataset_files
 from recbole_etegrec.compat import versions
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset, data_preparation, load_item_embedding
@@ -19,6 +19,7 @@ from recbole_etegrec.gradient_check import GradientCheck, check_gradients
 from recbole_etegrec.memory_plan import MemoryPlan
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.model.build import check_base_model
+from recbole_etegrec.prepare.download import fetch_dataset
 from recbole_etegrec.run_directory import RunDirectory, start_logging
 from recbole_etegrec.start import start_config, start_run_directory
 from recbole_etegrec.trainer import ETEGRecTrainer
@@ -49,6 +50,7 @@ def run(
     """
     started = time.perf_counter()
     config, resume = start_config(model, dataset, config_file_list, config_dict)
+    fetch_dataset(config)
     check_dataset_files(config)
     check_base_model(config)
     run_dir = start_run_directory(config, resume)
@@ -113,6 +115,7 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
     """
     directory = RunDirectory(run_dir)
     config = Config(config_dict={**directory.read_yaml("config.yaml"), **(config_dict or {})})
+    fetch_dataset(config)
     check_dataset_files(config)
     if config["model"] not in MODELS:
         return load_baseline(config, directory)
@@ -163,6 +166,7 @@ def _look(*arguments) -> tuple:
     if PartialState().num_processes > 1:
         raise UserError("--plan and --check look at one process: start without a launcher")
     start_logging(None)
+    fetch_dataset(config)
     check_dataset_files(config)
     return config, MODELS[config["model"]], *_load_data(config)
 
@@ -172,6 +176,7 @@ def _load_data(config: Config) -> tuple:
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     logger.info(dataset)
+    check_dataset_counts(config, dataset)
     loaders = data_preparation(config, dataset)
     return dataset, loaders, torch.from_numpy(load_item_embedding(config, loaders[0]._dataset))
 
