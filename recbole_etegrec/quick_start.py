@@ -13,7 +13,12 @@ from recbole_etegrec.baseline import load_baseline, run_baseline
 from recbole_etegrec.checks import check_dataset_files
 from recbole_etegrec.compat import versions
 from recbole_etegrec.config import Config
-from recbole_etegrec.data import create_dataset, data_preparation, load_item_embedding
+from recbole_etegrec.data import (
+    check_item_embedding,
+    create_dataset,
+    data_preparation,
+    load_item_embedding,
+)
 from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.gradient_check import GradientCheck, check_gradients
 from recbole_etegrec.memory_plan import MemoryPlan
@@ -51,6 +56,7 @@ def run(
     config, resume = start_config(model, dataset, config_file_list, config_dict)
     check_dataset_files(config)
     check_base_model(config)
+    check_item_embedding(config)
     run_dir = start_run_directory(config, resume)
     logger.info("%s on %s: %s", config["model"], config["dataset"], run_dir.path)
 
@@ -83,7 +89,7 @@ def run_etegrec(
     config: Config, run_dir: RunDirectory, saved: bool = True, resume: bool = False
 ) -> dict[str, Any]:
     """Train and test one of the plugin's models; returns what `run_baseline` does."""
-    with PartialState().local_main_process_first():  # which leaves the embeddings in the cache
+    with PartialState().main_process_first():  # which leaves the embeddings in the cache
         model, _, train_data, valid_data, test_data = _prepare(config, planned=True)
     trainer = ETEGRecTrainer(config, model, run_dir)
     progress = config["show_progress"]
@@ -162,6 +168,7 @@ def _look(*arguments) -> tuple:
         raise UserError("--plan and --check look at one process: start without a launcher")
     start_logging(None, "WARNING")
     check_dataset_files(config)
+    check_item_embedding(config)
     return config, MODELS[config["model"]], *_load_data(config)
 
 
