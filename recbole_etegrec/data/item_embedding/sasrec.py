@@ -160,10 +160,10 @@ def _vectors_of_run(config: Config, dataset: WholeSequenceDataset) -> np.ndarray
     run_dir = RunDirectory(config["sasrec_run"])
     try:
         values = run_dir.read_yaml("config.yaml")
+        if values.get("model") != "SASRec":
+            raise UserError(f"{run_dir.path} is a run of {values.get('model')}, not of SASRec")
         values.pop("gpu_id", None)  # of that run, and it would hide devices of this process
         run_config = Config(config_dict=values)
-        if run_config["model"] != "SASRec":
-            raise UserError(f"{run_dir.path} is a run of {run_config['model']}, not of SASRec")
         check_dataset_files(run_config)
         theirs = create_dataset(run_config).build()[0]
     except UserError as error:

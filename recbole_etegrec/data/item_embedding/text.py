@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from transformers.utils import cached_file
+from huggingface_hub import hf_hub_download
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.dataset import WholeSequenceDataset
@@ -21,6 +21,8 @@ from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
 from recbole_etegrec.errors import UserError, hub_refusal
 
 logger = logging.getLogger(__name__)
+
+_MARKS = ("modules.json", "config.json")  # a model has one of them, the second if of transformers
 
 
 def text_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
@@ -82,18 +84,22 @@ def check_text_model(text_model: str) -> None:
     Raises:
         UserError: it is neither a directory with such a model nor on the hub.
     """
-    try:
-        files = [
-            cached_file(text_model, name, _raise_exceptions_for_missing_entries=False)
-            for name in ("modules.json", "config.json")
-        ]
-    except OSError as error:
-        raise hub_refusal("text_model", text_model, error) from error
-    if not any(files):
-        raise UserError(
-            f"text_model ({text_model}): has neither modules.json nor config.json; name a model "
-            "of sentence-transformers"
-        )
+    if Path(text_model).is_dir():
+        if not any((Path(text_model) / name).is_file() for name in _MARKS):
+            raise UserError(
+                f"text_model ({text_model}): has none of {', '.join(_MARKS)}; name a model of "
+                "sentence-transformers"
+            )
+        return
+    # sentence-transformers looks for a bare name among its own.
+    name = text_model if "/" in text_model else f"sentence-transformers/{text_model}"
+    for mark in _MARKS:
+        try:
+            hf_hub_download(name, mark)
+            return
+        except Exception as error:  # of many kinds, from no network to no such file
+            refusal = hub_refusal("text_model", text_model, error)
+    raise refusal
 
 
 def _encode(config: Config, texts: list[str]) -> np.ndarray:
