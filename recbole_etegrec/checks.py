@@ -231,6 +231,8 @@ def _text_contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
         not (isinstance(model, str) and model),
         f"text_model ({model}) must be a hub id or a directory when item_embedding is 'text'",
     )
+    like_a_path = str(model).startswith((".", "~", "/")) or str(model).count("/") > 1
+    yield like_a_path and not Path(model).is_dir(), f"text_model ({model}): no such directory"
     named = isinstance(fields, (list, tuple)) and fields and all(type(f) is str for f in fields)
     yield (
         not named,

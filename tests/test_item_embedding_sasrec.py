@@ -84,10 +84,12 @@ def test_embedding_draws_vectors_when_items_have_no_neighbour_in_training(tmp_pa
     histories = [[u % 10, (u + 1) % 10, (u + 2) % 10, 10 + u % 10, u % 7] for u in range(20)]
     write_interactions(tmp_path, "cold", [*histories, [20], [20]])
     config = small_config(str(tmp_path), "cold", item_embedding="sasrec", sasrec_epochs=2)
+    train = small_data(config)[1].train._dataset
     with caplog.at_level(logging.INFO, "recbole_etegrec"):
-        found = load_item_embedding(config, small_data(config)[1].train._dataset)
+        found = load_item_embedding(config, train)
     assert "11 of 21 items have no neighbour in training" in caplog.text
     assert len(np.unique(found, axis=0)) == len(found)
+    assert np.array_equal(load_item_embedding(config, train), found)  # from the cache, then
 
 
 def test_cache_is_not_hit_when_what_sasrec_learns_from_differs(tiny_data, tmp_path):

@@ -137,6 +137,8 @@ def test_text_is_refused_when_no_item_has_any(shop, tmp_path):
     [
         ({"text_model": None}, r"text_model (None) must be a hub id or a directory"),
         ({"text_model": ""}, r"text_model () must be a hub id or a directory"),
+        ({"text_model": "/no/such/model"}, "text_model (/no/such/model): no such directory"),
+        ({"text_model": "./model"}, "text_model (./model): no such directory"),
         ({"text_fields": None}, "text_fields (None) must be a list of fields of the .item file"),
         ({"text_fields": []}, "text_fields ([]) must be a list of fields"),
         ({"text_fields": "title"}, "text_fields (title) must be a list of fields"),

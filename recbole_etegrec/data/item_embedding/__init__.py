@@ -8,6 +8,7 @@ vectors become is unknown here.
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.dataset import WholeSequenceDataset
@@ -51,6 +52,10 @@ def load_item_embedding(config: Config, dataset: WholeSequenceDataset) -> np.nda
                 f"with NaN or infinity, first {dataset.field2id_token[dataset.iid_field][bad[0]]}"
             )
         parts.append(standardised(vectors))
+    if config["device"].type == "cuda" and torch.cuda.is_initialized():
+        # What the sources took is free again, and is not what training takes.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(config["device"])
     return np.concatenate(parts, axis=1)
 
 

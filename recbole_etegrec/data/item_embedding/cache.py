@@ -38,7 +38,7 @@ def cached(folder: Path, manifest: dict[str, Any], make: Callable[[], np.ndarray
         metadata = {"manifest": text, "sha256": digest(vectors.tobytes())}
         save_file({"embedding": vectors}, temporary, metadata=metadata)
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if PartialState().num_processes > 1:
             raise UserError(
                 f"embedding_cache: {folder} cannot be written ({error}): several processes share "

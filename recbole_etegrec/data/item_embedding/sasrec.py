@@ -31,7 +31,7 @@ from recbole_etegrec.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-STEP_ITEMS = 4096
+STEP_ITEMS = 1024
 LEARNING_RATE = 0.001  # RecBole's default, as all that is not named here
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.dataset import WholeSequenceDataset
@@ -85,21 +86,27 @@ def check_text_model(text_model: str) -> None:
         UserError: it is neither a directory with such a model nor on the hub.
     """
     if Path(text_model).is_dir():
-        if not any((Path(text_model) / name).is_file() for name in _MARKS):
-            raise UserError(
-                f"text_model ({text_model}): has none of {', '.join(_MARKS)}; name a model of "
-                "sentence-transformers"
-            )
-        return
-    # sentence-transformers looks for a bare name among its own.
-    name = text_model if "/" in text_model else f"sentence-transformers/{text_model}"
-    for mark in _MARKS:
+        found = any((Path(text_model) / mark).is_file() for mark in _MARKS)
+    else:
+        # sentence-transformers looks for a bare name among its own.
+        name = text_model if "/" in text_model else f"sentence-transformers/{text_model}"
         try:
-            hf_hub_download(name, mark)
-            return
-        except Exception as error:  # of many kinds, from no network to no such file
-            refusal = hub_refusal("text_model", text_model, error)
-    raise refusal
+            found = any(_is_on_hub(name, mark) for mark in _MARKS)
+        except Exception as error:  # of many kinds, from no network to no such model
+            raise hub_refusal("text_model", name, error) from error
+    if not found:
+        raise UserError(
+            f"text_model ({text_model}): has none of {', '.join(_MARKS)}; name a model of "
+            "sentence-transformers"
+        )
+
+
+def _is_on_hub(model: str, file: str) -> bool:
+    """Whether a model has a file, on the hub or in the local copy of it."""
+    try:
+        return bool(hf_hub_download(model, file))
+    except RemoteEntryNotFoundError:
+        return False
 
 
 def _encode(config: Config, texts: list[str]) -> np.ndarray:
