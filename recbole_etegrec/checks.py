@@ -52,6 +52,7 @@ SIZES = (
     "intermediate_size",
     "max_tokens",
     "cooccurrence_window",
+    "sasrec_epochs",
     "cycle_epochs",
     "eval_step",
     "num_beams",
@@ -135,11 +136,9 @@ def check_plugin_config(config: "Config") -> None:
     Raises:
         UserError: a value outside its choices, or two that contradict each other.
     """
-    from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS
     from recbole_etegrec.recommender import BACKBONES
 
-    tables = {"item_embedding": tuple(ITEM_EMBEDDINGS), "backbone": tuple(BACKBONES)}
-    for key, choices in {**CHOICES, **tables}.items():
+    for key, choices in {**CHOICES, "backbone": tuple(BACKBONES)}.items():
         if key in config and config[key] not in choices:
             known = ", ".join(map(str, choices))
             raise UserError(f"{key} ({config[key]}) must be one of {known}")
@@ -198,10 +197,58 @@ def _contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
         config["precision"] == "fp16" and config["device"].type == "cpu",
         "precision (fp16) needs a GPU: choose bf16 or fp32 on the CPU",
     )
-    file = config["item_embedding_file"]
+    yield from _item_embedding_contradictions(config)
+
+
+def _item_embedding_contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
+    """Rules on the sources of item embeddings and on what each needs."""
+    from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS, embedding_sources
+
+    sources, known = embedding_sources(config), tuple(ITEM_EMBEDDINGS)
+    named = f"item_embedding ({config['item_embedding']})"
+    yield not sources, f"{named} must name a source: {', '.join(known)}"
+    for name in sources:
+        choices = f"must be one of {', '.join(known)}, or a list of them{nearest(name, known)}"
+        yield name not in known, f"{named} {choices}"
+        yield sources.count(name) > 1, f"{named} names {name} more than once"
+    file, run = config["item_embedding_file"], config["sasrec_run"]
     yield (
-        config["item_embedding"] == "file" and not (file and Path(file).is_file()),
+        "file" in sources and not (file and Path(file).is_file()),
         f"item_embedding_file ({file}) must be an existing file when item_embedding is 'file'",
+    )
+    width = config["semantic_hidden_size"]
+    trained = "sasrec" in sources and not run
+    yield trained and width % 2 != 0, f"semantic_hidden_size ({width}) must be even for sasrec"
+    yield (
+        "sasrec" in sources and bool(run) and not _finished_baseline(Path(run)),
+        f"sasrec_run ({run}) must be the directory of a finished run of SASRec, with its best.pth",
+    )
+    if "text" in sources:
+        yield from _text_contradictions(config)
+
+
+def _finished_baseline(run: Path) -> bool:
+    return all((run / name).is_file() for name in ("config.yaml", "result.json", "best.pth"))
+
+
+def _text_contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
+    yield (
+        find_spec("sentence_transformers") is None,
+        "item_embedding (text) needs the package sentence-transformers: "
+        "pip install 'recbole-etegrec[text]'",
+    )
+    model, fields = config["text_model"], config["text_fields"]
+    yield (
+        not (isinstance(model, str) and model),
+        f"text_model ({model}) must be a hub id or a directory when item_embedding is 'text'",
+    )
+    like_a_path = str(model).startswith((".", "~", "/")) or str(model).count("/") > 1
+    yield like_a_path and not Path(model).is_dir(), f"text_model ({model}): no such directory"
+    named = isinstance(fields, (list, tuple)) and fields and all(type(f) is str for f in fields)
+    yield (
+        not named,
+        f"text_fields ({fields}) must be a list of fields of the .item file when item_embedding "
+        "is 'text'",
     )
 
 
@@ -288,6 +335,8 @@ def check_dataset_files(config: "Config") -> None:
         UserError: a file is missing or empty, its header is not ``field:type ...`` or lacks a
             field the run needs, or a line has another number of columns than the header.
     """
+    from recbole_etegrec.data.item_embedding import embedding_sources
+
     folder, name = Path(config["data_path"]), config["dataset"]
     names = config["benchmark_filename"]
     interactions = [f"{name}.{part}.inter" for part in names] if names else [f"{name}.inter"]
@@ -297,6 +346,9 @@ def check_dataset_files(config: "Config") -> None:
         fields.add(config["TIME_FIELD"])
     for file in interactions:
         _check_atomic_file(folder / file, fields, config)
+    if "text" in embedding_sources(config):
+        fields = {config["ITEM_ID_FIELD"], *config["text_fields"]}
+        _check_atomic_file(folder / f"{name}.item", fields, config)
     for suffix, wanted in load_col.items():
         if suffix != "inter" and wanted:
             _check_atomic_file(folder / f"{name}.{suffix}", set(wanted), config)

@@ -186,12 +186,13 @@ class Config(recbole.config.Config):
         self._refuse_unknown_keys()
         final = deepcopy(super()._get_final_config_dict())
         final.update(model=self.model, dataset=self.dataset)
-        for key in ("data_path", "item_embedding_file"):
+        for key in ("data_path", "item_embedding_file", "sasrec_run"):
             if final.get(key):
-                final[key] = os.path.abspath(final[key])
-        base = final.get("base_model")
-        if isinstance(base, str) and os.path.exists(os.path.expanduser(base)):
-            final["base_model"] = os.path.abspath(os.path.expanduser(base))
+                final[key] = os.path.abspath(str(final[key]))
+        for key in ("base_model", "text_model"):  # hub ids, unless there is such a path
+            name = final.get(key)
+            if isinstance(name, str) and os.path.exists(os.path.expanduser(name)):
+                final[key] = os.path.abspath(os.path.expanduser(name))
         self._complete_evaluation(final)
         if (
             final["MODEL_TYPE"] == ModelType.SEQUENTIAL

@@ -13,7 +13,12 @@ from recbole_etegrec.baseline import load_baseline, run_baseline
 from recbole_etegrec.checks import advice, check_dataset_counts, check_dataset_files
 from recbole_etegrec.compat import versions
 from recbole_etegrec.config import Config
-from recbole_etegrec.data import create_dataset, data_preparation, load_item_embedding
+from recbole_etegrec.data import (
+    check_item_embedding,
+    create_dataset,
+    data_preparation,
+    load_item_embedding,
+)
 from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.gradient_check import GradientCheck, check_gradients
 from recbole_etegrec.memory_plan import MemoryPlan
@@ -53,6 +58,7 @@ def run(
     fetch_dataset(config)
     check_dataset_files(config)
     check_base_model(config)
+    check_item_embedding(config)
     run_dir = start_run_directory(config, resume)
     logger.info("%s on %s: %s", config["model"], config["dataset"], run_dir.path)
 
@@ -87,7 +93,7 @@ def run_etegrec(
     """Train and test one of the plugin's models; returns what `run_baseline` does."""
     for line in advice(config):
         logger.warning(line)
-    with PartialState().local_main_process_first():  # which leaves the embeddings in the cache
+    with PartialState().main_process_first():  # which leaves the embeddings in the cache
         model, _, train_data, valid_data, test_data = _prepare(config, planned=True)
     trainer = ETEGRecTrainer(config, model, run_dir)
     progress = config["show_progress"]
@@ -168,6 +174,7 @@ def _look(*arguments) -> tuple:
     start_logging(None)
     fetch_dataset(config)
     check_dataset_files(config)
+    check_item_embedding(config)
     return config, MODELS[config["model"]], *_load_data(config)
 
 

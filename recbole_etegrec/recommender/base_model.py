@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from recbole_etegrec.errors import UserError
+from recbole_etegrec.errors import UserError, hub_refusal
 from recbole_etegrec.recommender.backbone import (
     additive_mask,
     cached,
@@ -43,7 +43,7 @@ def find_base_config(base_model: str, shapes: Path | None = None) -> PreTrainedC
         try:
             config = AutoConfig.from_pretrained(**_source(base_model))
         except Exception as error:
-            raise _explained(base_model, error) from error
+            raise hub_refusal("base_model", base_model, error) from error
     if config.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
         raise UserError(f"base_model ({base_model}): {config.model_type} is not decoder-only")
     return config
@@ -93,7 +93,7 @@ def load_base_model(
             **source, dtype=dtype, attn_implementation=attn_implementation, **options
         )
     except Exception as error:
-        raise _explained(base_model, error) from error
+        raise hub_refusal("base_model", base_model, error) from error
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On some CPUs bitsandbytes would pack 4-bit weights anew for ranking, and lose digits.
@@ -194,38 +194,3 @@ def _source(base_model: str) -> dict[str, str]:
     if not path.is_dir() and (is_path or base_model.count("/") > 1):
         raise UserError(f"base_model ({base_model}): no such directory")
     return {"pretrained_model_name_or_path": str(path) if path.is_dir() else base_model}
-
-
-def _explained(base_model: str, error: Exception) -> UserError:
-    """One line on why a model could not be had."""
-    if isinstance(error, UserError):
-        return error
-    causes, cause = [], error
-    while cause is not None:
-        causes.append(type(cause).__name__)
-        cause = cause.__cause__ or cause.__context__
-    if "GatedRepoError" in causes:
-        reason = (
-            f"the model is gated: accept its terms at https://huggingface.co/{base_model}, then "
-            "log in with `hf auth login` or set HF_TOKEN"
-        )
-    elif "RepositoryNotFoundError" in causes:
-        reason = "no such directory or file here, and no such model on the hub (or a private one)"
-    elif not _UNREACHABLE.isdisjoint(causes):
-        reason = (
-            "not on this machine, and the hub cannot be reached: give a directory that holds it, "
-            f"or run `hf download {base_model}` where there is a network"
-        )
-    else:
-        reason = " ".join(str(error).split())[:300]
-    return UserError(f"base_model ({base_model}): {reason}")
-
-
-_UNREACHABLE = {
-    "OfflineModeIsEnabled",
-    "LocalEntryNotFoundError",
-    "ConnectError",
-    "ConnectionError",
-    "ConnectTimeout",
-    "ReadTimeout",
-}
