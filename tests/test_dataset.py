@@ -7,7 +7,7 @@ from recbole.data.dataset import SequentialDataset
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset
-from recbole_etegrec.data.dataset import sequence_offsets
+from recbole_etegrec.data.sequences import sequence_offsets
 from recbole_etegrec.errors import UserError
 from tests.conftest import write_interactions
 from tests.helpers import SMALL_MODEL, small_config
