@@ -99,7 +99,7 @@ def test_build_keeps_interactions_of_users_together_when_the_file_is_shuffled(tm
 def test_build_refuses_when_a_part_would_be_empty(length, tmp_path):
     write_interactions(tmp_path, "short", [[u, u + 1, u + 2][:length] for u in range(6)])
     dataset = create_dataset(small_config(str(tmp_path), "short"))
-    part = "valid" if length == 3 else "(valid|test)"
+    part = {1: "train", 2: "valid", 3: "valid"}[length]
     with pytest.raises(UserError, match=f"the {part} part of short is empty .*needs 4 inter"):
         dataset.build()
 

@@ -226,11 +226,22 @@ def test_held_out_rows_without_history_are_named_when_left_out(tmp_path, caplog)
     assert f"test part: 1 of {len(parts[2]) + 1} rows have no history" in caplog.text
 
 
-def test_build_refuses_when_a_file_has_no_row_with_a_history(tmp_path):
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_build_refuses_when_a_file_has_no_row_with_a_history(part, tmp_path):
     parts = leave_one_out_rows(histories_of_users())
-    write_rows(tmp_path, "split", [parts[0], [(0, [], 1)], parts[2]])
-    with pytest.raises(UserError, match="split.valid.inter has no row with a history"):
+    parts[part] = [(0, [], 1)]
+    write_rows(tmp_path, "split", parts)
+    with pytest.raises(UserError, match=f"split.{NAMES[part]}.inter has no row with a history"):
         create_dataset(split_config(tmp_path)).build()
+
+
+def test_run_trains_recboles_model_when_files_are_pre_split(tmp_path):
+    write_twins(tmp_path, histories_of_users(), plain=False)
+    values = {"data_path": str(tmp_path), "run_dir": str(tmp_path / "run"), "epochs": 1}
+    values |= {"benchmark_filename": NAMES, "load_col": LISTS, "alias_of_item_id": ["item_id_list"]}
+    values |= {"show_progress": False, "state": "WARNING", "train_neg_sample_args": None}
+    result = run("SASRec", "split", config_dict=values)
+    assert 0 < result["test_result"]["recall@20"] < 1
 
 
 @pytest.mark.parametrize("files", [["train", "test"], [], "train"])

@@ -69,8 +69,9 @@ class WholeSequenceDataset(SequentialDataset):
 
     def _set_alias(self, alias_name: str, default_value: list[str]) -> None:
         """Items of pre-split histories share their ids with the targets, asked for or not."""
-        if alias_name == "item_id" and self.benchmark_filename_list is not None:
-            default_value = [*default_value, *self.field2type.keys() & {self.item_id_list_field}]
+        presplit = self.benchmark_filename_list is not None
+        if alias_name == "item_id" and presplit and self.item_id_list_field in self.field2type:
+            default_value = [*default_value, self.item_id_list_field]
         super()._set_alias(alias_name, default_value)
 
     def _benchmark_presets(self) -> None:
@@ -116,8 +117,10 @@ class WholeSequenceDataset(SequentialDataset):
         else:
             users = self.inter_feat[self.uid_field].numpy()
             parts = self._parts_of_sequences(leave_one_out(sequence_offsets(users)))
-        for name, part in zip(PARTS, parts, strict=True):
-            if len(part) == 0:
+        windows = parts[0].windows
+        targets = int((windows.end - windows.supervised_from).sum())
+        for name, rows in zip(PARTS, (targets, *map(len, parts[1:])), strict=True):
+            if rows == 0:
                 raise UserError(self._empty(name))
         return parts
 

@@ -100,7 +100,8 @@ def join_rows(
     position = np.cumsum(added) - 1  # of each row's target, among the items that are kept
     start = position - lengths
     begins = np.flatnonzero((shared == 0) | (added > 1) | (np.diff(start, prepend=-1) != 0))
-    start, first, end = start[begins], position[begins], position[np.append(begins[1:], 0) - 1] + 1
+    end = position[np.append(begins[1:], len(position)) - 1] + 1
+    start, first = start[begins], position[begins]
     return JoinedRows(
         items=full[run_indices(full_ends, added)],
         offsets=np.append((position + 1 - added)[shared == 0], added.sum()),
