@@ -5,8 +5,9 @@ import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from recbole.evaluator import metric_information
@@ -62,6 +63,7 @@ SIZES = (
     "MAX_ITEM_LIST_LENGTH",
 )
 
+_CHUNK = 2**24  # bytes of a file that are looked at together
 
 _NUMBERS = (
     (SIZES, lambda v: type(v) is int and v > 0, "a whole number above 0"),
@@ -186,13 +188,16 @@ def _contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
         f"hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads})",
     )
     split, order = config["eval_args"]["split"], config["eval_args"]["order"]
+    files = config["benchmark_filename"]
     whole = split == {"LS": "valid_and_test"}
-    yield not whole, f"eval_args: split ({split}) must be LS: valid_and_test"
+    yield not (whole or files), f"eval_args: split ({split}) must be LS: valid_and_test"
+    yield (
+        files is not None and not (isinstance(files, (list, tuple)) and len(files) == 3),
+        f"benchmark_filename ({files}) must name three parts, such as [train, valid, test]",
+    )
     length = config["code_length"]
     yield length < 2, f"code_length ({length}) must be at least 2: semantic codes, collision code"
     yield order != "TO", f"eval_args: order ({order}) must be TO: sequences follow time"
-    files = config["benchmark_filename"]
-    yield bool(files), f"benchmark_filename ({files}) must be empty: whole sequences are split here"
     yield (
         config["precision"] == "fp16" and config["device"].type == "cpu",
         "precision (fp16) needs a GPU: choose bf16 or fp32 on the CPU",
@@ -338,23 +343,39 @@ def check_dataset_files(config: "Config") -> None:
     from recbole_etegrec.data.item_embedding import embedding_sources
 
     folder, name = Path(config["data_path"]), config["dataset"]
-    names = config["benchmark_filename"]
-    interactions = [f"{name}.{part}.inter" for part in names] if names else [f"{name}.inter"]
+    parts = config["benchmark_filename"]
     load_col = config["load_col"] or {}
-    fields = {config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], *(load_col.get("inter") or ())}
-    if not names and config["eval_args"]["order"] == "TO":
-        fields.add(config["TIME_FIELD"])
-    for file in interactions:
-        _check_atomic_file(folder / file, fields, config)
+    fields = {config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], *_named(load_col.get("inter"))}
+    if parts:
+        _check_parts([folder / f"{name}.{part}.inter" for part in parts], fields, config)
+    else:
+        time = {config["TIME_FIELD"]} if config["eval_args"]["order"] == "TO" else set()
+        _check_atomic_file(folder / f"{name}.inter", fields | time, config)
     if "text" in embedding_sources(config):
         fields = {config["ITEM_ID_FIELD"], *config["text_fields"]}
         _check_atomic_file(folder / f"{name}.item", fields, config)
     for suffix, wanted in load_col.items():
         if suffix != "inter" and wanted:
-            _check_atomic_file(folder / f"{name}.{suffix}", set(wanted), config)
+            _check_atomic_file(folder / f"{name}.{suffix}", _named(wanted), config)
 
 
-def _check_atomic_file(path: Path, fields: set[str], config: "Config") -> None:
+def _named(columns: Any) -> set[str]:
+    """The fields that an entry of `load_col` names; RecBole reads '*' as all there are."""
+    return set() if columns in (None, "*") else set(columns)
+
+
+def _check_parts(paths: list[Path], fields: set[str], config: "Config") -> None:
+    """Pre-split files: times and histories may be missing, but in all of them alike."""
+    optional = {config["TIME_FIELD"], config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]}
+    present = [set(_check_atomic_file(path, fields - optional, config)) for path in paths]
+    for field in sorted(optional & set.union(*present)):
+        for path, found in zip(paths, present, strict=True):
+            if field not in found:
+                raise UserError(f"{path}: missing field '{field}', which the other parts have")
+
+
+def _check_atomic_file(path: Path, fields: set[str], config: "Config") -> list[str]:
+    """The fields that the file has."""
     if not path.is_file():
         raise UserError(f"dataset '{config['dataset']}': no file {path}{_found_instead(path)}")
     separator = config["field_separator"].encode()
@@ -364,9 +385,9 @@ def _check_atomic_file(path: Path, fields: set[str], config: "Config") -> None:
         for field in sorted(fields - set(present)):
             hint = nearest(field, present)
             raise UserError(f"{path}: missing field '{field}' (found {', '.join(present)}){hint}")
-        rows = _count_rows(path, lines, separator, len(present))
-    if rows == 0:
-        raise UserError(f"{path}: no lines after the header")
+        if not _check_lines(path, lines, separator, len(present)):
+            raise UserError(f"{path}: no lines after the header")
+    return present
 
 
 def _field_names(path: Path, header: str, config: "Config") -> list[str]:
@@ -377,14 +398,29 @@ def _field_names(path: Path, header: str, config: "Config") -> list[str]:
     return [column.split(":")[0] for column in columns]
 
 
-def _count_rows(path: Path, lines: Any, separator: bytes, columns: int) -> int:
-    rows = 0
-    for number, line in enumerate(lines, start=2):
-        if line.count(separator) != columns - 1 and line.strip():
-            found = line.count(separator) + 1
-            raise UserError(f"{path}, line {number}: {found} columns, the header has {columns}")
-        rows += bool(line.strip())
-    return rows
+def _check_lines(path: Path, lines: BinaryIO, separator: bytes, columns: int) -> bool:
+    """Whether any line is not blank; those that are not must have as many columns as the header."""
+    number, filled = 2, False
+    while chunk := lines.read(_CHUNK) + lines.readline():
+        filled = filled or not chunk.isspace()
+        marked = chunk if len(separator) == 1 else chunk.replace(separator, b"\0")
+        mark = separator if len(separator) == 1 else b"\0"
+        text = np.frombuffer(marked, dtype=np.uint8)
+        ends = np.flatnonzero(text == ord("\n"))
+        if not chunk.endswith(b"\n"):
+            ends = np.append(ends, len(text))
+        before = np.searchsorted(np.flatnonzero(text == ord(mark)), ends)
+        counts = np.diff(before, prepend=0)
+        uneven = np.flatnonzero(counts != columns - 1)
+        texts = chunk.split(b"\n") if len(uneven) else []
+        for line in uneven:
+            if texts[line].strip():
+                raise UserError(
+                    f"{path}, line {number + line}: {counts[line] + 1} columns, "
+                    f"the header has {columns}"
+                )
+        number += len(ends)
+    return filled
 
 
 def _found_instead(path: Path) -> str:

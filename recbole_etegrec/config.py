@@ -218,8 +218,10 @@ class Config(recbole.config.Config):
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **chosen}
         columns = final.get("load_col")
         by_time = isinstance(final["eval_args"], dict) and final["eval_args"].get("order") == "TO"
-        if by_time and isinstance(columns, dict) and columns.get("inter"):
+        if by_time and isinstance(columns, dict) and columns.get("inter") not in (None, [], "*"):
             needed = [*columns["inter"], final["TIME_FIELD"]]
+            if final["benchmark_filename"] and final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+                needed.append(final["ITEM_ID_FIELD"] + final["LIST_SUFFIX"])
             final["load_col"] = {**columns, "inter": list(dict.fromkeys(needed))}
 
     def _set_default_parameters(self) -> None:

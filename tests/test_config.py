@@ -10,6 +10,7 @@ import pytest
 import yaml
 from recbole.data import create_dataset, data_preparation
 
+from recbole_etegrec import checks
 from recbole_etegrec.checks import check_dataset_files
 from recbole_etegrec.config import Config, parse_value
 from recbole_etegrec.errors import UserError
@@ -241,6 +242,37 @@ def test_check_dataset_files_accepts_recboles_own_data_when_lines_end_blank(tmp_
     with (tmp_path / "d" / "d.inter").open("a") as lines:
         lines.write("u0\ti1\n")  # a short line is no blank one, and is counted past it
     assert "line 9: 2 columns, the header has 3" in refusal_of_files(tmp_path)
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", "::"])
+@pytest.mark.parametrize("chunk", [1, 20, 2**24])
+def test_check_dataset_files_counts_lines_the_same_when_read_in_chunks(
+    chunk, separator, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(checks, "_CHUNK", chunk)
+    header = ["user_id:token", "item_id:token", "timestamp:float"]
+    rows = [["u1", "i1", "0"], ["u2", "", "1"], [" "], [""], ["", "", ""], ["u3", "i3"]]
+    lines = [separator.join(row) for row in [header, *rows]]
+    (tmp_path / "d").mkdir()
+    path = tmp_path / "d" / "d.inter"
+    values = {"field_separator": separator}
+    for end in ("\n", "\r\n"):
+        path.write_bytes(end.join(lines).encode())
+        assert "line 7: 2 columns, the header has 3" in refusal_of_files(tmp_path, **values)
+        path.write_bytes(end.join(lines[:-1]).encode())
+        check_dataset_files(
+            Config("SASRec", "d", config_dict={"data_path": str(tmp_path), **values})
+        )
+        path.write_bytes(end.join([lines[0], " ", "", ""]).encode())
+        assert "no lines after the header" in refusal_of_files(tmp_path, **values)
+
+
+def test_check_dataset_files_takes_all_columns_when_load_col_is_a_star(tmp_path):
+    write_interactions(tmp_path, "d", [[1, 2, 3]])
+    values = {"data_path": str(tmp_path), "load_col": {"inter": "*"}}
+    config = Config("SASRec", "d", config_dict=values)
+    check_dataset_files(config)
+    assert set(create_dataset(config).inter_feat) == {"user_id", "item_id", "timestamp"}
 
 
 def test_sequences_of_tiny_data_can_be_learned_when_one_looks_at_steps(tiny_data):
