@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CHOICES = {
     "ranking": ("beam", "exact"),
+    "collision": ("suffix", "sinkhorn"),
     "codebook_update": ("shared", "tokenizer_only"),
     "alignment_pooling": ("last", "mean"),
     "precision": ("fp32", "bf16", "fp16"),
@@ -126,8 +127,9 @@ def check_plugin_config(config: "Config") -> None:
     """
     from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS
     from recbole_etegrec.recommender import BACKBONES
+    from recbole_etegrec.tokenizer import TOKENIZERS
 
-    tables = {"item_embedding": tuple(ITEM_EMBEDDINGS), "backbone": tuple(BACKBONES)}
+    tables = {"item_embedding": ITEM_EMBEDDINGS, "tokenizer": TOKENIZERS, "backbone": BACKBONES}
     for key, choices in {**CHOICES, **tables}.items():
         if key in config and config[key] not in choices:
             known = ", ".join(map(str, choices))

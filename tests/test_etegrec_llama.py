@@ -265,6 +265,30 @@ def test_losses_reach_the_encoder_when_the_tokenizer_trains(name, tiny_data):
     assert all(decoder) if name != "sia" else not any(decoder)
 
 
+@pytest.mark.parametrize("name", ["sia", "psa", "quantization"])
+def test_losses_reach_the_codebooks_when_there_is_no_encoder(name, tiny_data):
+    model, loaders = small_model(small_config(tiny_data, tokenizer="rqkmeans"))
+    model.tokenizer.requires_grad_(True)
+    losses_of(model, whole_steps(loaders.train)[0])[name].backward()
+    books = model.tokenizer.quantizer.codebooks.grad
+    assert (books.abs().amax(dim=(1, 2)) > 0).all()
+
+
+@pytest.mark.parametrize("tokenizer", ["rqvae", "rqkmeans"])
+def test_semantic_codes_collide_no_more_when_they_are_spread(tokenizer, tiny_data):
+    values = {"tokenizer": tokenizer, "code_num": 8, "code_length": 3}
+    model, _ = small_model(small_config(tiny_data, **values, collision="sinkhorn"))
+    nearest = model.tokenizer.encode(model.item_embedding[1:])
+    before, after = model.codes.health(nearest), model.codes.health(model.codes.table[1:, :-1])
+    assert after.largest_group == 1 < before.largest_group
+    found = model.fidelity()
+    assert found["nearest_collision_rate"] == before.collision_rate > after.collision_rate == 0
+    # Items that are moved are coded somewhat worse.
+    items = model.item_embedding[1:]
+    assert found["reconstruction"] > model.tokenizer.reconstruction_error(items, nearest)
+    assert 0 < found["neighbours_kept"] <= 1
+
+
 def test_losses_are_the_named_ones_alone_when_some_are_asked_for(tiny_data):
     model, loaders = small_model(small_config(tiny_data))
     batch = whole_steps(loaders.train)[0]

@@ -58,6 +58,7 @@ def test_run_leaves_a_whole_directory_when_it_ends(finished):
     stages = [(line["phase"], line.get("trains")) for line in lines_of(run_dir)]
     assert stages == [
         *[("pretraining", None)] * 2,
+        ("codes", None),
         ("alternation", "tokenizer"),
         ("alternation", "recommender"),
         ("finetune", "recommender"),
