@@ -157,10 +157,11 @@ def test_unbroken_run_trains_all_stages_in_several_steps_when_it_is_the_measure(
     phases = [(line["phase"], line.get("trains")) for line in unbroken.lines]
     assert phases == [
         *[("pretraining", None)] * 23,
+        ("codes", None),
         *[("alternation", "tokenizer"), ("alternation", "recommender")] * 2,
         *[("finetune", "recommender")] * 3,
     ]
-    assert all(line["changed"] > 0 for line in unbroken.lines[23:26:2])
+    assert all(line["changed"] > 0 for line in unbroken.lines[24:27:2])
     assert unbroken.result["best_valid_score"] > 0.2
 
 

@@ -254,5 +254,3 @@ def test_tokenizers_do_the_same_in_parts_when_items_are_many(name, monkeypatch):
     assert torch.equal(tokenizer.last_distances(embedding), distances[:, -1])
     error = (embedding - output.reconstruction).square().mean()
     assert tokenizer.reconstruction_error(embedding, codes) == pytest.approx(float(error), rel=1e-5)
-    other = (codes + 1) % 5
-    assert tokenizer.reconstruction_error(embedding, other) > float(error)
