@@ -68,9 +68,9 @@ def test_spread_shares_codes_out_evenly_when_there_are_too_few(levels):
 
 
 def test_spread_tells_items_apart_when_their_distances_are_equal():
-    distances = torch.arange(16.0).expand(16, 16)
-    found = spread(torch.zeros(16, 3, dtype=torch.long), distances)
-    assert found[:, -1].sort().values.tolist() == list(range(16))
+    distances = (3.0 ** torch.arange(16)).expand(5, 16)  # far beyond what a softmax can tell
+    found = spread(torch.zeros(5, 3, dtype=torch.long), distances)
+    assert found[:, -1].sort().values.tolist() == list(range(5))
 
 
 def test_spread_gives_the_same_codes_when_items_come_in_other_blocks(monkeypatch):

@@ -106,6 +106,9 @@ def transport_plan(
         distances: ``[n, C]``.
         segments: ``[n]``.
         capacity: ``[S, C]``.
+
+    Returns:
+        ``log P`` ``[n, C]``; so codes too dear to have any share still have an order.
     """
     free = capacity[segments] > 0
     cost = distances.masked_fill(~free, torch.inf)
@@ -113,15 +116,14 @@ def transport_plan(
     paid = cost.masked_fill(~free, 0).sum(dim=1) / free.sum(dim=1)
     scale = torch.zeros(len(capacity)).index_add_(0, segments, paid)
     scale = scale / torch.bincount(segments, minlength=len(capacity)).clamp_min(1)
-    temperature = (_TEMPERATURE * scale).clamp_min(1e-12)[segments].unsqueeze(1)
-    kernel = (-cost / temperature).exp()
-    columns = torch.ones(capacity.shape)
+    cost /= (_TEMPERATURE * scale).clamp_min(1e-12)[segments].unsqueeze(1)
+    limit = capacity.clamp_min(1).log()
+    columns = torch.zeros(capacity.shape)  # logarithms of their scales
     for _ in range(_ITERATIONS):
-        plan = kernel * columns[segments]
-        plan /= plan.sum(dim=1, keepdim=True)
+        plan = torch.softmax(columns[segments] - cost, dim=1)
         load = torch.zeros(capacity.shape).index_add_(0, segments, plan)
-        columns = (columns * capacity / load.clamp_min(1e-12)).clamp_max(1.0)
-    return plan
+        columns = (columns + limit - load.clamp_min(1e-30).log()).clamp_max(0)
+    return torch.log_softmax(columns[segments] - cost, dim=1)
 
 
 def _rank_by(slots: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
