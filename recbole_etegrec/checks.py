@@ -130,7 +130,7 @@ def check_plugin_config(config: "Config") -> None:
     from recbole_etegrec.tokenizer import TOKENIZERS
 
     tables = {"item_embedding": ITEM_EMBEDDINGS, "tokenizer": TOKENIZERS, "backbone": BACKBONES}
-    for key, choices in {**CHOICES, **tables}.items():
+    for key, choices in {**CHOICES, **{key: tuple(table) for key, table in tables.items()}}.items():
         if key in config and config[key] not in choices:
             known = ", ".join(map(str, choices))
             raise UserError(f"{key} ({config[key]}) must be one of {known}")
