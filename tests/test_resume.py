@@ -183,7 +183,7 @@ def test_unbroken_run_trains_all_stages_in_several_steps_when_it_is_the_measure(
             Trap(RANKING, 5), 0, "epoch 3 (alternation), before its evaluation", id="evaluation"
         ),
         pytest.param(
-            Trap(RECORD, 25), 0, "epoch 1 (alternation), before its evaluation", id="best kept"
+            Trap(RECORD, 26), 0, "epoch 1 (alternation), before its evaluation", id="best kept"
         ),
     ],
 )
@@ -245,7 +245,7 @@ def test_resume_stops_early_where_the_unbroken_run_does_when_scores_had_gone_dow
     values["stopping_step"] = 1
     assert start(*arguments(tiny_data, tmp_path / "unbroken", **values))[0] == 0
     unbroken = outcome_of(tmp_path / "unbroken")
-    assert len(unbroken.lines) == 23 + 4 + 2
+    assert len(unbroken.lines) == 23 + 1 + 4 + 2
     again = [*arguments(tiny_data, tmp_path / "run", save_steps=1, **values), "--resume"]
     assert start(*again, trap=Trap(STEP, 45))[0] == -signal.SIGKILL
     assert stand_of(tmp_path / "run") == "epoch 5 (finetune), step 4"
