@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 CHOICES = {
     "ranking": ("beam", "exact"),
+    "collision": ("suffix", "sinkhorn"),
     "codebook_update": ("shared", "tokenizer_only"),
     "alignment_pooling": ("last", "mean"),
     "precision": ("fp32", "bf16", "fp16"),
@@ -139,8 +140,10 @@ def check_plugin_config(config: "Config") -> None:
         UserError: a value outside its choices, or two that contradict each other.
     """
     from recbole_etegrec.recommender import BACKBONES
+    from recbole_etegrec.tokenizer import TOKENIZERS
 
-    for key, choices in {**CHOICES, "backbone": tuple(BACKBONES)}.items():
+    tables = {"tokenizer": tuple(TOKENIZERS), "backbone": tuple(BACKBONES)}
+    for key, choices in {**CHOICES, **tables}.items():
         if key in config and config[key] not in choices:
             known = ", ".join(map(str, choices))
             raise UserError(f"{key} ({config[key]}) must be one of {known}")

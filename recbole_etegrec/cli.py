@@ -15,6 +15,7 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} --resume=RUN_DIR
        {program} --plan [the arguments of a run]
        {program} --check [the arguments of a run]
+       {program} codes RUN_DIR [--item=TOKEN]
        {program} doctor [--data_path=DIR]
        {program} check-data NAME [--data_path=DIR]
        {program} prepare amazon|csv|jsonl|etegrec --out=DIR [--KEY=VALUE ...]
@@ -25,6 +26,7 @@ Any key of properties/ or of RecBole may be given; it wins over the config files
 other arguments goes on if that run has begun, and starts it if not.
 `--plan` prints the memory that the run would take, and refuses what does not fit.
 `--check` takes a few steps on one batch and prints whether all that must learn does.
+`codes` prints how well a finished run codes its items, and the items near to one.
 `doctor` prints versions, devices, models and datasets.
 `check-data` reads a dataset through and names file, line and field of what is wrong.
 `prepare` makes a dataset of a raw dump; without --out it says which arguments it takes.
@@ -116,8 +118,24 @@ def _prepare(arguments: Sequence[str]) -> None:
     sys.stdout.write(prepare(arguments[:1], parse_arguments(arguments[1:])))
 
 
+def _codes(arguments: Sequence[str]) -> None:
+    run_dir = "".join(arguments[:1])
+    if not run_dir or run_dir.startswith("-"):
+        raise UserError("codes: expected the directory of a run (see --help)")
+    values = parse_arguments(arguments[1:])
+
+    from recbole_etegrec.inspect_codes import report
+
+    sys.stdout.write(report(run_dir, values.pop("item", None), values))
+
+
 # By the first argument; without one of these a model is trained.
-COMMANDS = {"doctor": _doctor, "check-data": _check_data, "prepare": _prepare}
+COMMANDS = {
+    "check-data": _check_data,
+    "codes": _codes,
+    "doctor": _doctor,
+    "prepare": _prepare,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

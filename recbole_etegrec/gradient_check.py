@@ -21,7 +21,7 @@ from recbole_etegrec.model.build import autocast
 from recbole_etegrec.model.etegrec_llama import digest
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine
-from recbole_etegrec.trainer.pretraining import pretraining_epoch
+from recbole_etegrec.trainer.pretraining import pretraining_epoch, pretraining_epochs
 from recbole_etegrec.trainer.schedule import Stage
 from recbole_etegrec.trainer.trainer import seed_of
 
@@ -129,7 +129,7 @@ def check_gradients(
         _pretrain(config, model, engine)
         if config["projector_init"] == "matched":
             engine.match_scale(train_data.first_step())
-        stages = _stages(config)
+        stages = _stages(config, model)
         report = GradientCheck([stage.phase for stage in stages])
         report.advice.extend(advice(config))
         _look_at_scale(config, model, batches[0].to(engine.device), report)
@@ -145,11 +145,12 @@ def check_gradients(
     return report
 
 
-def _stages(config: Config) -> list[Stage]:
+def _stages(config: Config, model: ETEGRecLlama) -> list[Stage]:
     """One of each kind of epoch, its phase saying which."""
     sia, psa = config["sia_weight"], config["psa_weight"]
+    pretraining = [Stage("pretraining", "tokenizer", quantization=1.0)]
     return [
-        Stage("pretraining", "tokenizer", quantization=1.0),
+        *(pretraining if pretraining_epochs(config, model) else []),
         Stage("tokenizer", "tokenizer", 0.0, sia, psa, 1.0),
         Stage("recommender", "recommender", 1.0, sia, psa),
         Stage("final", "recommender", 1.0),
@@ -190,6 +191,7 @@ def model_parts(model: ETEGRecLlama) -> dict[str, Part]:
         if fixed and name.endswith("recommender's")
         else part
         for name, part in parts.items()
+        if part.parameters
     }
 
 
@@ -197,13 +199,14 @@ def _pretrain(config: Config, model: ETEGRecLlama, engine: Engine) -> None:
     optimizer = engine.optimizers["tokenizer"]
     _set_rate(optimizer, config["tokenizer_learning_rate"])
     model.tokenizer.requires_grad_(True).train()
-    for epoch in range(config["tokenizer_epochs"]):
+    epochs = pretraining_epochs(config, model)
+    for epoch in range(epochs):
         pretraining_epoch(
             model,
             optimizer,
             batch_size=config["tokenizer_batch_size"],
             seed=seed_of(config["seed"], epoch),
-            revive=epoch < config["tokenizer_epochs"] - 1,
+            revive=epoch < epochs - 1,
         )
     model.tokenizer.requires_grad_(False).eval()
     model.rebuild_codes()

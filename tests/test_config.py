@@ -113,6 +113,8 @@ def test_config_leaves_visible_devices_alone_when_gpu_id_is_not_given(monkeypatc
         ("ETEGRecLlama", {"save_steps": -1}, "save_steps (-1) must be a whole number, 0 or"),
         ("ETEGRecLlama", {"gradient_accumulation_steps": 0}, "(0) must be a whole number above 0"),
         ("ETEGRecLlama", {"ranking": "best"}, "ranking (best) must be one of beam, exact"),
+        ("ETEGRecLlama", {"tokenizer": "[a]"}, "tokenizer (['a']) must be one of rqvae, rqkmeans"),
+        ("ETEGRecLlama", {"collision": "ot"}, "collision (ot) must be one of suffix, sinkhorn"),
         ("ETEGRecLlama", {"hidden_size": 130}, "must be a multiple of num_attention_heads (4)"),
         ("ETEGRecLlama", {"metrics": ["GAUC"], "valid_metric": "GAUC"}, "set ranking: exact"),
         ("ETEGRecLlama", {"eval_args": {"split": {"RS": [8, 1, 1]}}}, "must be LS"),

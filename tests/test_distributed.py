@@ -134,7 +134,7 @@ def result_of(run_dir: Path) -> dict:
 
 
 def epochs_of(run_dir: Path) -> list[dict]:
-    """The lines of metrics.jsonl, of pretraining too."""
+    """The lines of metrics.jsonl, of pretraining and of the first codes too."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -177,13 +177,13 @@ def test_run_trains_the_same_when_two_processes_share_it(name, one_process, two_
     assert_same_training(one, two)
     assert_same_outcome(one, two)
     lines = epochs_of(two)
-    assert [line.get("trains") for line in lines[2:]] == [
+    assert [line.get("trains") for line in lines[3:]] == [
         *["tokenizer", "recommender"] * 2,
         *["recommender"] * 2,
     ]
-    assert all(line["skipped"] == 0 for line in lines[2:])
-    assert all({"sia", "psa"} <= line.keys() for line in lines[2:6])
-    assert lines[-1]["recommendation"] < lines[3]["recommendation"]
+    assert all(line["skipped"] == 0 for line in lines[3:])
+    assert all({"sia", "psa"} <= line.keys() for line in lines[3:7])
+    assert lines[-1]["recommendation"] < lines[4]["recommendation"]
 
 
 @pytest.mark.parametrize("name", ["shared", "tokenizer_only", "lora"])

@@ -55,6 +55,14 @@ def test_check_finds_nothing_wrong_when_adapters_train(llama, tiny_data):
     assert set(report.cells["decoder, frozen"].values()) == {"-"}
 
 
+def test_check_finds_nothing_wrong_when_the_tokenizer_has_no_encoder(tiny_data):
+    report = checked(tiny_data, tokenizer="rqkmeans", collision="sinkhorn")
+    assert report.ok, report.problems
+    assert report.stages == ["tokenizer", "recommender", "final"]
+    assert not report.cells.keys() & {"encoder", "decoder"}
+    assert report.cells["codebook 2"]["tokenizer"] != "-"
+
+
 def test_check_shows_what_gets_no_gradient_when_a_loss_does_not_reach_it(tiny_data, monkeypatch):
     original = gradient_check.Engine.losses
 

@@ -31,17 +31,19 @@ def autocast(config: Config, device_type: str | None = None) -> torch.autocast:
 
 
 def build_recommender(
-    config: Config, semantic_hidden_size: int, *, shapes_only: bool = False
+    config: Config, semantic_hidden_size: int, e_dim: int, *, shapes_only: bool = False
 ) -> Recommender:
     """The recommender of a config, on the CPU or, where it is pretrained, on the config's device.
 
     Args:
+        semantic_hidden_size: width of the item embeddings.
+        e_dim: width of the tokenizer's codebooks, for not all tokenizers follow the config's.
         shapes_only: weights are not wanted: make them on the meta device, without loading any.
     """
     if shapes_only:
         with torch.device("meta"):
-            return _assemble(config, _backbone_shapes(config), semantic_hidden_size)
-    return _assemble(config, _backbone(config), semantic_hidden_size)
+            return _assemble(config, _backbone_shapes(config), semantic_hidden_size, e_dim)
+    return _assemble(config, _backbone(config), semantic_hidden_size, e_dim)
 
 
 def check_base_model(config: Config) -> None:
@@ -95,7 +97,9 @@ def _backbone_shapes(config: Config) -> PreTrainedModel:
     return model
 
 
-def _assemble(config: Config, backbone: PreTrainedModel, semantic_hidden_size: int) -> Recommender:
+def _assemble(
+    config: Config, backbone: PreTrainedModel, semantic_hidden_size: int, e_dim: int
+) -> Recommender:
     if config["residual_dropout"]:
         add_residual_dropout(backbone, config["residual_dropout"])
     if config["gradient_checkpointing"]:
@@ -103,7 +107,7 @@ def _assemble(config: Config, backbone: PreTrainedModel, semantic_hidden_size: i
     embedding = CodeEmbedding(
         code_length=config["code_length"],
         code_num=config["code_num"],
-        e_dim=config["e_dim"],
+        e_dim=e_dim,
         hidden_size=backbone.config.hidden_size,
         init_std=config["init_std"],
         train_codebooks=config["codebook_update"] == "shared",

@@ -29,7 +29,7 @@ from recbole_etegrec.errors import TrainingError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.recommender import Recommender
 from recbole_etegrec.run_directory import RunDirectory
-from recbole_etegrec.tokenizer.item_codes import CodeHealth
+from recbole_etegrec.tokenizer import CodeHealth
 from recbole_etegrec.trainer.schedule import Stage
 from recbole_etegrec.trainer.trackers import make_trackers
 
@@ -199,13 +199,12 @@ class Engine:
     # Processes ----------------------------------------------------------------------------------
 
     def set_codes(self) -> CodeHealth:
-        """Give every item the codes of the main process's tokenizer.
+        """Give every item the codes that the main process finds for it.
 
         Raises:
             TrainingError: processes then have different code tables.
         """
-        codes = self.model.tokenizer.encode(self.model.item_embedding[1:])
-        health = self.model.set_codes(self._from_main(codes))
+        health = self.model.set_codes(self._from_main(self.model.semantic_codes()))
         digests = gather_object([self.model.codes.digest()])
         if len(set(digests)) > 1:
             raise TrainingError(f"code tables differ between processes: {', '.join(digests)}")
