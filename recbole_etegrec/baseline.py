@@ -10,9 +10,9 @@ from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import get_trainer, init_seed
 from torch.utils.tensorboard import SummaryWriter
 
-from recbole_etegrec.checks import check_dataset_counts
 from recbole_etegrec.config import Config, refusals_for_the_user
 from recbole_etegrec.data.history import settle_history
+from recbole_etegrec.dataset_files import check_dataset_counts
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer.collector import RankingCollector
 

@@ -13,9 +13,9 @@ import numpy as np
 from recbole.utils import FeatureType
 from tqdm import tqdm
 
-from recbole_etegrec.checks import datasets_in
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.dataset import sequence_offsets
+from recbole_etegrec.dataset_files import datasets_in
 from recbole_etegrec.errors import UserError, nearest
 from recbole_etegrec.prepare.atomic import MISSING
 

@@ -10,7 +10,7 @@ from recbole.utils import init_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recbole_etegrec.baseline import load_baseline, run_baseline
-from recbole_etegrec.checks import advice, check_dataset_counts, check_dataset_files
+from recbole_etegrec.checks import advice
 from recbole_etegrec.compat import versions
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import (
@@ -19,6 +19,7 @@ from recbole_etegrec.data import (
     data_preparation,
     load_item_embedding,
 )
+from recbole_etegrec.dataset_files import check_dataset_counts, check_dataset_files
 from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.gradient_check import GradientCheck, check_gradients
 from recbole_etegrec.memory_plan import MemoryPlan

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from recbole.data import create_dataset, data_preparation
 
-from recbole_etegrec import checks
-from recbole_etegrec.checks import check_dataset_files
+from recbole_etegrec import dataset_files
 from recbole_etegrec.config import Config, parse_value
+from recbole_etegrec.dataset_files import check_dataset_files
 from recbole_etegrec.errors import UserError
 from tests.conftest import write_interactions
 
@@ -251,7 +251,7 @@ def test_check_dataset_files_accepts_recboles_own_data_when_lines_end_blank(tmp_
 def test_check_dataset_files_counts_lines_the_same_when_read_in_chunks(
     chunk, separator, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(checks, "_CHUNK", chunk)
+    monkeypatch.setattr(dataset_files, "_CHUNK", chunk)
     header = ["user_id:token", "item_id:token", "timestamp:float"]
     rows = [["u1", "i1", "0"], ["u2", "", "1"], [" "], [""], ["", "", ""], ["u3", "i3"]]
     lines = [separator.join(row) for row in [header, *rows]]

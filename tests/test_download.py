@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from recbole_etegrec.checks import check_dataset_counts, check_dataset_files
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset
+from recbole_etegrec.dataset_files import check_dataset_counts, check_dataset_files
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.prepare import download
 from tests.conftest import write_interactions

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recbole_etegrec.checks import check_dataset_files
 from recbole_etegrec.data import create_dataset, load_item_embedding
 from recbole_etegrec.data.item_embedding.text import check_text_model, item_texts
+from recbole_etegrec.dataset_files import check_dataset_files
 from recbole_etegrec.errors import UserError
 from tests.conftest import write_interactions
 from tests.helpers import embedding_of, small_config, small_data

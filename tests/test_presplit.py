@@ -7,10 +7,10 @@ import pytest
 import torch
 from recbole.data.dataset import SequentialDataset
 
-from recbole_etegrec.checks import check_dataset_files
 from recbole_etegrec.data import create_dataset
 from recbole_etegrec.data.loader import make_windows
 from recbole_etegrec.data.sequences import join_rows
+from recbole_etegrec.dataset_files import check_dataset_files
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.quick_start import run
 from tests.helpers import small_config, small_data, small_values, whole_steps

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from recbole_etegrec.data.dataset import WholeSequenceDataset, sequence_offsets
+from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -56,8 +56,7 @@ def digest(content: bytes) -> str:
 def interactions_digest(dataset: WholeSequenceDataset) -> str:
     """What tells these training interactions from others: the items, user by user."""
     items = dataset.inter_feat[dataset.iid_field].numpy()
-    offsets = sequence_offsets(dataset.inter_feat[dataset.uid_field].numpy())
-    return digest(items.tobytes() + offsets.tobytes())
+    return digest(items.tobytes() + dataset.offsets.tobytes())
 
 
 def _read(path: Path, manifest: str) -> np.ndarray | None:

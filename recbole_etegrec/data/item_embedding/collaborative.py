@@ -9,7 +9,7 @@ from scipy.sparse.linalg import svds
 from tqdm import tqdm
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.data.dataset import WholeSequenceDataset, sequence_offsets
+from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.item_embedding.cache import cached, interactions_digest
 from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
 
@@ -35,11 +35,10 @@ def collaborative_embedding(config: Config, dataset: WholeSequenceDataset) -> np
 
 def _collaborative(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
     items = dataset.inter_feat[dataset.iid_field].numpy()
-    offsets = sequence_offsets(dataset.inter_feat[dataset.uid_field].numpy())
     window, rng = config["cooccurrence_window"], np.random.default_rng(config["seed"])
     bar = tqdm(total=window + 1, desc="Item embeddings", disable=not config["show_progress"])
     with bar:
-        counts = cooccurrence(items, offsets, dataset.item_num, window, bar.update)
+        counts = cooccurrence(items, dataset.offsets, dataset.item_num, window, bar.update)
         vectors = ppmi_svd(counts, config["semantic_hidden_size"], rng)
         bar.update()
     cold = np.flatnonzero(np.abs(vectors[1:]).sum(axis=1) == 0) + 1

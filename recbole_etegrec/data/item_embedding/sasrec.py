@@ -19,13 +19,13 @@ import yaml
 from recbole.model.abstract_recommender import SequentialRecommender
 from tqdm import trange
 
-from recbole_etegrec.checks import check_dataset_files
 from recbole_etegrec.config import RECBOLE_PROPERTIES, Config, Loader, find_model
-from recbole_etegrec.data.dataset import WholeSequenceDataset, sequence_offsets
+from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.item_embedding.cache import cached, interactions_digest
 from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.data.preparation import create_dataset
+from recbole_etegrec.dataset_files import check_dataset_files
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.run_directory import RunDirectory
 
@@ -80,7 +80,7 @@ def sasrec_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarra
         vectors = cached(folder, manifest, lambda: _train(config, architecture, dataset))
     # All that training teaches of an item in no sequence is that it is never the next one.
     items = dataset.inter_feat[dataset.iid_field].numpy()
-    lengths = np.diff(sequence_offsets(dataset.inter_feat[dataset.uid_field].numpy()))
+    lengths = np.diff(dataset.offsets)
     seen = items[np.repeat(lengths > 1, lengths)]
     cold = np.setdiff1d(np.arange(1, len(vectors)), seen)
     vectors[cold] = 0
@@ -193,9 +193,8 @@ def _check_same_training(
             raise UserError(f"{named}: its eval_args had {key} {there}, here it is {here}")
     pairs = []
     for part in (ours, theirs):
-        offsets = sequence_offsets(part.inter_feat[part.uid_field].numpy())
         tokens = part.field2id_token[part.iid_field][part.inter_feat[part.iid_field].numpy()]
-        pairs.append((offsets, tokens))
+        pairs.append((part.offsets, tokens))
     if not all(np.array_equal(a, b) for a, b in zip(*pairs, strict=True)):
         raise UserError(
             f"{named}: trained on {len(theirs)} interactions of {theirs.dataset_name}, which are "
