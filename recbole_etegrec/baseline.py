@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from recbole_etegrec.config import Config, refusals_for_the_user
 from recbole_etegrec.data.history import settle_history
+from recbole_etegrec.dataset_files import check_dataset_counts
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer.collector import RankingCollector
 
@@ -63,6 +64,7 @@ def _prepare(config: Config, run_dir: RunDirectory) -> tuple:
     with refusals_for_the_user("dataset"):
         dataset = create_dataset(config)
         logger.info(dataset)
+        check_dataset_counts(config, dataset)
         loaders = settle_history(config, data_preparation(config, dataset))
     init_seed(config["seed"], config["reproducibility"])
     model = config.model_class(config, loaders[0]._dataset).to(config["device"])

@@ -1,10 +1,10 @@
-"""What is refused before any work: values that contradict each other, files that do not fit."""
+"""What is refused before any work: values out of range, and such as contradict each other."""
 
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CHOICES = {
     "ranking": ("beam", "exact"),
+    "collision": ("suffix", "sinkhorn"),
     "codebook_update": ("shared", "tokenizer_only"),
     "alignment_pooling": ("last", "mean"),
     "precision": ("fp32", "bf16", "fp16"),
@@ -34,6 +35,8 @@ RATES += ("alternation_tokenizer_learning_rate", "psa_temperature", "lora_alpha"
 OPTIONAL = ("heads_learning_rate", "memory_gib", "head_size")
 SHARES = ("dropout", "residual_dropout", "lora_dropout", "window_overlap")
 WEIGHTS = ("beta", "sia_weight", "psa_weight", "weight_decay")
+_FAST = 0.002  # a learning rate above which pretrained weights are lost
+
 SIZES = (
     "semantic_hidden_size",
     "code_num",
@@ -47,6 +50,7 @@ SIZES = (
     "intermediate_size",
     "max_tokens",
     "cooccurrence_window",
+    "sasrec_epochs",
     "cycle_epochs",
     "eval_step",
     "num_beams",
@@ -107,17 +111,21 @@ def _check_launch(config: "Config") -> None:
             "train one model a process; start without a launcher (one GPU), or use RecBole's own "
             "run_recbole.py --nproc"
         )
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+    if launched_with("DEEPSPEED"):
         raise UserError(
             "distributed_type (DEEPSPEED): codes and codebooks are rewritten between stages, and "
             "DeepSpeed keeps copies of its own; properties/accelerate/fsdp_bf16.yaml shards as well"
         )
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     old_torch = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7)
-    if sharded and (old_torch or os.environ.get("FSDP_VERSION") != "2"):
+    if launched_with("FSDP") and (old_torch or os.environ.get("FSDP_VERSION") != "2"):
         raise UserError("distributed_type (FSDP): needs fsdp_version 2 and torch 2.7 or later")
-    if os.environ.get("ACCELERATE_USE_MEGATRON_LM", "").lower() == "true":
+    if launched_with("MEGATRON_LM"):
         raise UserError("distributed_type (MEGATRON_LM) is not supported")
+
+
+def launched_with(what: str) -> bool:
+    """Whether the launcher was told to use one of ``FSDP``, ``DEEPSPEED`` or ``MEGATRON_LM``."""
+    return os.environ.get(f"ACCELERATE_USE_{what}", "").lower() == "true"
 
 
 def check_plugin_config(config: "Config") -> None:
@@ -126,10 +134,10 @@ def check_plugin_config(config: "Config") -> None:
     Raises:
         UserError: a value outside its choices, or two that contradict each other.
     """
-    from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS
     from recbole_etegrec.recommender import BACKBONES
+    from recbole_etegrec.tokenizer import TOKENIZERS
 
-    tables = {"item_embedding": tuple(ITEM_EMBEDDINGS), "backbone": tuple(BACKBONES)}
+    tables = {"tokenizer": tuple(TOKENIZERS), "backbone": tuple(BACKBONES)}
     for key, choices in {**CHOICES, **tables}.items():
         if key in config and config[key] not in choices:
             known = ", ".join(map(str, choices))
@@ -185,21 +193,72 @@ def _contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
         f"head_size ({size}) must be even with backbone (llama): its positions turn pairs",
     )
     split, order = config["eval_args"]["split"], config["eval_args"]["order"]
+    files = config["benchmark_filename"]
     whole = split == {"LS": "valid_and_test"}
-    yield not whole, f"eval_args: split ({split}) must be LS: valid_and_test"
+    yield not (whole or files), f"eval_args: split ({split}) must be LS: valid_and_test"
+    yield (
+        files is not None and not (isinstance(files, (list, tuple)) and len(files) == 3),
+        f"benchmark_filename ({files}) must name three parts, such as [train, valid, test]",
+    )
     length = config["code_length"]
     yield length < 2, f"code_length ({length}) must be at least 2: semantic codes, collision code"
     yield order != "TO", f"eval_args: order ({order}) must be TO: sequences follow time"
-    files = config["benchmark_filename"]
-    yield bool(files), f"benchmark_filename ({files}) must be empty: whole sequences are split here"
     yield (
         config["precision"] == "fp16" and config["device"].type == "cpu",
         "precision (fp16) needs a GPU: choose bf16 or fp32 on the CPU",
     )
-    file = config["item_embedding_file"]
+    yield from _item_embedding_contradictions(config)
+
+
+def _item_embedding_contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
+    """Rules on the sources of item embeddings and on what each needs."""
+    from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS, embedding_sources
+
+    sources, known = embedding_sources(config), tuple(ITEM_EMBEDDINGS)
+    named = f"item_embedding ({config['item_embedding']})"
+    yield not sources, f"{named} must name a source: {', '.join(known)}"
+    for name in sources:
+        choices = f"must be one of {', '.join(known)}, or a list of them{nearest(name, known)}"
+        yield name not in known, f"{named} {choices}"
+        yield sources.count(name) > 1, f"{named} names {name} more than once"
+    file, run = config["item_embedding_file"], config["sasrec_run"]
     yield (
-        config["item_embedding"] == "file" and not (file and Path(file).is_file()),
+        "file" in sources and not (file and Path(file).is_file()),
         f"item_embedding_file ({file}) must be an existing file when item_embedding is 'file'",
+    )
+    width = config["semantic_hidden_size"]
+    trained = "sasrec" in sources and not run
+    yield trained and width % 2 != 0, f"semantic_hidden_size ({width}) must be even for sasrec"
+    yield (
+        "sasrec" in sources and bool(run) and not _finished_baseline(Path(run)),
+        f"sasrec_run ({run}) must be the directory of a finished run of SASRec, with its best.pth",
+    )
+    if "text" in sources:
+        yield from _text_contradictions(config)
+
+
+def _finished_baseline(run: Path) -> bool:
+    return all((run / name).is_file() for name in ("config.yaml", "result.json", "best.pth"))
+
+
+def _text_contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
+    yield (
+        find_spec("sentence_transformers") is None,
+        "item_embedding (text) needs the package sentence-transformers: "
+        "pip install 'recbole-etegrec[text]'",
+    )
+    model, fields = config["text_model"], config["text_fields"]
+    yield (
+        not (isinstance(model, str) and model),
+        f"text_model ({model}) must be a hub id or a directory when item_embedding is 'text'",
+    )
+    like_a_path = str(model).startswith((".", "~", "/")) or str(model).count("/") > 1
+    yield like_a_path and not Path(model).is_dir(), f"text_model ({model}): no such directory"
+    named = isinstance(fields, (list, tuple)) and fields and all(type(f) is str for f in fields)
+    yield (
+        not named,
+        f"text_fields ({fields}) must be a list of fields of the .item file when item_embedding "
+        "is 'text'",
     )
 
 
@@ -238,9 +297,8 @@ def _base_model_contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
         optimizer == "paged_adamw_8bit" and not on_gpu,
         "optimizer (paged_adamw_8bit) moves states between GPU and CPU: it needs a GPU",
     )
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     yield (
-        sharded and (tuning == "qlora" or optimizer != "adamw"),
+        launched_with("FSDP") and (tuning == "qlora" or optimizer != "adamw"),
         f"distributed_type (FSDP) takes neither tuning qlora ({tuning}) nor an 8-bit optimizer "
         f"({optimizer}): start with properties/accelerate/ddp_bf16.yaml",
     )
@@ -279,10 +337,25 @@ def _encoder_decoder_contradictions(config: "Config") -> Iterator[tuple[bool, st
         f"attn_implementation ({attention}) must be sdpa or eager with backbone (t5)",
     )
     yield (
-        os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true",
+        launched_with("FSDP"),
         "distributed_type (FSDP) is for backbones that do not fit one GPU, and backbone (t5) does: "
         "start with properties/accelerate/ddp_bf16.yaml",
     )
+
+
+def advice(config: "Config") -> Iterator[str]:
+    """What is allowed but hardly ever wanted, a line each."""
+    base, rate = config["base_model"], config["finetune_learning_rate"]
+    if base and max(rate, config["learning_rate"]) > _FAST:
+        yield (
+            f"learning_rate ({config['learning_rate']}) and finetune_learning_rate ({rate}) suit a "
+            f"decoder from scratch: base_model ({base}) wants 1e-4 to 1e-3, as in the overlays"
+        )
+    if base and config["projector_init"] == "normal":
+        yield (
+            "projector_init (normal) lets codes enter at another scale than the tokens that "
+            f"base_model ({base}) knows: matched starts lower"
+        )
 
 
 def _flash_available(attention: str) -> bool:
@@ -291,75 +364,3 @@ def _flash_available(attention: str) -> bool:
     if attention == "flash_attention_2":
         return is_flash_attn_2_available()
     return is_flash_attn_3_available()
-
-
-def check_dataset_files(config: "Config") -> None:
-    """Read through the atomic files that RecBole will load.
-
-    Raises:
-        UserError: a file is missing or empty, its header is not ``field:type ...`` or lacks a
-            field the run needs, or a line has another number of columns than the header.
-    """
-    folder, name = Path(config["data_path"]), config["dataset"]
-    names = config["benchmark_filename"]
-    interactions = [f"{name}.{part}.inter" for part in names] if names else [f"{name}.inter"]
-    load_col = config["load_col"] or {}
-    fields = {config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], *(load_col.get("inter") or ())}
-    if not names and config["eval_args"]["order"] == "TO":
-        fields.add(config["TIME_FIELD"])
-    for file in interactions:
-        _check_atomic_file(folder / file, fields, config)
-    for suffix, wanted in load_col.items():
-        if suffix != "inter" and wanted:
-            _check_atomic_file(folder / f"{name}.{suffix}", set(wanted), config)
-
-
-def _check_atomic_file(path: Path, fields: set[str], config: "Config") -> None:
-    if not path.is_file():
-        raise UserError(f"dataset '{config['dataset']}': no file {path}{_found_instead(path)}")
-    separator = config["field_separator"].encode()
-    with path.open("rb") as lines:
-        header = next(lines, b"").rstrip(b"\r\n")
-        present = _field_names(path, header.decode(config["encoding"] or "utf-8-sig"), config)
-        for field in sorted(fields - set(present)):
-            hint = nearest(field, present)
-            raise UserError(f"{path}: missing field '{field}' (found {', '.join(present)}){hint}")
-        rows = _count_rows(path, lines, separator, len(present))
-    if rows == 0:
-        raise UserError(f"{path}: no lines after the header")
-
-
-def _field_names(path: Path, header: str, config: "Config") -> list[str]:
-    columns = header.split(config["field_separator"])
-    for column in columns:
-        if column.count(":") != 1:
-            raise UserError(f"{path}: header has '{column}' where 'field:type' is expected")
-    return [column.split(":")[0] for column in columns]
-
-
-def _count_rows(path: Path, lines: Any, separator: bytes, columns: int) -> int:
-    rows = 0
-    for number, line in enumerate(lines, start=2):
-        if line.count(separator) != columns - 1 and line.strip():
-            found = line.count(separator) + 1
-            raise UserError(f"{path}, line {number}: {found} columns, the header has {columns}")
-        rows += bool(line.strip())
-    return rows
-
-
-def _found_instead(path: Path) -> str:
-    """What lies where the dataset was looked for, as the end of a message."""
-    if path.parent.is_dir():
-        files = sorted(file.name for file in path.parent.iterdir())
-        return f" (the folder has {', '.join(files[:8])})" if files else " (the folder is empty)"
-    found = datasets_in(path.parent.parent)
-    return f" (datasets found there: {', '.join(found)})" if found else ""
-
-
-def datasets_in(folder: Path) -> list[str]:
-    """Names of the datasets under `folder`: its sub-folders ``X`` that hold an ``X*.inter``."""
-    return sorted({file.parent.name for file in folder.glob("*/*.inter") if _is_named(file)})
-
-
-def _is_named(file: Path) -> bool:
-    return file.name.split(".")[0] == file.parent.name.split(".")[0]

@@ -15,7 +15,10 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} --resume=RUN_DIR
        {program} --plan [the arguments of a run]
        {program} --check [the arguments of a run]
+       {program} codes RUN_DIR [--item=TOKEN]
        {program} doctor [--data_path=DIR]
+       {program} check-data NAME [--data_path=DIR]
+       {program} prepare amazon|csv|jsonl|etegrec --out=DIR [--KEY=VALUE ...]
 
 Train and test a model of this plugin or of RecBole (default: ETEGRecLlama on ml-100k).
 Any key of properties/ or of RecBole may be given; it wins over the config files.
@@ -23,7 +26,10 @@ Any key of properties/ or of RecBole may be given; it wins over the config files
 other arguments goes on if that run has begun, and starts it if not.
 `--plan` prints the memory that the run would take, and refuses what does not fit.
 `--check` takes a few steps on one batch and prints whether all that must learn does.
+`codes` prints how well a finished run codes its items, and the items near to one.
 `doctor` prints versions, devices, models and datasets.
+`check-data` reads a dataset through and names file, line and field of what is wrong.
+`prepare` makes a dataset of a raw dump; without --out it says which arguments it takes.
 Exit codes: 0 success, 2 input you can mend, 130 or 143 interrupted, 1 anything else.
 """
 
@@ -42,7 +48,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
     rest = iter(arguments)
     for argument in rest:
         key, equals, value = argument.removeprefix("--").partition("=")
-        if argument in ("--resume", "--plan", "--check"):
+        if argument in ("--resume", "--plan", "--check", "--overwrite"):
             value = equals = "True"
         elif not equals and key in NAMED:
             value = next(rest, "")
@@ -58,7 +64,7 @@ def _run(arguments: Sequence[str]) -> None:
     values = parse_arguments(arguments)
     model, dataset, files = (values.pop(key, "") for key in NAMED)
 
-    look = [name for name in ("plan", "check") if values.pop(name, "")]
+    look = [name for name in ("plan", "check") if values.pop(name, "False").lower() != "false"]
     if look:
         return _look(look, model, dataset, files.split(), values)
 
@@ -95,8 +101,41 @@ def _doctor(arguments: Sequence[str]) -> None:
     sys.stdout.write(report(values.get("data_path", "dataset/")))
 
 
+def _check_data(arguments: Sequence[str]) -> None:
+    values = parse_arguments(arguments[1:])
+
+    from recbole_etegrec.check_data import check_data
+
+    report, errors = check_data(arguments[0] if arguments else "", values)
+    sys.stdout.write(report)
+    if errors:
+        raise UserError(f"dataset '{arguments[0]}': {errors} errors, see above")
+
+
+def _prepare(arguments: Sequence[str]) -> None:
+    from recbole_etegrec.prepare.command import prepare
+
+    sys.stdout.write(prepare(arguments[:1], parse_arguments(arguments[1:])))
+
+
+def _codes(arguments: Sequence[str]) -> None:
+    run_dir = "".join(arguments[:1])
+    if not run_dir or run_dir.startswith("-"):
+        raise UserError("codes: expected the directory of a run (see --help)")
+    values = parse_arguments(arguments[1:])
+
+    from recbole_etegrec.inspect_codes import report
+
+    sys.stdout.write(report(run_dir, values.pop("item", None), values))
+
+
 # By the first argument; without one of these a model is trained.
-COMMANDS = {"doctor": _doctor}
+COMMANDS = {
+    "check-data": _check_data,
+    "codes": _codes,
+    "doctor": _doctor,
+    "prepare": _prepare,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -39,6 +39,7 @@ EXTRA_KEYS = (
     "resume",
     "nproc",
     "world_size",
+    "download",
     "encoding",
     "tail_ratio",
     "token_num_threshold",
@@ -46,8 +47,9 @@ EXTRA_KEYS = (
     "double_tower",
 )
 
-# These describe one run or one machine, so a rebuilt config must not inherit them.
-NOT_INPUTS = {"MODEL_TYPE", "run_dir", "resume", "nproc", "world_size"}
+# These describe one run, one machine or one dataset, so a rebuilt config must not inherit them.
+NOT_INPUTS = {"MODEL_TYPE", "run_dir", "resume", "nproc", "world_size", "download"}
+NOT_INPUTS |= {"dataset_counts"}
 
 _TEXT_VALUES = {"true": True, "false": False, "none": None, "null": None, "~": None}
 
@@ -190,12 +192,13 @@ class Config(recbole.config.Config):
         self._refuse_unknown_keys()
         final = deepcopy(super()._get_final_config_dict())
         final.update(model=self.model, dataset=self.dataset)
-        for key in ("data_path", "item_embedding_file"):
+        for key in ("data_path", "item_embedding_file", "sasrec_run"):
             if final.get(key):
-                final[key] = os.path.abspath(final[key])
-        base = final.get("base_model")
-        if isinstance(base, str) and os.path.exists(os.path.expanduser(base)):
-            final["base_model"] = os.path.abspath(os.path.expanduser(base))
+                final[key] = os.path.abspath(str(final[key]))
+        for key in ("base_model", "text_model"):  # hub ids, unless there is such a path
+            name = final.get(key)
+            if isinstance(name, str) and os.path.exists(os.path.expanduser(name)):
+                final[key] = os.path.abspath(os.path.expanduser(name))
         self._complete_evaluation(final)
         if (
             final["MODEL_TYPE"] == ModelType.SEQUENTIAL
@@ -221,8 +224,10 @@ class Config(recbole.config.Config):
             final["eval_args"] = {**self.internal_config_dict["eval_args"], **chosen}
         columns = final.get("load_col")
         by_time = isinstance(final["eval_args"], dict) and final["eval_args"].get("order") == "TO"
-        if by_time and isinstance(columns, dict) and columns.get("inter"):
+        if by_time and isinstance(columns, dict) and columns.get("inter") not in (None, [], "*"):
             needed = [*columns["inter"], final["TIME_FIELD"]]
+            if final["benchmark_filename"] and final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+                needed.append(final["ITEM_ID_FIELD"] + final["LIST_SUFFIX"])
             final["load_col"] = {**columns, "inter": list(dict.fromkeys(needed))}
 
     def _set_default_parameters(self) -> None:

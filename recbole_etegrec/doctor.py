@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from recbole_etegrec.checks import datasets_in
 from recbole_etegrec.compat import WORKAROUNDS, versions
 from recbole_etegrec.config import RECBOLE_PROPERTIES
+from recbole_etegrec.dataset_files import datasets_in
 from recbole_etegrec.model import MODELS
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from recbole_etegrec.checks import advice
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.data.loader import SequenceLoader
@@ -20,7 +21,7 @@ from recbole_etegrec.model.build import autocast
 from recbole_etegrec.model.etegrec_llama import digest
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine
-from recbole_etegrec.trainer.pretraining import pretraining_epoch
+from recbole_etegrec.trainer.pretraining import pretraining_epoch, pretraining_epochs
 from recbole_etegrec.trainer.schedule import Stage
 from recbole_etegrec.trainer.trainer import seed_of
 
@@ -127,9 +128,10 @@ def check_gradients(
         engine = Engine(config, model, RunDirectory(folder))
         _pretrain(config, model, engine)
         if config["projector_init"] == "matched":
-            engine.match_scale(batches[0])
-        stages = _stages(config)
+            engine.match_scale(train_data.first_step())
+        stages = _stages(config, model)
         report = GradientCheck([stage.phase for stage in stages])
+        report.advice.extend(advice(config))
         _look_at_scale(config, model, batches[0].to(engine.device), report)
         parts = model_parts(model)
         report.cells = {name: {} for name in parts}
@@ -143,15 +145,16 @@ def check_gradients(
     return report
 
 
-def _stages(config: Config) -> list[Stage]:
+def _stages(config: Config, model: ETEGRecLlama) -> list[Stage]:
     """One of each kind of epoch, its phase saying which."""
     sia, psa = config["sia_weight"], config["psa_weight"]
+    pretraining = [Stage("pretraining", "tokenizer", quantization=1.0)]
     alternation = [
         Stage("tokenizer", "tokenizer", 0.0, sia, psa, 1.0),
         Stage("recommender", "recommender", 1.0, sia, psa),
     ]
     return [
-        Stage("pretraining", "tokenizer", quantization=1.0),
+        *(pretraining if pretraining_epochs(config, model) else []),
         *(alternation if config["epochs"] else []),
         Stage("final", "recommender", 1.0),
     ]
@@ -192,6 +195,7 @@ def model_parts(model: ETEGRecLlama) -> dict[str, Part]:
         if fixed and name.endswith("recommender's")
         else part
         for name, part in parts.items()
+        if part.parameters
     }
 
 
@@ -199,13 +203,14 @@ def _pretrain(config: Config, model: ETEGRecLlama, engine: Engine) -> None:
     optimizer = engine.optimizers["tokenizer"]
     _set_rate(optimizer, config["tokenizer_learning_rate"])
     model.tokenizer.requires_grad_(True).train()
-    for epoch in range(config["tokenizer_epochs"]):
+    epochs = pretraining_epochs(config, model)
+    for epoch in range(epochs):
         pretraining_epoch(
             model,
             optimizer,
             batch_size=config["tokenizer_batch_size"],
             seed=seed_of(config["seed"], epoch),
-            revive=epoch < config["tokenizer_epochs"] - 1,
+            revive=epoch < epochs - 1,
         )
     model.tokenizer.requires_grad_(False).eval()
     model.rebuild_codes()

@@ -5,7 +5,7 @@ but no data, and every byte that is alive is counted. So the plan holds for any 
 knows nothing of its layers. What kernels allocate for themselves is not seen.
 """
 
-import weakref
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ import torch
 from accelerate import PartialState
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from recbole_etegrec.checks import launched_with
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.data.loader import SequenceLoader
-from recbole_etegrec.decoding import ExactRanking, beam_search
+from recbole_etegrec.decoding import ExactRanking, beam_search, score_items
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.memory_trace import AliveBytes, without_data
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.model.build import autocast
 from recbole_etegrec.recommender import EncodedHistory
@@ -61,7 +61,8 @@ class Evaluation:
     Attributes:
         users: of the batch.
         history: keys and values of a user's longest history.
-        beams: keys and values of all beams of a user; of a chunk of items in exact ranking.
+        beams: keys and values of all beams of a user; of a chunk of items in exact ranking, of a
+            user's candidates in sampled evaluation.
         total: all that is alive at the worst moment.
     """
 
@@ -86,6 +87,12 @@ class MemoryPlan:
         self.on_gpu = config["device"].type == "cuda" or config["memory_gib"] is not None
         dataset = train_data._dataset
         self.longest = min(config["MAX_ITEM_LIST_LENGTH"], train_data.longest + 1)
+        self.candidates = _candidates(config)
+        if dataset.item_num - 1 > config["code_num"] ** config["code_length"]:
+            raise UserError(
+                f"code_num ({config['code_num']}) and code_length ({config['code_length']}) make "
+                f"too few tuples for {dataset.item_num - 1} items: raise one of them"
+            )
         embedding = torch.empty(dataset.item_num, semantic_hidden_size, device="meta")
         self.model = MODELS[config["model"]](config, dataset, embedding)
         self.model.tokenizer.requires_grad_(False)
@@ -94,14 +101,14 @@ class MemoryPlan:
             self.exact = ExactRanking(self.model.recommender, self.model.codes.trie)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self.mode:
-            _without_data(self.model)
+            without_data(self.model)
         self.weights = {name: sum(map(_bytes, ts)) for name, ts in self._groups().items()}
-        self.dequantized = 0
+        self.passing = 0  # what is there while its layer computes alone
         if config["tuning"] == "qlora":
             linear = [_bytes(m.weight) for m in _linears(self.model.recommender.backbone)]
             element = self.model.recommender.residual_dtype.itemsize
             self.weights["decoder, frozen"] -= round(sum(linear) * (1 - _NF4_BYTES / element))
-            self.dequantized = max(linear)  # one layer's at a time
+            self.passing = max(linear)
         learns = [p for p in self.model.recommender.parameters() if p.requires_grad]
         tokenizer = list(self.model.tokenizer.parameters())
         self.gradients = sum(map(_bytes, learns))
@@ -111,8 +118,11 @@ class MemoryPlan:
         self.update = self.gradients if self.on_gpu else max(map(_bytes, learns))
         # Gradients are summed over processes in buckets, beside themselves.
         self.buckets = self.gradients if self.processes > 1 else 0
+        if launched_with("FSDP"):
+            self._shard()
         self.training = self.training_of(config["gradient_checkpointing"])
-        self.evaluation = self.evaluation_of(min(config["eval_batch_size"], dataset.user_num - 1))
+        users = max(config["eval_batch_size"] // self.candidates, 1)
+        self.evaluation = self.evaluation_of(min(users, dataset.user_num - 1))
 
     def _groups(self) -> dict[str, list[torch.Tensor]]:
         model, recommender = self.model, self.model.recommender
@@ -132,6 +142,22 @@ class MemoryPlan:
             groups["adapters (LoRA)"] = groups.pop("decoder, learning")
         return groups
 
+    def _shard(self) -> None:
+        """Count a process's share of the decoder (FSDP), and two of its layers gathered whole."""
+        backbone = self.model.recommender.backbone
+        for name in self.weights:
+            if name.startswith(("decoder", "adapters")):
+                self.weights[name] //= self.processes
+        learns = [p for p in backbone.parameters() if p.requires_grad]
+        spared = 1 - 1 / self.processes
+        self.gradients -= round(spared * sum(map(_bytes, learns)))
+        kind = self.config["optimizer"]
+        self.optimizer -= round(spared * sum(_adam_bytes(p, kind) for p in learns))
+        self.update = self.buckets = self.gradients
+        lists = (m for m in backbone.modules() if isinstance(m, nn.ModuleList))
+        layers = [sum(map(_bytes, layer.parameters())) for layers in lists for layer in layers]
+        self.passing = 2 * max(layers)
+
     # What is planned ----------------------------------------------------------------------------
 
     def training_of(self, checkpointing: bool, pieces: int | None = None) -> Training:
@@ -146,7 +172,7 @@ class MemoryPlan:
         self.train_data.split(self.config["gradient_accumulation_steps"], self.processes)
         activations = self._trace(lambda: self._step(batch, checkpointing, passes=min(pieces, 2)))
         static = sum(self.weights.values()) + self.optimizer + self.buckets
-        total = static + max(activations + self.dequantized, self.gradients + self.update)
+        total = static + max(activations + self.passing, self.gradients + self.update)
         rows, items = batch.items.shape
         tokens = items * self.config["code_length"]
         return Training(checkpointing, pieces, rows, tokens, activations, total)
@@ -155,7 +181,7 @@ class MemoryPlan:
         """An evaluation batch of other size."""
         sizes = {}
         peak = self._trace(lambda: sizes.update(self._rank(users)))
-        total = sum(self.weights.values()) + self.optimizer + peak + self.dequantized
+        total = sum(self.weights.values()) + self.optimizer + peak + self.passing
         return Evaluation(users, sizes["history"] // users, sizes["beams"] // users, total)
 
     def _step(self, batch: SequenceBatch, checkpointing: bool, passes: int) -> None:
@@ -176,22 +202,28 @@ class MemoryPlan:
         with autocast(self.config, "cpu"):
             history = recommender.encode_history(model.codes(items), items == 0)
             before = _cache_bytes(history)
-            if self.config["ranking"] == "beam":
-                beams = self.config["num_beams"]
-                ranking = beam_search(recommender, model.codes.trie, history, beams)
-                after = _cache_bytes(history)
+            if self.candidates > 1:
+                further = self.candidates * (self.config["code_length"] - 1)
+                candidates = items.new_ones(users, self.candidates)
+                scores = score_items(recommender, history, model.codes(candidates))
+            elif self.config["ranking"] == "beam":
+                further = self.config["num_beams"] * (self.config["code_length"] - 1)
+                ranking = beam_search(
+                    recommender, model.codes.trie, history, self.config["num_beams"]
+                )
                 scores = torch.empty(users, model.n_items)
                 scores.scatter_(1, ranking.items, ranking.scores)
             else:
+                further = len(self.exact.chunks[0].node_codes)
+                scores = torch.empty(users, model.n_items)
                 self.exact.score_chunk(history, self.exact.chunks[0])
-                nodes = len(self.exact.chunks[0].node_codes)
-                after = before + before * nodes // (self.longest * self.config["code_length"])
-                torch.empty(users, model.n_items)
-        return {"history": before, "beams": after - before}
+            del scores
+        tokens = self.longest * self.config["code_length"]
+        return {"history": before, "beams": before * further // tokens}
 
     def _trace(self, work: Callable[[], None]) -> int:
         """The most bytes alive at once during some work, parameters and buffers not counted."""
-        with self.mode, _Alive(_tensors(self.model), self.on_gpu) as alive:
+        with self.mode, AliveBytes(_tensors(self.model), self.on_gpu) as alive:
             work()
         return alive.peak
 
@@ -213,11 +245,12 @@ class MemoryPlan:
         lines.append(("training, at its peak", now.total, step))
         each = f"{ranks.users} users, {ranks.history / 2**20:.1f} MiB each"
         lines.append(("cache of histories", ranks.users * ranks.history, each))
-        if config["ranking"] == "beam":
+        what, each = "cache of a chunk of items", f"{ranks.beams / 2**20:.1f} MiB a user"
+        if self.candidates > 1:
+            what = f"cache of {self.candidates} items to rank"
+        elif config["ranking"] == "beam":
             beam = ranks.beams / config["num_beams"] / 2**20
             what, each = f"cache of {config['num_beams']} beams", f"{beam:.2f} MiB a beam and user"
-        else:
-            what, each = "cache of a chunk of items", f"{ranks.beams / 2**20:.1f} MiB a user"
         lines.append((what, ranks.users * ranks.beams, each))
         lines.append(("evaluation, at its peak", ranks.total, ""))
         if (limit := memory_limit(config)) is not None:
@@ -242,7 +275,7 @@ class MemoryPlan:
         if self.evaluation.total > limit:
             for users in _halved(self.evaluation.users):
                 if self.evaluation_of(users).total <= limit:
-                    knob = f"set eval_batch_size to {users}"
+                    knob = f"set eval_batch_size to {users * self.candidates}"
                     break
             else:
                 knob = "lower num_beams or MAX_ITEM_LIST_LENGTH"
@@ -262,11 +295,17 @@ class MemoryPlan:
             if smaller.rows == 1:
                 break
             pieces *= 2
-        if self.config["base_model"] and self.config["tuning"] == "full":
+        base, tuning = self.config["base_model"], self.config["tuning"]
+        if not base:
+            return "lower hidden_size, num_hidden_layers or MAX_ITEM_LIST_LENGTH"
+        if tuning == "full":
             return "set tuning to lora, or take a smaller base_model"
-        if self.config["tuning"] == "lora":
-            return "set tuning to qlora, or take a smaller base_model"
-        return "lower hidden_size, num_hidden_layers or MAX_ITEM_LIST_LENGTH"
+        spared = self.weights["decoder, frozen"]
+        spared -= spared * _NF4_BYTES / self.model.recommender.residual_dtype.itemsize
+        can = tuning == "lora" and not base.endswith(".gguf") and not launched_with("FSDP")
+        if can and self.training_of(True, pieces).total - spared <= limit:
+            return f"set tuning to qlora and gradient_accumulation_steps to {pieces}"
+        return "take a smaller base_model, or lower MAX_ITEM_LIST_LENGTH"
 
 
 def memory_limit(config: Config) -> int | None:
@@ -275,47 +314,11 @@ def memory_limit(config: Config) -> int | None:
         return int(config["memory_gib"] * GIB)
     device = config["device"]
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        # What is free, and what torch holds of it already.
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     if device.type == "cpu":
         return psutil.virtual_memory().available // PartialState().num_processes
     return None
-
-
-class _Alive(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make and that are still alive.
-
-    Args:
-        known: tensors that were there before, and are not counted.
-        on_gpu: whether dropout keeps a byte for each number that it may drop, as GPUs do, and not
-            another number.
-    """
-
-    def __init__(self, known: Iterator[torch.Tensor], on_gpu: bool):
-        super().__init__()
-        self.now = self.peak = 0
-        self.on_gpu = on_gpu
-        self.sizes = {t.untyped_storage()._cdata: 0 for t in known}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
-        if self.on_gpu and func is torch.ops.aten.bernoulli_.float:
-            key = result.untyped_storage()._cdata
-            self.now += result.numel() - self.sizes[key]
-            self.sizes[key] = result.numel()
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self.sizes:
-            self.sizes[storage._cdata] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._free, storage._cdata)
-
-    def _free(self, key: int) -> None:
-        self.now -= self.sizes.pop(key)
 
 
 def _linears(backbone: nn.Module) -> list[nn.Linear]:
@@ -327,21 +330,16 @@ def _linears(backbone: nn.Module) -> list[nn.Linear]:
     ]
 
 
-def _without_data(module: nn.Module) -> None:
-    """Put tensors without data, on the CPU as far as anything can tell, in place of all tensors."""
-    for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-                    if isinstance(tensor, nn.Parameter):
-                        empty = nn.Parameter(empty, tensor.requires_grad)
-                    tensors[name] = empty
-
-
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     yield from module.parameters()
     yield from module.buffers()
+
+
+def _candidates(config: Config) -> int:
+    """Items that are scored for each user in sampled evaluation; 1 where all are ranked."""
+    modes = config["eval_args"]["mode"].values()
+    sampled = [re.fullmatch(r"(?:uni|pop)(\d+)", mode) for mode in modes]
+    return 1 + min(int(match[1]) for match in sampled) if all(sampled) else 1
 
 
 def _spread_codes(table: torch.Tensor, code_num: int) -> torch.Tensor:

@@ -10,15 +10,22 @@ from recbole.utils import init_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recbole_etegrec.baseline import load_baseline, run_baseline
-from recbole_etegrec.checks import check_dataset_files
+from recbole_etegrec.checks import advice
 from recbole_etegrec.compat import versions
 from recbole_etegrec.config import Config
-from recbole_etegrec.data import create_dataset, data_preparation, load_item_embedding
+from recbole_etegrec.data import (
+    check_item_embedding,
+    create_dataset,
+    data_preparation,
+    load_item_embedding,
+)
+from recbole_etegrec.dataset_files import check_dataset_counts, check_dataset_files
 from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.gradient_check import GradientCheck, check_gradients
 from recbole_etegrec.memory_plan import MemoryPlan
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.model.build import check_base_model
+from recbole_etegrec.prepare.download import fetch_dataset
 from recbole_etegrec.run_directory import RunDirectory, start_logging
 from recbole_etegrec.start import start_config, start_run_directory
 from recbole_etegrec.trainer import ETEGRecTrainer
@@ -49,8 +56,10 @@ def run(
     """
     started = time.perf_counter()
     config, resume = start_config(model, dataset, config_file_list, config_dict)
+    fetch_dataset(config)
     check_dataset_files(config)
     check_base_model(config)
+    check_item_embedding(config)
     run_dir = start_run_directory(config, resume)
     logger.info("%s on %s: %s", config["model"], config["dataset"], run_dir.path)
 
@@ -83,7 +92,9 @@ def run_etegrec(
     config: Config, run_dir: RunDirectory, saved: bool = True, resume: bool = False
 ) -> dict[str, Any]:
     """Train and test one of the plugin's models; returns what `run_baseline` does."""
-    with PartialState().local_main_process_first():  # which leaves the embeddings in the cache
+    for line in advice(config):
+        logger.warning(line)
+    with PartialState().main_process_first():  # which leaves the embeddings in the cache
         model, _, train_data, valid_data, test_data = _prepare(config, planned=True)
     trainer = ETEGRecTrainer(config, model, run_dir)
     progress = config["show_progress"]
@@ -111,12 +122,13 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
     """
     directory = RunDirectory(run_dir)
     config = Config(config_dict={**directory.read_yaml("config.yaml"), **(config_dict or {})})
+    fetch_dataset(config)
     check_dataset_files(config)
     if config["model"] not in MODELS:
         return load_baseline(config, directory)
     model, dataset, *loaders = _prepare(config)
     load_model(model, directory.best)
-    return config, model.eval(), dataset, *loaders
+    return config, model.to(config["device"]).eval(), dataset, *loaders
 
 
 def plan(
@@ -160,8 +172,10 @@ def _look(*arguments) -> tuple:
         raise UserError(f"model {config['model']}: only {', '.join(MODELS)} can be looked at so")
     if PartialState().num_processes > 1:
         raise UserError("--plan and --check look at one process: start without a launcher")
-    start_logging(None, "WARNING")
+    start_logging(None)
+    fetch_dataset(config)
     check_dataset_files(config)
+    check_item_embedding(config)
     return config, MODELS[config["model"]], *_load_data(config)
 
 
@@ -170,6 +184,7 @@ def _load_data(config: Config) -> tuple:
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     logger.info(dataset)
+    check_dataset_counts(config, dataset)
     loaders = data_preparation(config, dataset)
     return dataset, loaders, torch.from_numpy(load_item_embedding(config, loaders[0]._dataset))
 
@@ -186,8 +201,7 @@ def _prepare(config: Config, planned: bool = False) -> tuple:
         logger.info("memory plan\n%s", plan)
         plan.check()
     init_seed(config["seed"], config["reproducibility"])
-    model = MODELS[config["model"]](config, loaders[0]._dataset, embedding)
-    return model.to(config["device"]), dataset, *loaders
+    return MODELS[config["model"]](config, loaders[0]._dataset, embedding), dataset, *loaders
 
 
 def result_table(result: dict[str, float]) -> str:

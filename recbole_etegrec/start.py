@@ -28,6 +28,7 @@ MAY_CHANGE = {
     "wandb_project",
     "embedding_cache",
     "data_path",
+    "base_model",
 }
 
 

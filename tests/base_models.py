@@ -8,6 +8,8 @@ import torch
 from transformers import (
     BertConfig,
     BertModel,
+    GPT2Config,
+    GPT2Model,
     LlamaConfig,
     LlamaModel,
     MistralConfig,
@@ -41,6 +43,10 @@ DECODERS = {
     "qwen3": (Qwen3Model, Qwen3Config(**TINY, head_dim=8)),
 }
 OTHERS = {
+    "gpt2": (
+        GPT2Model,
+        GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0),
+    ),
     "bert": (
         BertModel,
         BertConfig(

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from recbole.utils import init_seed
@@ -14,6 +15,7 @@ from recbole_etegrec.data import (
     WholeSequenceDataset,
     create_dataset,
     data_preparation,
+    load_item_embedding,
 )
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.model import MODELS, ETEGRecLlama
@@ -70,6 +72,12 @@ def small_data(config: Config) -> tuple[WholeSequenceDataset, Loaders]:
     """The dataset of a configuration and its three loaders."""
     dataset = create_dataset(config)
     return dataset, Loaders(*data_preparation(config, dataset))
+
+
+def embedding_of(data_path: str, dataset: str = "tiny", **more) -> np.ndarray:
+    """The item embeddings of a small configuration."""
+    config = small_config(data_path, dataset, **more)
+    return load_item_embedding(config, small_data(config)[1].train._dataset)
 
 
 def whole_steps(loader: SequenceLoader) -> list[SequenceBatch]:

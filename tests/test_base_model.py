@@ -136,6 +136,8 @@ def test_base_model_is_refused_in_one_line_when_it_is_not_there(tmp_path):
     for base, message in {
         f"{tmp_path}/none": "no such directory",
         f"{tmp_path}/none.gguf": "no such file",
+        "./none": "no such directory",
+        "none/": "no such directory",
         f"{tmp_path}/empty": "the directory holds no config.json",
         f"{tmp_path}/broken": "not a valid JSON file|Expecting property name",
     }.items():
@@ -301,6 +303,19 @@ def test_merged_adapters_recommend_the_same_when_folded_into_the_base(finished):
     torch.testing.assert_close(before.scores, after.scores, atol=1e-4, rtol=1e-4)
 
 
+def test_merged_adapters_score_nearly_the_same_when_weights_are_bf16(finished):
+    _, run_dir = finished
+    _, model, _, _, _, test_data = load_run(str(run_dir), {"precision": "fp32"})
+    model.recommender.backbone.get_base_model().to(torch.bfloat16)
+    model.recommender.residual_dtype = torch.bfloat16
+    rows = test_data._dataset[torch.arange(len(test_data._dataset.inter_feat))]
+    before = model.score_candidates(rows, rows["item_id"].unsqueeze(1))
+    model.merge_adapters()
+    after = model.score_candidates(rows, rows["item_id"].unsqueeze(1))
+    torch.testing.assert_close(before, after, atol=0.3, rtol=0)
+    assert not torch.equal(before, after)
+
+
 def test_merge_is_refused_when_there_are_no_adapters(tiny_data):
     model, _ = small_model(small_config(tiny_data))
     with pytest.raises(ValueError, match="no adapters"):
@@ -344,6 +359,25 @@ def test_ranking_is_the_same_when_attention_cannot_take_a_mask_for_each_token(ti
     assert torch.equal(ranking.items[longest], expected.items[longest])
 
 
+def test_decoder_is_loaded_when_its_attention_cannot_take_a_mask_for_each_token(llama):
+    def causal_alone(module, query, key, value, attention_mask, **options):
+        raise AssertionError("as the flash kernels, which need a GPU")
+
+    AttentionInterface.register("gpu_alone", causal_alone)
+    model = load_base_model(
+        llama, dtype=torch.float32, attn_implementation="gpu_alone", quantized=False, device="cpu"
+    )
+    assert model.config._attn_implementation == "gpu_alone"
+
+
+def test_residual_dropout_is_refused_when_layers_have_other_parts(tiny_data, tmp_path):
+    base = saved(tmp_path, "gpt2")
+    with pytest.raises(UserError, match=r"residual_dropout \(0.1\): .*GPT2Model.*set it to 0"):
+        small_model(small_config(tiny_data, base_model=base, residual_dropout=0.1))
+    model, loaders = small_model(small_config(tiny_data, base_model=base))
+    assert model.recommend(loaders.test._dataset[torch.arange(5)], 10).scores.isfinite().all()
+
+
 def test_projectors_match_the_decoder_when_scaled_to_it(llama, tiny_data):
     model, loaders = small_model(small_config(tiny_data, base_model=llama, init_std=0.02))
     batch = next(iter(loaders.train))[0]
@@ -385,6 +419,8 @@ def test_run_learns_when_the_base_is_quantized(tiny_data, tmp_path):
     config, model, _, train_data, _, test_data = load_run(outcome["run_dir"])
     kinds = {type(m).__name__ for m in model.recommender.backbone.modules()}
     assert "Linear4bit" in kinds
+    with pytest.raises(ValueError, match="qlora cannot be merged"):
+        model.merge_adapters()
     assert evaluate(model, test_data, train_data._dataset, config) == outcome["test_result"]
     kept = load_file(tmp_path / "run" / "best" / "model.safetensors")
     assert all("lora_" in n for n in kept if n.startswith("recommender.backbone."))

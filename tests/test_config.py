@@ -10,8 +10,9 @@ import pytest
 import yaml
 from recbole.data import create_dataset, data_preparation
 
-from recbole_etegrec.checks import check_dataset_files
+from recbole_etegrec import dataset_files
 from recbole_etegrec.config import Config, parse_value
+from recbole_etegrec.dataset_files import check_dataset_files
 from recbole_etegrec.errors import UserError
 from tests.conftest import write_interactions
 
@@ -112,6 +113,8 @@ def test_config_leaves_visible_devices_alone_when_gpu_id_is_not_given(monkeypatc
         ("ETEGRecLlama", {"save_steps": -1}, "save_steps (-1) must be a whole number, 0 or"),
         ("ETEGRecLlama", {"gradient_accumulation_steps": 0}, "(0) must be a whole number above 0"),
         ("ETEGRecLlama", {"ranking": "best"}, "ranking (best) must be one of beam, exact"),
+        ("ETEGRecLlama", {"tokenizer": "[a]"}, "tokenizer (['a']) must be one of rqvae, rqkmeans"),
+        ("ETEGRecLlama", {"collision": "ot"}, "collision (ot) must be one of suffix, sinkhorn"),
         ("ETEGRecLlama", {"hidden_size": 130}, "must be a multiple of num_attention_heads (4)"),
         ("ETEGRecLlama", {"metrics": ["GAUC"], "valid_metric": "GAUC"}, "set ranking: exact"),
         ("ETEGRecLlama", {"eval_args": {"split": {"RS": [8, 1, 1]}}}, "must be LS"),
@@ -241,6 +244,37 @@ def test_check_dataset_files_accepts_recboles_own_data_when_lines_end_blank(tmp_
     with (tmp_path / "d" / "d.inter").open("a") as lines:
         lines.write("u0\ti1\n")  # a short line is no blank one, and is counted past it
     assert "line 9: 2 columns, the header has 3" in refusal_of_files(tmp_path)
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", "::"])
+@pytest.mark.parametrize("chunk", [1, 20, 2**24])
+def test_check_dataset_files_counts_lines_the_same_when_read_in_chunks(
+    chunk, separator, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(dataset_files, "_CHUNK", chunk)
+    header = ["user_id:token", "item_id:token", "timestamp:float"]
+    rows = [["u1", "i1", "0"], ["u2", "", "1"], [" "], [""], ["", "", ""], ["u3", "i3"]]
+    lines = [separator.join(row) for row in [header, *rows]]
+    (tmp_path / "d").mkdir()
+    path = tmp_path / "d" / "d.inter"
+    values = {"field_separator": separator}
+    for end in ("\n", "\r\n"):
+        path.write_bytes(end.join(lines).encode())
+        assert "line 7: 2 columns, the header has 3" in refusal_of_files(tmp_path, **values)
+        path.write_bytes(end.join(lines[:-1]).encode())
+        check_dataset_files(
+            Config("SASRec", "d", config_dict={"data_path": str(tmp_path), **values})
+        )
+        path.write_bytes(end.join([lines[0], " ", "", ""]).encode())
+        assert "no lines after the header" in refusal_of_files(tmp_path, **values)
+
+
+def test_check_dataset_files_takes_all_columns_when_load_col_is_a_star(tmp_path):
+    write_interactions(tmp_path, "d", [[1, 2, 3]])
+    values = {"data_path": str(tmp_path), "load_col": {"inter": "*"}}
+    config = Config("SASRec", "d", config_dict=values)
+    check_dataset_files(config)
+    assert set(create_dataset(config).inter_feat) == {"user_id", "item_id", "timestamp"}
 
 
 def test_sequences_of_tiny_data_can_be_learned_when_one_looks_at_steps(tiny_data):

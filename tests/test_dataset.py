@@ -1,16 +1,20 @@
 """The split against the one that RecBole's own sequential dataset makes."""
 
+import sys
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from recbole.data.dataset import SequentialDataset
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset
-from recbole_etegrec.data.dataset import sequence_offsets
+from recbole_etegrec.data.sequences import sequence_offsets
 from recbole_etegrec.errors import UserError
+from tests.benchmarks.scale import generate
 from tests.conftest import write_interactions
-from tests.helpers import SMALL_MODEL, small_config
+from tests.helpers import SMALL_MODEL, small_config, small_data
 
 
 def rows_of(part) -> dict[int, tuple]:
@@ -95,7 +99,7 @@ def test_build_keeps_interactions_of_users_together_when_the_file_is_shuffled(tm
 def test_build_refuses_when_a_part_would_be_empty(length, tmp_path):
     write_interactions(tmp_path, "short", [[u, u + 1, u + 2][:length] for u in range(6)])
     dataset = create_dataset(small_config(str(tmp_path), "short"))
-    part = "valid" if length == 3 else "(valid|test)"
+    part = {1: "train", 2: "valid", 3: "valid"}[length]
     with pytest.raises(UserError, match=f"the {part} part of short is empty .*needs 4 inter"):
         dataset.build()
 
@@ -117,3 +121,88 @@ def test_create_dataset_fills_missing_values_when_an_item_file_has_gaps(tmp_path
     dataset = create_dataset(Config("ETEGRecLlama", "gaps", config_dict=values))
     dataset.build()
     assert torch.isfinite(dataset.get_item_feature()["price"]).all()
+
+
+def awkward_files(folder) -> None:
+    """Ties in time, repeated pairs, gaps, quotes, many decimals; users and items of few lines."""
+    rng = np.random.default_rng(5)
+    (folder / "awkward").mkdir()
+    lines = ["user_id:token\titem_id:token\trating:float\ttimestamp:float"]
+    for _ in range(900):
+        user, item = rng.integers(60), int(rng.zipf(1.6)) % 50
+        tokens = [f"u{user}" if user else "", f'"i {item}"' if item else "NA"]
+        rating = f"{rng.normal():.17g}" if rng.random() < 0.9 else ""
+        time = rng.choice([f"{rng.integers(5)}", f"{rng.random() * 1e9:.9f}", "1.5e3", ""])
+        lines.append("\t".join([*tokens, rating, time]))
+    (folder / "awkward" / "awkward.inter").write_text("\n".join(lines) + "\n")
+    lines = ["item_id:token\tprice:float\tclass:token_seq"]
+    lines += [f"i {n}\t{'' if n % 3 else n / 7}\t{'a b'[: n % 4]}" for n in range(2, 50)]
+    (folder / "awkward" / "awkward.item").write_text("\n".join(lines) + "\n")
+
+
+FILTERS = {
+    "user_inter_num_interval": "[4,inf)",
+    "item_inter_num_interval": "[3,120]",
+    "rm_dup_inter": "first",
+    "val_interval": {"rating": "[-1.5,inf)"},
+    "filter_inter_by_user_or_item": True,
+}
+
+
+@pytest.mark.parametrize("filters", [{}, FILTERS, {"item_inter_num_interval": "[7,30);[40,50]"}])
+def test_create_dataset_reads_and_filters_as_recbole_does_when_files_are_awkward(filters, tmp_path):
+    awkward_files(tmp_path)
+    values = {"load_col": None, **filters}
+    config = small_config(str(tmp_path), "awkward", **values)
+    ours, theirs = create_dataset(config), SequentialDataset(config)
+    for name in ("inter_feat", "item_feat"):
+        pd.testing.assert_frame_equal(getattr(ours, name), getattr(theirs, name), check_exact=True)
+    assert 100 < len(ours) <= 488 - bool(filters)
+    for field, tokens in theirs.field2id_token.items():
+        assert ours.field2id_token[field].tolist() == tokens.tolist()
+        assert ours.field2token_id[field] == theirs.field2token_id[field]
+    parts, references = ours.build(), theirs.build()
+    for part, reference in zip(parts[1:], references[1:], strict=True):
+        assert rows_of(part) == rows_of(reference)
+        feats = (part.inter_feat, reference.inter_feat)
+        for name in ("user_id", "item_id", "rating", "timestamp"):
+            one, other = (feat[name][feat["user_id"].argsort()] for feat in feats)
+            assert torch.equal(one, other), name
+
+
+def calls_of(work) -> int:
+    """How many functions, Python's or built in, are called."""
+    calls = 0
+
+    def count(frame, event, argument) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def calls_at_scale(folder, interactions: int) -> tuple[int, float, float]:
+    """Calls of splitting, and for each step of drawing and of batching an epoch."""
+    generate(folder, interactions)
+    config = small_config(str(folder), "zipf")
+    train = small_data(config)[1].train
+    assert len(train) > interactions / 1500
+    per_step = (
+        calls_of(work) / len(train) for work in (lambda: train.draw(1), lambda: list(train))
+    )
+    return calls_of(create_dataset(config).build), *per_step
+
+
+def test_split_and_batches_do_no_work_in_python_for_each_row_when_data_grows(tmp_path):
+    for name in ("small", "large"):
+        (tmp_path / name).mkdir()
+    small = calls_at_scale(tmp_path / "small", 20_000)
+    large = calls_at_scale(tmp_path / "large", 200_000)
+    assert large[0] < 1.1 * small[0] < 2000
+    assert large[1] < 20
+    assert large[2] < 150

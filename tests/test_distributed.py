@@ -13,6 +13,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from recbole_etegrec.trainer.schedule import Stage
+from tests.base_models import saved
 from tests.helpers import SMALL_MODEL, small_config, small_data
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,9 @@ VALUES = {
 SAMPLED = {"eval_args": {"mode": "uni20"}, "eval_batch_size": 150, "epochs": 2}
 # The negatives of PSA come from one micro-batch, so with it a step depends on how it is split. All
 # users are one batch here: the second process has none to rank.
-NO_PSA = {"psa_weight": 0.0, "eval_batch_size": 64}
+NO_PSA = {"psa_weight": 0.0, "eval_batch_size": 64, "projector_init": "matched"}
+LORA = {"tuning": "lora", "lora_r": 4, "lora_dropout": 0.0, "projector_init": "matched"}
+LORA |= {"learning_rate": 5e-4, "finetune_learning_rate": 5e-4}
 CHANGES = {
     "shared": {"codebook_update": "shared"},
     "tokenizer_only": {"codebook_update": "tokenizer_only"},
@@ -47,6 +50,7 @@ CHANGES = {
         "finetune_epochs": 0,
     },
     "sampled": SAMPLED,
+    "lora": LORA,
     "whole": NO_PSA,
     "pieces": {**NO_PSA, "gradient_accumulation_steps": 2},
 }
@@ -104,6 +108,8 @@ def arguments(values: dict) -> list[str]:
 def plan(data_path: str, folder: Path, names: Iterable[str]) -> Path:
     """Tell `distributed_worker.py` what to run; returns the folder."""
     runs = {name: small_run(data_path, folder / name, **CHANGES[name]) for name in names}
+    if "lora" in runs:
+        runs["lora"]["base_model"] = saved(folder)
     (folder / "plan.json").write_text(json.dumps(runs))
     return folder
 
@@ -120,7 +126,7 @@ def one_process(tiny_data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def two_processes(tiny_data, tmp_path_factory) -> Path:
     """The folder with the runs of two processes, by name, and ``NAME.RANK.json`` of each."""
-    names = ("shared", "tokenizer_only", "encoder", "pieces")
+    names = ("shared", "tokenizer_only", "encoder", "lora", "pieces")
     folder = plan(tiny_data, tmp_path_factory.mktemp("two"), names)
     ended = launch(WORKER, "record", folder)
     assert ended.code == 0, ended.output
@@ -135,7 +141,7 @@ def result_of(run_dir: Path) -> dict:
 
 
 def epochs_of(run_dir: Path) -> list[dict]:
-    """The lines of metrics.jsonl, of pretraining too."""
+    """The lines of metrics.jsonl, of pretraining and of the first codes too."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -172,21 +178,19 @@ def test_small_run_has_unequal_shares_when_two_processes_split_it(tiny_data):
     assert min(windows) == 1  # a process without a target
 
 
-@pytest.mark.parametrize("codebook_update", ["shared", "tokenizer_only"])
-def test_run_trains_the_same_when_two_processes_share_it(
-    codebook_update, one_process, two_processes
-):
-    one, two = one_process / codebook_update, two_processes / codebook_update
+@pytest.mark.parametrize("name", ["shared", "tokenizer_only", "lora"])
+def test_run_trains_the_same_when_two_processes_share_it(name, one_process, two_processes):
+    one, two = one_process / name, two_processes / name
     assert_same_training(one, two)
     assert_same_outcome(one, two)
     lines = epochs_of(two)
-    assert [line.get("trains") for line in lines[2:]] == [
+    assert [line.get("trains") for line in lines[3:]] == [
         *["tokenizer", "recommender"] * 2,
         *["recommender"] * 2,
     ]
-    assert all(line["skipped"] == 0 for line in lines[2:])
-    assert all({"sia", "psa"} <= line.keys() for line in lines[2:6])
-    assert lines[-1]["recommendation"] < lines[3]["recommendation"]
+    assert all(line["skipped"] == 0 for line in lines[3:])
+    assert all({"sia", "psa"} <= line.keys() for line in lines[3:7])
+    assert lines[-1]["recommendation"] < lines[4]["recommendation"]
 
 
 def test_run_trains_the_same_when_two_processes_share_an_encoder(one_process, two_processes):
@@ -194,11 +198,10 @@ def test_run_trains_the_same_when_two_processes_share_an_encoder(one_process, tw
     assert_same_outcome(one_process / "encoder", two_processes / "encoder")
 
 
-@pytest.mark.parametrize("codebook_update", ["shared", "tokenizer_only"])
-def test_processes_hold_the_same_model_when_a_stage_ends(codebook_update, two_processes):
+@pytest.mark.parametrize("name", ["shared", "tokenizer_only", "lora"])
+def test_processes_hold_the_same_model_when_a_stage_ends(name, two_processes):
     first, second = (
-        json.loads((two_processes / f"{codebook_update}.{rank}.json").read_text())
-        for rank in (0, 1)
+        json.loads((two_processes / f"{name}.{rank}.json").read_text()) for rank in (0, 1)
     )
     assert [stage for stage, _ in first] == ["_pretrain", *["_train_epoch"] * 6, "fit"]
     assert first == second
@@ -225,12 +228,16 @@ def test_script_ranks_the_same_sampled_items_when_launched_twofold(
     assert 0 < result_of(tmp_path / "run")["test_result"]["recall@5"] < 1
 
 
-def test_run_trains_nearly_the_same_when_the_backbone_is_sharded(one_process, tiny_data, tmp_path):
-    ended = launch(
-        WORKER, "shard", *arguments(small_run(tiny_data, tmp_path / "run")), config="fsdp_bf16"
-    )
+@pytest.mark.parametrize("name", ["shared", "lora"])
+def test_run_trains_nearly_the_same_when_the_backbone_is_sharded(
+    name, one_process, tiny_data, tmp_path
+):
+    values = small_run(tiny_data, tmp_path / "run", **CHANGES[name])
+    if name == "lora":
+        values["base_model"] = saved(tmp_path)
+    ended = launch(WORKER, "shard", *arguments(values), config="fsdp_bf16")
     assert ended.code == 0, ended.output
-    one, two = epochs_of(one_process / "shared"), epochs_of(tmp_path / "run")
+    one, two = epochs_of(one_process / name), epochs_of(tmp_path / "run")
     assert len(one) == len(two)
     for first, second in zip(one[2:], two[2:], strict=True):
         for name in Stage.LOSSES:

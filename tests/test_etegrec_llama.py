@@ -265,6 +265,38 @@ def test_losses_reach_the_encoder_when_the_tokenizer_trains(name, tiny_data):
     assert all(decoder) if name != "sia" else not any(decoder)
 
 
+def test_model_is_made_when_more_items_are_equal_than_a_collision_code_can_tell(tiny_data):
+    dataset, equal = small_data(small_config(tiny_data))[0], torch.ones(41, 4)
+    with pytest.raises(UserError, match="40 items .* set collision to sinkhorn"):
+        ETEGRecLlama(small_config(tiny_data), dataset, equal)
+    model = ETEGRecLlama(small_config(tiny_data, collision="sinkhorn"), dataset, equal)
+    assert model.codes.health(model.codes.table[1:, :-1]).largest_group == 3  # 40 items, 16 codes
+
+
+@pytest.mark.parametrize("name", ["sia", "psa", "quantization"])
+def test_losses_reach_the_codebooks_when_there_is_no_encoder(name, tiny_data):
+    model, loaders = small_model(small_config(tiny_data, tokenizer="rqkmeans"))
+    model.tokenizer.requires_grad_(True)
+    losses_of(model, whole_steps(loaders.train)[0])[name].backward()
+    books = model.tokenizer.quantizer.codebooks.grad
+    assert (books.abs().amax(dim=(1, 2)) > 0).all()
+
+
+@pytest.mark.parametrize("tokenizer", ["rqvae", "rqkmeans"])
+def test_semantic_codes_collide_no_more_when_they_are_spread(tokenizer, tiny_data):
+    values = {"tokenizer": tokenizer, "code_num": 12, "code_length": 3}
+    model, _ = small_model(small_config(tiny_data, **values, collision="sinkhorn"))
+    nearest = model.tokenizer.encode(model.item_embedding[1:])
+    before, after = model.codes.health(nearest), model.codes.health(model.codes.table[1:, :-1])
+    assert after.largest_group == 1 < before.largest_group
+    found = model.fidelity()
+    assert found["nearest_collision_rate"] == before.collision_rate > after.collision_rate == 0
+    # Items that are moved are coded somewhat worse.
+    items = model.item_embedding[1:]
+    assert found["reconstruction"] > model.tokenizer.reconstruction_error(items, nearest)
+    assert 0 < found["neighbours_kept"] <= 1
+
+
 def test_losses_are_the_named_ones_alone_when_some_are_asked_for(tiny_data):
     model, loaders = small_model(small_config(tiny_data))
     batch = whole_steps(loaders.train)[0]

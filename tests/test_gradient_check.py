@@ -57,11 +57,27 @@ def test_check_leaves_alternation_out_when_there_is_none(tiny_data):
     assert report.cells["encoder"]["final"] == "-" != report.cells["encoder"]["pretraining"]
 
 
+def test_check_advises_when_settings_are_those_of_a_decoder_from_scratch(llama, tiny_data):
+    report = checked(tiny_data, base_model=llama, **LORA)
+    assert any("learning_rate (0.004)" in line for line in report.advice)
+    assert any("projector_init (normal)" in line for line in report.advice)
+    better = {"learning_rate": 1e-3, "finetune_learning_rate": 1e-3, "projector_init": "matched"}
+    assert not checked(tiny_data, base_model=llama, **LORA, **better).advice
+
+
 def test_check_finds_nothing_wrong_when_adapters_train(llama, tiny_data):
     report = checked(tiny_data, base_model=llama, **LORA, projector_init="matched")
     assert report.ok, report.problems
     assert report.cells["decoder, LoRA"]["recommender"] != "-"
     assert set(report.cells["decoder, frozen"].values()) == {"-"}
+
+
+def test_check_finds_nothing_wrong_when_the_tokenizer_has_no_encoder(tiny_data):
+    report = checked(tiny_data, tokenizer="rqkmeans", collision="sinkhorn")
+    assert report.ok, report.problems
+    assert report.stages == ["tokenizer", "recommender", "final"]
+    assert not report.cells.keys() & {"encoder", "decoder"}
+    assert report.cells["codebook 2"]["tokenizer"] != "-"
 
 
 def test_check_shows_what_gets_no_gradient_when_a_loss_does_not_reach_it(tiny_data, monkeypatch):

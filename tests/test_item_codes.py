@@ -110,7 +110,7 @@ def test_rebuild_refuses_when_a_group_exceeds_the_codebook():
     full[8, 2] = 1
     codes.rebuild(full)  # a group of 8 fits
     before = codes.table.clone()
-    with pytest.raises(UserError, match=r"code_num: 9 items share .* code can tell 8 apart"):
+    with pytest.raises(UserError, match=r"9 items .* can tell 8 apart: set collision to sinkhorn"):
         codes.rebuild(torch.zeros(9, 3, dtype=torch.long))
     assert torch.equal(codes.table, before)
 

@@ -1,21 +1,20 @@
 """Item embeddings: from training interactions alone, cached by what they are made of."""
 
+import hashlib
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from recbole_etegrec.data import create_dataset, load_item_embedding
-from recbole_etegrec.data.item_embedding import cooccurrence, ppmi_svd
+from recbole_etegrec.data.item_embedding.collaborative import cooccurrence, ppmi_svd
 from recbole_etegrec.errors import UserError
 from tests.conftest import write_interactions
-from tests.helpers import small_config, small_data
-
-
-def embedding_of(data_path: str, dataset: str = "tiny", **more) -> np.ndarray:
-    config = small_config(data_path, dataset, **more)
-    return load_item_embedding(config, small_data(config)[1].train._dataset)
+from tests.helpers import embedding_of, small_config, small_data
 
 
 def random_histories() -> list[list[int]]:
@@ -25,7 +24,8 @@ def random_histories() -> list[list[int]]:
     return [[*range(20), 0, 1], *others]
 
 
-def test_embedding_is_the_same_when_held_out_items_are_altered(tmp_path):
+@pytest.mark.parametrize("source", ["collaborative", "sasrec"])
+def test_embedding_is_the_same_when_held_out_items_are_altered(source, tmp_path):
     histories = random_histories()
     altered = [[*items[:-2], (items[-2] + 7) % 20, (items[-1] + 3) % 20] for items in histories]
     in_training = [[*items[:-3], (items[-3] + 7) % 20, *items[-2:]] for items in histories[1:]]
@@ -37,7 +37,8 @@ def test_embedding_is_the_same_when_held_out_items_are_altered(tmp_path):
     ):
         write_interactions(tmp_path, name, version)
         cache = str(tmp_path / f"cache-{name}")
-        found[name] = embedding_of(str(tmp_path), name, embedding_cache=cache)
+        more = {"item_embedding": source, "sasrec_epochs": 1, "embedding_cache": cache}
+        found[name] = embedding_of(str(tmp_path), name, **more)
     tokens = [
         create_dataset(small_config(str(tmp_path), name)).field2id_token["item_id"].tolist()
         for name in found
@@ -55,6 +56,55 @@ def test_embedding_is_centred_and_scaled_when_made(tiny_data):
     assert np.abs(found[1:].mean(axis=0)).max() < 1e-5
     assert np.mean(found[1:] ** 2) == pytest.approx(1, abs=1e-5)
     assert len(np.unique(found[1:], axis=0)) == 40
+
+
+def test_embedding_sets_standardised_parts_side_by_side_when_sources_are_several(
+    tiny_data, tmp_path
+):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "v.npy", 100 + rng.standard_normal((40, 3)))
+    (tmp_path / "v.items").write_text("".join(f"i{n}\n" for n in range(40)))
+    more = {"item_embedding_file": str(tmp_path / "v.npy"), "sasrec_epochs": 1}
+    names = ["sasrec", "file", "collaborative"]
+    parts = [embedding_of(tiny_data, item_embedding=name, **more) for name in names]
+    assert [part.shape[1] for part in parts] == [10, 3, 10]
+    fused = embedding_of(tiny_data, item_embedding=names, **more)
+    assert np.array_equal(fused, np.concatenate(parts, axis=1))
+    alone = embedding_of(tiny_data, item_embedding=["file"], **more)
+    assert np.array_equal(alone, parts[1])
+
+
+@pytest.mark.parametrize("source", ["collaborative", "sasrec"])
+def test_embedding_follows_the_seed_alone_when_made_anew(source, tiny_data, tmp_path):
+    found = {}
+    for name, seed in (("first", 3), ("second", 3), ("other", 4)):
+        more = {"item_embedding": source, "sasrec_epochs": 2, "embedding_cache": tmp_path / name}
+        config = small_config(tiny_data, seed=seed, **more)
+        train = small_data(config)[1].train._dataset
+        torch.manual_seed(len(found))
+        state = torch.get_rng_state()
+        found[name] = load_item_embedding(config, train)
+        assert torch.equal(torch.get_rng_state(), state)  # cached or not, a run goes on alike
+    assert np.array_equal(found["first"], found["second"])
+    # A factorisation has one answer, whatever vector it starts from.
+    assert np.array_equal(found["first"], found["other"]) == (source == "collaborative")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("sasrecc", "item_embedding (sasrecc) must be one of collaborative, file, sasrec, text"),
+        ("sasrecc", "did you mean 'sasrec'?"),
+        (["file", "txt"], "must be one of collaborative, file, sasrec, text, or a list of them"),
+        (["sasrec", "collaborative", "sasrec"], "names sasrec more than once"),
+        ([], "must name a source"),
+        (None, "item_embedding (None) must be one of"),
+    ],
+)
+def test_embedding_is_refused_when_its_sources_make_no_sense(value, message, tiny_data):
+    with pytest.raises(UserError) as error:
+        small_config(tiny_data, item_embedding=value)
+    assert message in str(error.value)
 
 
 def test_embedding_puts_neighbours_close_when_users_walk_a_circle(tiny_data):
@@ -122,10 +172,34 @@ def test_cache_gives_the_same_array_when_hit(tiny_data, tmp_path):
     assert path.suffix == ".safetensors"
     assert np.array_equal(embedding_of(tiny_data, embedding_cache=str(tmp_path)), first)
     # What is in the file is what is used: turned round, it comes back turned round.
-    save_file({"embedding": load_file(path)["embedding"][:, ::-1].copy()}, path)
+    with safe_open(path, "np") as file:
+        metadata, vectors = file.metadata(), file.get_tensor("embedding")[:, ::-1].copy()
+    metadata["sha256"] = hashlib.sha256(vectors.tobytes()).hexdigest()
+    save_file({"embedding": vectors}, path, metadata=metadata)
     again = embedding_of(tiny_data, embedding_cache=str(tmp_path))
     np.testing.assert_allclose(again, first[:, ::-1], atol=1e-6)
     assert cache_files(tmp_path) == [path]
+
+
+def damage_by_cutting(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def damage_by_one_bit(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", [damage_by_cutting, damage_by_one_bit, lambda content: b""])
+def test_cache_is_made_anew_when_the_file_is_damaged(damage, tiny_data, tmp_path, caplog):
+    first = embedding_of(tiny_data, embedding_cache=str(tmp_path))
+    (path,) = cache_files(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    with caplog.at_level(logging.WARNING, "recbole_etegrec"):
+        assert np.array_equal(embedding_of(tiny_data, embedding_cache=str(tmp_path)), first)
+    assert "is damaged, its vectors are made anew" in caplog.text
+    caplog.clear()
+    assert np.array_equal(embedding_of(tiny_data, embedding_cache=str(tmp_path)), first)
+    assert "damaged" not in caplog.text
 
 
 def test_cache_is_not_hit_when_data_or_keys_differ(tiny_data, tmp_path):
@@ -141,112 +215,3 @@ def test_cache_is_not_hit_when_data_or_keys_differ(tiny_data, tmp_path):
     assert len(cache_files(tmp_path / "cache")) == 1 + len(different)
     assert different[0].shape == (21, 10)
     assert different[1].shape == (41, 9)
-
-
-def vectors_of(tokens: list[str]) -> np.ndarray:
-    """A vector that tells which item it belongs to."""
-    numbers = np.array([float(token[1:]) for token in tokens])
-    return np.stack([numbers, numbers**2, np.sin(numbers)], axis=1).astype(np.float32)
-
-
-def write_vectors(folder: Path, kind: str, tokens: list[str], rows: np.ndarray) -> str:
-    path = folder / f"vectors.{kind}"
-    if kind == "npy":
-        np.save(path, rows)
-        path.with_suffix(".items").write_text("".join(f"{token}\n" for token in tokens))
-    else:
-        lines = ["itm_id:token\titm_emb:float_seq"]
-        for token, row in zip(tokens, rows.tolist(), strict=True):
-            lines.append(f"{token}\t{' '.join(map(repr, row))}")
-        path.write_text("\n".join(lines) + "\n")
-    return str(path)
-
-
-def from_file(data_path: str, file: str) -> np.ndarray:
-    return embedding_of(data_path, item_embedding="file", item_embedding_file=file)
-
-
-KINDS = pytest.mark.parametrize("kind", ["npy", "itememb"])
-
-
-@KINDS
-def test_file_gives_rows_in_recboles_order_when_its_own_differs(kind, tiny_data, tmp_path):
-    # Shuffled, and with items that the dataset does not have.
-    tokens = [f"i{n}" for n in np.random.default_rng(0).permutation(55)]
-    file = write_vectors(tmp_path, kind, tokens, vectors_of(tokens))
-    found = from_file(tiny_data, file)
-    names = create_dataset(small_config(tiny_data)).field2id_token["item_id"][1:].tolist()
-    assert names != sorted(names, key=lambda name: int(name[1:]))
-    expected = vectors_of(names)
-    expected = expected - expected.mean(axis=0)
-    expected /= np.sqrt(np.mean(expected**2))
-    np.testing.assert_allclose(found[1:], expected, atol=1e-5)
-    assert not found[0].any()
-
-
-@KINDS
-def test_file_is_refused_with_count_and_names_when_items_are_missing(kind, tiny_data, tmp_path):
-    tokens = [f"i{n}" for n in range(33)]
-    file = write_vectors(tmp_path, kind, tokens, vectors_of(tokens))
-    names = create_dataset(small_config(tiny_data)).field2id_token["item_id"][1:]
-    missing = [name for name in names if int(name[1:]) >= 33]
-    with pytest.raises(UserError) as error:
-        from_file(tiny_data, file)
-    message = str(error.value)
-    assert f"misses 7 of 40 items, first {', '.join(missing[:5])}:" in message
-    assert missing[5] not in message
-
-
-@KINDS
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_file_is_refused_when_a_value_is_not_finite(kind, value, tiny_data, tmp_path):
-    tokens = [f"i{n}" for n in range(40)]
-    rows = vectors_of(tokens)
-    rows[[7, 9], 1] = value
-    file = write_vectors(tmp_path, kind, tokens, rows)
-    with pytest.raises(UserError, match="2 rows with NaN or infinity, first for item 'i7'"):
-        from_file(tiny_data, file)
-
-
-def test_file_is_refused_when_rows_and_tokens_differ_in_number(tiny_data, tmp_path):
-    tokens = [f"i{n}" for n in range(40)]
-    file = write_vectors(tmp_path, "npy", tokens, vectors_of(tokens)[:39])
-    with pytest.raises(
-        UserError, match=r"shape \(39, 3\) of float32, .*vectors.items has 40 lines"
-    ):
-        from_file(tiny_data, file)
-
-
-@pytest.mark.parametrize("rows", [np.zeros(40), np.zeros((40, 2, 2))])
-def test_file_is_refused_when_it_is_no_matrix(rows, tiny_data, tmp_path):
-    file = write_vectors(tmp_path, "npy", [f"i{n}" for n in range(40)], rows)
-    with pytest.raises(UserError, match="need a row of numbers for each line"):
-        from_file(tiny_data, file)
-
-
-def test_file_is_refused_when_the_tokens_are_missing(tiny_data, tmp_path):
-    file = write_vectors(tmp_path, "npy", ["i0"], np.zeros((1, 3)))
-    (tmp_path / "vectors.items").unlink()
-    with pytest.raises(UserError, match="vectors.items does not exist"):
-        from_file(tiny_data, file)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("itm_id:token\titm_emb:float_seq\ni0\t1 2 3\ni1\t1 2\n", "widths"),
-        ("itm_id:token\ni0\n", "needs an id and a vector column"),
-        ("itm_id:token\titm_emb:float_seq\ni0\t1 two 3\n", "i0"),
-    ],
-)
-def test_itememb_is_refused_when_malformed(text, message, tiny_data, tmp_path):
-    (tmp_path / "a.itememb").write_text(text)
-    with pytest.raises(UserError, match=message):
-        from_file(tiny_data, str(tmp_path / "a.itememb"))
-
-
-def test_npy_is_refused_when_it_is_another_kind_of_file(tiny_data, tmp_path):
-    (tmp_path / "a.npy").write_text("not an array")
-    (tmp_path / "a.items").write_text("i0\n")
-    with pytest.raises(UserError, match="a.npy"):
-        from_file(tiny_data, str(tmp_path / "a.npy"))

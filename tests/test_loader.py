@@ -7,12 +7,12 @@ import torch
 from recbole_etegrec.data.loader import (
     SequenceBatch,
     SequenceLoader,
-    Windows,
     cut_windows,
     make_prefixes,
     make_windows,
     split_by_budget,
 )
+from recbole_etegrec.data.sequences import Windows, whole_sequences
 from tests.helpers import beauty_path, pieces_of, small_config, small_data, whole_steps
 
 
@@ -35,7 +35,7 @@ def test_windows_supervise_each_target_once_when_sequences_are_long(max_history,
         offsets = random_offsets(seed)
         expected = np.ones(offsets[-1], dtype=int)
         expected[offsets[:-1]] = 0
-        whole = make_windows(offsets, max_history, stride)
+        whole = make_windows(whole_sequences(offsets), max_history, stride)
         rng = np.random.default_rng(seed)
         for windows in (whole, *(cut_windows(whole, p, rng) for p in (0.0, 0.5, 1.0))):
             assert (times_supervised(windows, offsets[-1]) == expected).all()
@@ -50,7 +50,7 @@ def test_windows_supervise_each_target_once_when_sequences_are_long(max_history,
 @pytest.mark.parametrize("max_history", [1, 7, 50])
 def test_prefixes_have_each_target_once_behind_its_history_when_cut_from_sequences(max_history):
     offsets = random_offsets(0)
-    windows = make_prefixes(offsets, max_history)
+    windows = make_prefixes(whole_sequences(offsets), max_history)
     expected = np.ones(offsets[-1], dtype=int)
     expected[offsets[:-1]] = 0
     assert (times_supervised(windows, offsets[-1]) == expected).all()
@@ -64,7 +64,7 @@ def test_prefixes_have_each_target_once_behind_its_history_when_cut_from_sequenc
 
 def test_windows_are_the_whole_sequence_when_it_fits():
     offsets = np.array([0, 6, 7, 9, 20])
-    windows = make_windows(offsets, max_history=5, stride=2)
+    windows = make_windows(whole_sequences(offsets), max_history=5, stride=2)
     first = windows.start < 9
     assert windows.start[first].tolist() == [0, 7]
     assert windows.end[first].tolist() == [6, 9]
@@ -72,7 +72,7 @@ def test_windows_are_the_whole_sequence_when_it_fits():
 
 
 def test_windows_overlap_when_a_sequence_is_long():
-    windows = make_windows(np.array([0, 20]), max_history=8, stride=4)
+    windows = make_windows(whole_sequences(np.array([0, 20])), max_history=8, stride=4)
     assert list(zip(*(column.tolist() for column in windows), strict=True)) == [
         (0, 9, 1),
         (4, 13, 9),
@@ -84,7 +84,7 @@ def test_windows_overlap_when_a_sequence_is_long():
 
 
 def test_cuts_split_every_window_that_has_two_targets_when_certain():
-    whole = make_windows(np.array([0, 2, 5, 12]), max_history=20, stride=10)
+    whole = make_windows(whole_sequences(np.array([0, 2, 5, 12])), max_history=20, stride=10)
     cut = cut_windows(whole, 1.0, np.random.default_rng(0))
     assert len(cut.start) == 5
     assert sorted((cut.end - cut.start)[[0, 1, 2]].tolist())[0] == 2
@@ -92,7 +92,7 @@ def test_cuts_split_every_window_that_has_two_targets_when_certain():
 
 
 def test_cuts_fall_on_every_place_when_drawn_often():
-    whole = make_windows(np.array([0, 6]), max_history=20, stride=10)
+    whole = make_windows(whole_sequences(np.array([0, 6])), max_history=20, stride=10)
     rng = np.random.default_rng(0)
     places = {int(cut_windows(whole, 1.0, rng).start[1]) for _ in range(200)}
     assert places == {1, 2, 3, 4}

@@ -1,6 +1,7 @@
 """The plan against the memory that a step really takes, as torch's own profiler sees it."""
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -177,6 +178,44 @@ def test_plan_refuses_with_a_batch_that_fits_when_evaluation_is_too_large(tiny_d
     plan.config["memory_gib"] = (plan.evaluation.total - 1) / GIB
     with pytest.raises(UserError, match="too little for evaluation.*eval_batch_size to 8"):
         plan.check()
+
+
+def test_plan_names_no_key_without_effect_when_a_base_model_is_too_large(tiny_data):
+    values = {"base_model": "meta-llama/Llama-2-7b-hf", "precision": "bf16", "memory_gib": 8}
+    for tuning, advice in {
+        "lora": "set tuning to qlora and gradient_accumulation_steps to",
+        "frozen": "take a smaller base_model",
+    }.items():
+        plan, _ = planned(small_config(tiny_data, tuning=tuning, max_tokens=408, **values))
+        with pytest.raises(UserError, match=f"too little for training.*: {advice}"):
+            plan.check()
+
+
+def test_plan_counts_the_users_of_a_batch_when_evaluation_is_sampled(tiny_data):
+    values = {**WIDE, "eval_args": {"mode": "uni10"}, "eval_batch_size": 60}
+    plan, loaders = planned(small_config(tiny_data, **values))
+    (interaction, rows, *_), *_ = loaders.test
+    assert plan.evaluation.users == len(rows.unique())
+    assert "cache of 11 items to rank" in str(plan)
+
+
+def test_plan_refuses_when_there_are_fewer_tuples_than_items(tiny_data):
+    with pytest.raises(UserError, match=r"code_num \(2\) and code_length \(3\) .* 40 items"):
+        planned(small_config(tiny_data, code_num=2, code_length=3))
+
+
+def test_plan_counts_a_share_of_the_decoder_when_it_is_sharded(tiny_data, monkeypatch):
+    config = small_config(tiny_data, **WIDE)
+    whole, _ = planned(config)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr(
+        "recbole_etegrec.memory_plan.PartialState", lambda: SimpleNamespace(num_processes=4)
+    )
+    share, _ = planned(config)
+    assert share.weights["decoder, learning"] == whole.weights["decoder, learning"] // 4
+    assert share.weights["heads"] == whole.weights["heads"]
+    assert whole.gradients / 4 < share.gradients < whole.gradients / 2
+    assert share.training.total < whole.training.total
 
 
 def test_plan_of_exact_ranking_counts_a_chunk_of_items_when_asked(tiny_data):

@@ -157,10 +157,11 @@ def test_unbroken_run_trains_all_stages_in_several_steps_when_it_is_the_measure(
     phases = [(line["phase"], line.get("trains")) for line in unbroken.lines]
     assert phases == [
         *[("pretraining", None)] * 23,
+        ("codes", None),
         *[("alternation", "tokenizer"), ("alternation", "recommender")] * 2,
         *[("finetune", "recommender")] * 3,
     ]
-    assert all(line["changed"] > 0 for line in unbroken.lines[23:26:2])
+    assert all(line["changed"] > 0 for line in unbroken.lines[24:27:2])
     assert unbroken.result["best_valid_score"] > 0.2
 
 
@@ -182,7 +183,7 @@ def test_unbroken_run_trains_all_stages_in_several_steps_when_it_is_the_measure(
             Trap(RANKING, 5), 0, "epoch 3 (alternation), before its evaluation", id="evaluation"
         ),
         pytest.param(
-            Trap(RECORD, 25), 0, "epoch 1 (alternation), before its evaluation", id="best kept"
+            Trap(RECORD, 26), 0, "epoch 1 (alternation), before its evaluation", id="best kept"
         ),
     ],
 )
@@ -244,7 +245,7 @@ def test_resume_stops_early_where_the_unbroken_run_does_when_scores_had_gone_dow
     values["stopping_step"] = 1
     assert start(*arguments(tiny_data, tmp_path / "unbroken", **values))[0] == 0
     unbroken = outcome_of(tmp_path / "unbroken")
-    assert len(unbroken.lines) == 23 + 4 + 2
+    assert len(unbroken.lines) == 23 + 1 + 4 + 2
     again = [*arguments(tiny_data, tmp_path / "run", save_steps=1, **values), "--resume"]
     assert start(*again, trap=Trap(STEP, 45))[0] == -signal.SIGKILL
     assert stand_of(tmp_path / "run") == "epoch 5 (finetune), step 4"

@@ -58,6 +58,7 @@ def test_run_leaves_a_whole_directory_when_it_ends(finished):
     stages = [(line["phase"], line.get("trains")) for line in lines_of(run_dir)]
     assert stages == [
         *[("pretraining", None)] * 2,
+        ("codes", None),
         ("alternation", "tokenizer"),
         ("alternation", "recommender"),
         ("finetune", "recommender"),
@@ -88,7 +89,7 @@ def test_run_trains_and_ranks_when_precision_is_bf16(ranking, tiny_data, tmp_pat
     assert 0 < outcome["test_result"]["recall@20"] <= 1
     weights = load_run(str(tmp_path / "run"))[1].recommender.state_dict()
     assert {value.dtype for value in weights.values()} == {torch.float32}
-    epochs = lines_of(tmp_path / "run")[2:]
+    epochs = lines_of(tmp_path / "run")[3:]
     assert [line["trains"] for line in epochs] == ["tokenizer", "recommender", "recommender"]
     for line in epochs:
         loss = "quantization" if line["trains"] == "tokenizer" else "recommendation"
@@ -270,7 +271,7 @@ def test_main_names_size_and_remedy_when_a_collision_group_is_too_large(
     more = write_vectors(tmp_path, [f"i{n}" for n in range(40)], rows)
     line = refusal(capsys, tmp_path / "run", arguments(tiny_data, tmp_path, *more))
     assert "39 items share their semantic codes" in line
-    assert "balanced assignment" in line
+    assert "set collision to sinkhorn" in line
 
 
 def test_main_names_the_part_when_a_split_is_empty(tmp_path, capsys):

@@ -1,10 +1,11 @@
-"""The residual quantizer and the RQ-VAE against slow references."""
+"""The residual quantizer and the tokenizers against slow references."""
 
 import pytest
 import torch
 
 from recbole_etegrec.losses import quantization_loss
-from recbole_etegrec.tokenizer import RQVAE, ResidualQuantizer
+from recbole_etegrec.tokenizer import RQVAE, TOKENIZERS, ResidualQuantizer, Tokenizer
+from recbole_etegrec.tokenizer import base as tokenizer_base
 
 
 def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -24,6 +25,11 @@ def small_rqvae() -> RQVAE:
     with torch.no_grad():
         tokenizer.quantizer.codebooks.copy_(seeded(3, 5, 4, seed=9))
     return tokenizer
+
+
+def small_tokenizer(name: str) -> Tokenizer:
+    torch.manual_seed(0)
+    return TOKENIZERS[name](semantic_hidden_size=6, hidden_sizes=[8], e_dim=4, levels=3, code_num=5)
 
 
 def codes_used(quantizer: ResidualQuantizer, vectors: torch.Tensor) -> list[int]:
@@ -204,3 +210,47 @@ def test_rqvae_gives_the_codes_of_encode_when_autocast_is_on():
     assert torch.equal(cast.quantization.codes, tokenizer.encode(items))
     assert torch.equal(cast.reconstruction, plain.reconstruction)
     assert cast_sequence.distances.dtype == sequence.distances.dtype == torch.float32
+
+
+def test_rqkmeans_reconstructs_by_the_sum_of_centroids_when_started():
+    tokenizer, embedding = small_tokenizer("rqkmeans"), seeded(60, 6)
+    tokenizer.start(embedding, seed=0)
+    output, _ = tokenizer(embedding)
+    residual = embedding
+    for level, centroids in enumerate(tokenizer.quantizer.codebooks.detach()):
+        code = torch.cdist(residual, centroids).argmin(dim=1)
+        assert torch.equal(output.quantization.codes[:, level], code)
+        for k in range(5):  # a centroid is the mean of what it stands for
+            mean = residual[code == k].mean(dim=0)
+            torch.testing.assert_close(centroids[k], mean, atol=1e-4, rtol=0)
+        residual = residual - centroids[code]
+    torch.testing.assert_close(output.reconstruction, embedding - residual)
+
+
+def test_rqkmeans_has_codebooks_as_wide_as_embeddings_and_nothing_else():
+    tokenizer = small_tokenizer("rqkmeans")
+    assert {n: tuple(p.shape) for n, p in tokenizer.named_parameters()} == {
+        "quantizer.codebooks": (3, 5, 6)
+    }
+    assert not tokenizer.pretrains
+
+
+def test_rqkmeans_learns_at_every_level_when_only_the_reconstruction_is_asked():
+    tokenizer, embedding = small_tokenizer("rqkmeans"), seeded(60, 6)
+    output, _ = tokenizer(embedding)
+    (output.reconstruction - embedding).square().mean().backward()
+    assert (tokenizer.quantizer.codebooks.grad.abs().amax(dim=(1, 2)) > 0).all()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokenizers_do_the_same_in_parts_when_items_are_many(name, monkeypatch):
+    tokenizer, embedding = small_tokenizer(name), seeded(60, 6)
+    tokenizer.start(embedding, seed=0)
+    with torch.no_grad():
+        output, _ = tokenizer(embedding)
+    codes, distances = output.quantization.codes, output.quantization.distances
+    monkeypatch.setattr(tokenizer_base, "_ROWS", 7)
+    assert torch.equal(tokenizer.encode(embedding), codes)
+    assert torch.equal(tokenizer.last_distances(embedding), distances[:, -1])
+    error = (embedding - output.reconstruction).square().mean()
+    assert tokenizer.reconstruction_error(embedding, codes) == pytest.approx(float(error), rel=1e-5)

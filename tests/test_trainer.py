@@ -60,7 +60,9 @@ def run_stages(
 
 
 def metrics_lines(trainer: ETEGRecTrainer) -> list[dict]:
-    return [json.loads(line) for line in trainer.run_dir.metrics.read_text().splitlines()]
+    """The records of epochs; that of the first codes comes between them."""
+    lines = map(json.loads, trainer.run_dir.metrics.read_text().splitlines())
+    return [line for line in lines if line["phase"] != "codes"]
 
 
 # What a stage changes ---------------------------------------------------------------------------

@@ -1,13 +1,14 @@
 """From atomic files to batches of item ids; codes are unknown here."""
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset
-from recbole_etegrec.data.item_embedding import load_item_embedding
+from recbole_etegrec.data.item_embedding import check_item_embedding, load_item_embedding
 from recbole_etegrec.data.loader import SequenceBatch
 from recbole_etegrec.data.preparation import create_dataset, data_preparation
 
 __all__ = [
     "SequenceBatch",
     "WholeSequenceDataset",
+    "check_item_embedding",
     "create_dataset",
     "data_preparation",
     "load_item_embedding",

@@ -4,24 +4,95 @@ RecBole turns a user's ``n`` interactions into ``n - 1`` rows, one a prefix. A c
 computes every prefix of a sequence at once, so the training part stays a flat, sorted list of
 interactions here; only the held-out rows carry their history as a list, because RecBole's
 evaluation loaders want it so. The held-out interactions are those that RecBole's own
-leave-one-out picks, which makes results comparable with its other models.
+leave-one-out picks, which makes results comparable with its other models, or those of the
+pre-split files that ``benchmark_filename`` names.
 """
 
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
 import numpy as np
+import pandas as pd
+import recbole.data.dataset.dataset as recbole_dataset
 import torch
 from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource
 
+from recbole_etegrec.config import Config
+from recbole_etegrec.data.sequences import (
+    Windows,
+    join_rows,
+    run_indices,
+    sequence_offsets,
+    whole_sequences,
+)
 from recbole_etegrec.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+PARTS = ("train", "valid", "test")
 
 
 class WholeSequenceDataset(SequentialDataset):
     """Sequences of item ids, each user's last two interactions held out.
 
     After :meth:`build`, ``train.inter_feat`` holds the training interactions sorted by user and
-    time; ``valid.inter_feat`` and ``test.inter_feat`` hold one row a user: the target in
-    ``item_id``, its history right-padded in ``item_id_list`` and its length in ``item_length``.
+    time; ``valid.inter_feat`` and ``test.inter_feat`` hold one row a target: it in ``item_id``,
+    its history right-padded in ``item_id_list`` and its length in ``item_length``.
+
+    Attributes:
+        offsets: of the training part: where sequences begin in its interactions ``[S + 1]``.
+        windows: of the training part: which interactions are targets, and what of their sequence
+            is their history; of any length.
     """
+
+    offsets: np.ndarray
+    windows: Windows
+
+    def __init__(self, config: Config):
+        self.item_id_list_field = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+        self.histories: Histories | None = None
+        super().__init__(config)
+
+    def _load_feat(self, filepath: str, source: FeatureSource) -> pd.DataFrame | None:
+        with _in_recbole(pd=SimpleNamespace(read_csv=_read_csv)):
+            return super()._load_feat(filepath, source)
+
+    def _filter_by_inter_num(self) -> None:
+        with _in_recbole(Counter=_count):
+            super()._filter_by_inter_num()
+
+    def _set_alias(self, alias_name: str, default_value: list[str]) -> None:
+        """Items of pre-split histories share their ids with the targets, asked for or not."""
+        presplit = self.benchmark_filename_list is not None
+        if alias_name == "item_id" and presplit and self.item_id_list_field in self.field2type:
+            default_value = [*default_value, self.item_id_list_field]
+        super()._set_alias(alias_name, default_value)
+
+    def _benchmark_presets(self) -> None:
+        """Take the histories of pre-split files, if they have any, out of the table.
+
+        RecBole would pad each to the longest of all.
+        """
+        table = self.inter_feat
+        if self.item_id_list_field in table:
+            rows = table[self.item_id_list_field]
+            self.histories = Histories(np.concatenate(rows.to_list()), rows.map(len).to_numpy())
+        elif self.time_field not in table:
+            raise UserError(
+                f"benchmark_filename ({', '.join(self.benchmark_filename_list)}): the files have "
+                f"neither '{self.item_id_list_field}' (histories) nor '{self.time_field}' "
+                "(histories are then made of each user's earlier rows)"
+            )
+        suffix = self.config["LIST_SUFFIX"]
+        made = [self.item_list_length_field, *(f"{field}{suffix}" for field in table)]
+        self.inter_feat = table.drop(columns=made, errors="ignore")
+        self._aug_presets()
 
     def data_augmentation(self) -> None:
         """Sort by user and time; the prefix rows of RecBole are not built."""
@@ -39,70 +110,154 @@ class WholeSequenceDataset(SequentialDataset):
             UserError: if a part is empty.
         """
         self._change_feat_format()
-        users = self.inter_feat[self.uid_field].numpy()
-        offsets = sequence_offsets(users)
-        lengths = np.diff(offsets)
-        # RecBole counts rows (one less than interactions) and always keeps one for training.
-        held_out = np.clip(lengths - 2, 0, 2)
-        last = offsets[1:] - 1
-        in_train = np.ones(len(users), dtype=bool)
-        test_rows = last[held_out >= 1]
-        valid_rows = last[held_out >= 2] - 1
-        in_train[np.concatenate([valid_rows, test_rows])] = False
-        self._drop_unused_col()
-        parts = {"valid": self._with_history(valid_rows), "test": self._with_history(test_rows)}
-        parts = {"train": self.inter_feat[torch.from_numpy(np.flatnonzero(in_train))], **parts}
-        for name, part in parts.items():
-            if len(part) == 0:
-                raise UserError(
-                    f"eval_args.split: the {name} part of {self.dataset_name} is empty "
-                    f"({len(lengths)} users, longest sequence {lengths.max(initial=0)}): "
-                    "a user needs 4 interactions to have a validation and a test item."
-                )
-        return [self.copy(part) for part in parts.values()]
+        if self.histories is not None:
+            parts = self._parts_of_rows(self.histories)
+        elif self.benchmark_filename_list is not None:
+            parts = self._parts_of_sequences(self._sort_files())
+        else:
+            users = self.inter_feat[self.uid_field].numpy()
+            parts = self._parts_of_sequences(leave_one_out(sequence_offsets(users)))
+        windows = parts[0].windows
+        targets = int((windows.end - windows.supervised_from).sum())
+        for name, rows in zip(PARTS, (targets, *map(len, parts[1:])), strict=True):
+            if rows == 0:
+                raise UserError(self._empty(name))
+        return parts
 
-    def _with_history(self, rows: np.ndarray) -> Interaction:
-        """Rows of the sorted interactions, each with the items before it, shortest first.
+    def _sort_files(self) -> np.ndarray:
+        """Sort pre-split files by user and time; the part of each interaction, as a number."""
+        part = np.repeat(np.arange(len(PARTS)), self.file_size_list)
+        self.inter_feat["part"] = torch.from_numpy(part)
+        self.sort(by=[self.uid_field, self.time_field], ascending=True)
+        part = self.inter_feat["part"].numpy()
+        self.inter_feat.drop("part")
+        return part
+
+    def _parts_of_sequences(self, part: np.ndarray) -> list["WholeSequenceDataset"]:
+        """Parts of the sorted interactions, given the number of each one's part.
+
+        The history of a held-out item is what precedes it in its own and earlier parts.
+        """
+        self._drop_unused_col()
+        users, items = self._column(self.uid_field), self._column(self.iid_field)
+        rows = np.flatnonzero(part == 0)
+        offsets = sequence_offsets(users[rows])
+        train = self.copy(select_rows(self.inter_feat, rows))
+        train.offsets, train.windows = offsets, whole_sequences(offsets)
+        parts = [train]
+        for number, name in enumerate(PARTS[1:], start=1):
+            known = np.flatnonzero(part <= number)
+            offsets = sequence_offsets(users[known])
+            targets = np.flatnonzero(part[known] == number)
+            starts = offsets[np.searchsorted(offsets, targets, side="right") - 1]
+            feat = select_rows(self.inter_feat, known[targets])
+            parts.append(self._held_out(name, feat, items[known], targets, targets - starts))
+        return parts
+
+    def _parts_of_rows(self, histories: "Histories") -> list["WholeSequenceDataset"]:
+        """Parts of pre-split files in which each row has its history."""
+        self._drop_unused_col()
+        users, targets = self._column(self.uid_field), self._column(self.iid_field)
+        items, lengths = histories
+        ends = np.cumsum(lengths)
+        first, *held_out = np.split(np.arange(len(users)), np.cumsum(self.file_size_list)[:-1])
+        joined = join_rows(users[first], items, ends[first], lengths[first], targets[first])
+        columns = {self.uid_field: users[first][joined.row], self.iid_field: joined.items}
+        train = self.copy(Interaction({k: torch.from_numpy(v) for k, v in columns.items()}))
+        train.offsets, train.windows = joined.offsets, joined.windows
+        return [train] + [
+            self._held_out(
+                name, select_rows(self.inter_feat, rows), items, ends[rows], lengths[rows]
+            )
+            for name, rows in zip(PARTS[1:], held_out, strict=True)
+        ]
+
+    def _column(self, field: str) -> np.ndarray:
+        return self.inter_feat[field].numpy()
+
+    def _held_out(
+        self, name: str, feat: Interaction, items: np.ndarray, ends: np.ndarray, lengths: np.ndarray
+    ) -> "WholeSequenceDataset":
+        """A part of rows with their histories, which are the items before ``ends``, shortest first.
 
         The order by length lets evaluation batches carry almost no padding.
         """
-        items = self.inter_feat[self.iid_field].numpy()
-        offsets = sequence_offsets(self.inter_feat[self.uid_field].numpy())
-        starts = offsets[np.searchsorted(offsets, rows, side="right") - 1]
-        lengths = np.minimum(rows - starts, self.max_item_list_len)
+        lengths = np.minimum(lengths, self.max_item_list_len)
         order = np.argsort(lengths, kind="stable")
-        rows, lengths = rows[order], lengths[order]
-        position = np.arange(self.max_item_list_len)
-        source = (rows - lengths)[:, None] + position  # [rows, T]
-        inside = position < lengths[:, None]
-        history = np.where(inside, items[np.where(inside, source, 0)], 0)
-        feat = self.inter_feat[torch.from_numpy(rows)]
-        feat.update(
-            Interaction(
-                {
-                    self.item_id_list_field: torch.from_numpy(history),
-                    self.item_list_length_field: torch.from_numpy(lengths),
-                }
+        missing = int((lengths == 0).sum())
+        if missing:
+            logger.warning(
+                "%s part: %d of %d rows have no history and are left out", name, missing, len(order)
             )
+        order = order[missing:]
+        ends, lengths = ends[order], lengths[order]
+        history = np.zeros((len(order), self.max_item_list_len), dtype=np.int64)
+        inside = np.arange(self.max_item_list_len) < lengths[:, None]  # [rows, T]
+        history[inside] = items[run_indices(ends, lengths)]
+        feat = select_rows(feat, order)
+        feat[self.item_id_list_field] = torch.from_numpy(history)
+        feat[self.item_list_length_field] = torch.from_numpy(lengths)
+        return self.copy(feat)
+
+    def _empty(self, name: str) -> str:
+        if self.benchmark_filename_list is not None:
+            file = self.benchmark_filename_list[PARTS.index(name)]
+            return f"benchmark_filename: {self.dataset_name}.{file}.inter has no row with a history"
+        lengths = np.diff(sequence_offsets(self._column(self.uid_field)))
+        return (
+            f"eval_args.split: the {name} part of {self.dataset_name} is empty "
+            f"({len(lengths)} users, longest sequence {lengths.max(initial=0)}): "
+            "a user needs 4 interactions to have a validation and a test item."
         )
-        return feat
 
 
-def sequence_offsets(users: np.ndarray) -> np.ndarray:
-    """Where each user's interactions begin in an array sorted by user.
+class Histories(NamedTuple):
+    """Histories of rows: their items, one row after the other, and lengths ``[rows]``."""
 
-    Args:
-        users: user ids ``[interactions]``, equal ids adjacent.
+    items: np.ndarray
+    lengths: np.ndarray
 
-    Returns:
-        ``[sequences + 1]``; sequence ``s`` is ``offsets[s]:offsets[s + 1]``.
+
+def leave_one_out(offsets: np.ndarray) -> np.ndarray:
+    """The part of each interaction of sorted sequences: 0 train, 1 valid, 2 test.
+
+    RecBole counts rows (one less than interactions) and always keeps one for training.
     """
-    if len(users) == 0:
-        return np.zeros(1, dtype=np.int64)
-    changes = np.flatnonzero(users[1:] != users[:-1]) + 1
-    return np.concatenate([[0], changes, [len(users)]]).astype(np.int64)
+    held_out = np.clip(np.diff(offsets) - 2, 0, 2)
+    last = offsets[1:] - 1
+    part = np.zeros(offsets[-1], dtype=np.int8)
+    part[last[held_out >= 1]] = 2
+    part[last[held_out >= 2] - 1] = 1
+    return part
 
 
-def place_in_run(counts: np.ndarray) -> np.ndarray:
-    """0, 1, 2, ... within each of adjacent runs, of the given lengths ``[R]``."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+def select_rows(feat: Interaction, rows: np.ndarray) -> Interaction:
+    """``feat[rows]``, without the Python list of numbers that RecBole makes of an index."""
+    index = torch.from_numpy(rows)
+    return Interaction({name: column[index] for name, column in feat.interaction.items()})
+
+
+@contextmanager
+def _in_recbole(**faster: Any) -> Iterator[None]:
+    """Give RecBole's module of the dataset other functions that return the same, but faster."""
+    own = {name: getattr(recbole_dataset, name) for name in faster}
+    vars(recbole_dataset).update(faster)
+    try:
+        yield
+    finally:
+        vars(recbole_dataset).update(own)
+
+
+def _read_csv(*args: Any, **options: Any) -> pd.DataFrame:
+    """pandas' function, by its parser in C; `high` is how the one in Python reads decimals."""
+    if len(options["delimiter"]) == 1:  # the parser in C knows no other
+        options |= {"engine": "c", "float_precision": "high"}
+    return pd.read_csv(*args, **options)
+
+
+def _count(values: np.ndarray | None = None) -> Counter:
+    """How often each value occurs."""
+    if values is None:
+        return Counter()
+    codes, distinct = pd.factorize(values)
+    return Counter(dict(zip(distinct, np.bincount(codes).tolist(), strict=True)))

@@ -11,7 +11,7 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.data.dataset import place_in_run
+from recbole_etegrec.data.sequences import place_in_run
 
 # Rows of a batch, and for each an item of its user's history.
 HistoryIndex = tuple[torch.Tensor, torch.Tensor]

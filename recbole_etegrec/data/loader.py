@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from recbole_etegrec.data.dataset import WholeSequenceDataset, place_in_run, sequence_offsets
+from recbole_etegrec.data.dataset import WholeSequenceDataset
+from recbole_etegrec.data.sequences import Windows, place_in_run
 
 
 class SequenceBatch(NamedTuple):
@@ -49,49 +50,43 @@ class SequenceBatch(NamedTuple):
         )
 
 
-class Windows(NamedTuple):
-    """Pieces of the flat interaction list; items from ``supervised_from`` on are targets."""
-
-    start: np.ndarray
-    end: np.ndarray
-    supervised_from: np.ndarray
-
-
-def make_windows(offsets: np.ndarray, max_history: int, stride: int) -> Windows:
-    """Cut sequences into windows so that every item but a user's first is a target once.
+def make_windows(sequences: Windows, max_history: int, stride: int) -> Windows:
+    """Cut sequences into windows so that every target of theirs stays one once.
 
     A sequence of up to ``max_history + 1`` items is one window, and each of its targets sees
     exactly what a prefix row would hold. A longer one becomes windows of that length which
     overlap: those after the first supervise their last ``stride`` items.
 
     Args:
-        offsets: where sequences begin ``[S + 1]``.
+        sequences: windows of any length.
         max_history: items of history at most.
         stride: new targets of each further window.
     """
-    lengths = np.diff(offsets)
+    start = np.maximum(sequences.start, sequences.supervised_from - max_history)
+    lengths = sequences.end - start
     beyond = np.maximum(lengths - 1 - max_history, 0)
-    counts = np.where(lengths > 1, 1 + -(-beyond // stride), 0)
+    counts = np.where(sequences.end > sequences.supervised_from, 1 + -(-beyond // stride), 0)
     sequence = np.repeat(np.arange(len(lengths)), counts)
     nth = place_in_run(counts)
-    first, length = offsets[:-1][sequence], lengths[sequence]
+    first, length = start[sequence], lengths[sequence]
     end = np.minimum(max_history + 1 + nth * stride, length)
     start = np.maximum(end - max_history - 1, 0)
-    supervised_from = np.where(nth == 0, 1, max_history + 1 + (nth - 1) * stride)
-    return Windows(first + start, first + end, first + supervised_from)
+    further = first + max_history + 1 + (nth - 1) * stride
+    supervised_from = np.where(nth == 0, sequences.supervised_from[sequence], further)
+    return Windows(first + start, first + end, supervised_from)
 
 
-def make_prefixes(offsets: np.ndarray, max_history: int) -> Windows:
-    """A window for every item but a user's first: the item, its only target, and those before.
+def make_prefixes(sequences: Windows, max_history: int) -> Windows:
+    """A window for every target of sequences: the item, its only target, and those before.
 
     Args:
-        offsets: where sequences begin ``[S + 1]``.
+        sequences: see :func:`make_windows`.
         max_history: items of history at most.
     """
-    counts = np.maximum(np.diff(offsets) - 1, 0)
-    first = np.repeat(offsets[:-1], counts)
-    target = first + 1 + place_in_run(counts)
-    return Windows(np.maximum(first, target - max_history), target + 1, target)
+    counts = np.maximum(sequences.end - sequences.supervised_from, 0)
+    sequence = np.repeat(np.arange(len(counts)), counts)
+    target = sequences.supervised_from[sequence] + place_in_run(counts)
+    return Windows(np.maximum(sequences.start[sequence], target - max_history), target + 1, target)
 
 
 def cut_windows(windows: Windows, probability: float, rng: np.random.Generator) -> Windows:
@@ -133,7 +128,7 @@ class SequenceLoader:
     the whole step. ``loader._dataset`` is RecBole's training dataset, as in RecBole's own loaders.
 
     Args:
-        dataset: the training part, interactions sorted by user and time.
+        dataset: the training part.
         max_tokens: padded code tokens in a step at most, over all its pieces.
         code_length: tokens an item.
         training_rows: ``sequences``, windows in which all items are targets, or ``prefixes``, one
@@ -156,12 +151,11 @@ class SequenceLoader:
     ):
         self._dataset = dataset
         self.items = dataset.inter_feat[dataset.iid_field].numpy()
-        offsets = sequence_offsets(dataset.inter_feat[dataset.uid_field].numpy())
         stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
         if training_rows == "prefixes":
-            self.whole = make_prefixes(offsets, dataset.max_item_list_len)
+            self.whole = make_prefixes(dataset.windows, dataset.max_item_list_len)
         else:
-            self.whole = make_windows(offsets, dataset.max_item_list_len, stride)
+            self.whole = make_windows(dataset.windows, dataset.max_item_list_len, stride)
         self.longest = int((self.whole.end - self.whole.start).max(initial=0))
         self.max_items, self.seed = max(max_tokens // code_length, 1), seed
         self.code_length = code_length
@@ -213,6 +207,14 @@ class SequenceLoader:
                 )
                 for piece in self.own_pieces
             ]
+
+    def first_step(self) -> SequenceBatch:
+        """The first step of the epoch as one batch, the same on every process."""
+        pieces, own_pieces = self.pieces, self.own_pieces
+        self.split()
+        (batch,) = next(self.iterate())
+        self.pieces, self.own_pieces = pieces, own_pieces
+        return batch
 
     def largest_piece(self) -> SequenceBatch:
         """The piece of the epoch in which most tokens are read, padding included."""

@@ -3,6 +3,7 @@
 import torch
 from transformers import AutoModel, PreTrainedModel
 
+from recbole_etegrec.checks import launched_with
 from recbole_etegrec.config import Config, properties_dir
 from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, EncoderDecoder, Recommender
 from recbole_etegrec.recommender.backbone import add_residual_dropout, checkpoint_activations
@@ -30,17 +31,19 @@ def autocast(config: Config, device_type: str | None = None) -> torch.autocast:
 
 
 def build_recommender(
-    config: Config, semantic_hidden_size: int, *, shapes_only: bool = False
+    config: Config, semantic_hidden_size: int, e_dim: int, *, shapes_only: bool = False
 ) -> Recommender:
     """The recommender of a config, on the CPU or, where it is pretrained, on the config's device.
 
     Args:
+        semantic_hidden_size: width of the item embeddings.
+        e_dim: width of the tokenizer's codebooks, for not all tokenizers follow the config's.
         shapes_only: weights are not wanted: make them on the meta device, without loading any.
     """
     if shapes_only:
         with torch.device("meta"):
-            return _assemble(config, _backbone_shapes(config), semantic_hidden_size)
-    return _assemble(config, _backbone(config), semantic_hidden_size)
+            return _assemble(config, _backbone_shapes(config), semantic_hidden_size, e_dim)
+    return _assemble(config, _backbone(config), semantic_hidden_size, e_dim)
 
 
 def check_base_model(config: Config) -> None:
@@ -69,7 +72,7 @@ def _backbone(config: Config) -> PreTrainedModel:
             dtype=_weight_dtype(config),
             attn_implementation=config["attn_implementation"],
             quantized=config["tuning"] == "qlora",
-            device=str(config["device"]),
+            device="cpu" if launched_with("FSDP") else str(config["device"]),
         )
         add_residual_dropout(model, config["residual_dropout"])
         return model
@@ -99,13 +102,15 @@ def _backbone_shapes(config: Config) -> PreTrainedModel:
     return model
 
 
-def _assemble(config: Config, backbone: PreTrainedModel, semantic_hidden_size: int) -> Recommender:
+def _assemble(
+    config: Config, backbone: PreTrainedModel, semantic_hidden_size: int, e_dim: int
+) -> Recommender:
     if config["gradient_checkpointing"]:
         checkpoint_activations(backbone)
     embedding = CodeEmbedding(
         code_length=config["code_length"],
         code_num=config["code_num"],
-        e_dim=config["e_dim"],
+        e_dim=e_dim,
         hidden_size=backbone.config.hidden_size,
         init_std=config["init_std"],
         train_codebooks=config["codebook_update"] == "shared",

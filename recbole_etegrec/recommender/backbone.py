@@ -20,6 +20,8 @@ from transformers import (
     T5Model,
 )
 
+from recbole_etegrec.errors import UserError
+
 
 def llama_from_scratch(
     *,
@@ -104,7 +106,11 @@ def t5_from_scratch(
 
 
 def add_residual_dropout(model: PreTrainedModel, probability: float) -> None:
-    """Drop out what each attention and MLP block adds to the residual stream, as GPT-2 does."""
+    """Drop out what each attention and MLP block adds to the residual stream, as GPT-2 does.
+
+    Raises:
+        UserError: the blocks do not have the names that LLaMA gave them.
+    """
     if not probability:
         return
 
@@ -113,9 +119,15 @@ def add_residual_dropout(model: PreTrainedModel, probability: float) -> None:
         first = F.dropout(first, probability, training=module.training)
         return (first, *rest) if isinstance(output, tuple) else first
 
-    for layer in model.layers:
-        layer.self_attn.register_forward_hook(drop)
-        layer.mlp.register_forward_hook(drop)
+    try:
+        blocks = [block for layer in model.layers for block in (layer.self_attn, layer.mlp)]
+    except AttributeError as error:
+        raise UserError(
+            f"residual_dropout ({probability}): the layers of {type(model).__name__} have other "
+            "parts than LLaMA's; set it to 0"
+        ) from error
+    for block in blocks:
+        block.register_forward_hook(drop)
 
 
 def checkpoint_activations(model: PreTrainedModel, on: bool = True) -> None:

@@ -6,6 +6,7 @@ a cache and a mask of its own for each token; that is tried when it is loaded.
 
 import json
 import warnings
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,10 +15,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
-from recbole_etegrec.errors import UserError
-from recbole_etegrec.recommender.backbone import additive_mask, cached, new_cache, residual_dtype
+from recbole_etegrec.errors import UserError, hub_refusal
+from recbole_etegrec.recommender.backbone import (
+    additive_mask,
+    cached,
+    masked_attention,
+    new_cache,
+    residual_dtype,
+)
 
 
+@cache
 def find_base_config(base_model: str, shapes: Path | None = None) -> PreTrainedConfig:
     """The configuration of a pretrained decoder.
 
@@ -29,13 +37,13 @@ def find_base_config(base_model: str, shapes: Path | None = None) -> PreTrainedC
         UserError: there is none, it cannot be reached, or it is no decoder.
     """
     known = shapes and shapes / f"{base_model}.json"
-    if known and known.is_file():
+    if known and known.is_file() and not Path(base_model).exists():
         config = AutoConfig.for_model(**json.loads(known.read_text("utf-8")))
     else:
         try:
             config = AutoConfig.from_pretrained(**_source(base_model))
         except Exception as error:
-            raise _explained(base_model, error) from error
+            raise hub_refusal("base_model", base_model, error) from error
     if config.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
         raise UserError(f"base_model ({base_model}): {config.model_type} is not decoder-only")
     return config
@@ -85,7 +93,7 @@ def load_base_model(
             **source, dtype=dtype, attn_implementation=attn_implementation, **options
         )
     except Exception as error:
-        raise _explained(base_model, error) from error
+        raise hub_refusal("base_model", base_model, error) from error
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On some CPUs bitsandbytes would pack 4-bit weights anew for ranking, and lose digits.
@@ -121,18 +129,19 @@ def check_contract(base_model: str, model: PreTrainedModel) -> None:
     tokens = tokens.to(device, residual_dtype(model))
     position = torch.arange(6, device=device)
     try:
-        whole = model(inputs_embeds=tokens, use_cache=False).last_hidden_state
-        cache = new_cache()
-        model(inputs_embeds=tokens[:, :4], **cached(model, cache))
-        # The last token stands beside the one before it: both follow the first four.
-        visible = position[4:].unsqueeze(1) == position
-        visible[:, :4] = True
-        beside = model(
-            inputs_embeds=tokens[:, [4, 4]],
-            position_ids=position[[4, 4]].unsqueeze(0),
-            attention_mask=additive_mask(visible[None, None], tokens.dtype),
-            **cached(model, cache),
-        ).last_hidden_state
+        with masked_attention(model):
+            whole = model(inputs_embeds=tokens, use_cache=False).last_hidden_state
+            cache = new_cache()
+            model(inputs_embeds=tokens[:, :4], **cached(model, cache))
+            # The last token stands beside the one before it: both follow the first four.
+            visible = position[4:].unsqueeze(1) == position
+            visible[:, :4] = True
+            beside = model(
+                inputs_embeds=tokens[:, [4, 4]],
+                position_ids=position[[4, 4]].unsqueeze(0),
+                attention_mask=additive_mask(visible[None, None], tokens.dtype),
+                **cached(model, cache),
+            ).last_hidden_state
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"base_model ({base_model}): does not take embeddings: {reason}") from error
@@ -181,41 +190,7 @@ def _source(base_model: str) -> dict[str, str]:
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"base_model ({base_model}): the directory holds no config.json")
-    if not path.is_dir() and (path.is_absolute() or base_model.count("/") > 1 or "~" in base_model):
+    is_path = base_model.startswith(("/", ".", "~")) or base_model.endswith("/")
+    if not path.is_dir() and (is_path or base_model.count("/") > 1):
         raise UserError(f"base_model ({base_model}): no such directory")
     return {"pretrained_model_name_or_path": str(path) if path.is_dir() else base_model}
-
-
-def _explained(base_model: str, error: Exception) -> UserError:
-    """One line on why a model could not be had."""
-    if isinstance(error, UserError):
-        return error
-    causes, cause = [], error
-    while cause is not None:
-        causes.append(type(cause).__name__)
-        cause = cause.__cause__ or cause.__context__
-    if "GatedRepoError" in causes:
-        reason = (
-            f"the model is gated: accept its terms at https://huggingface.co/{base_model}, then "
-            "log in with `hf auth login` or set HF_TOKEN"
-        )
-    elif "RepositoryNotFoundError" in causes:
-        reason = "no such directory or file here, and no such model on the hub (or a private one)"
-    elif not _UNREACHABLE.isdisjoint(causes):
-        reason = (
-            "not on this machine, and the hub cannot be reached: give a directory that holds it, "
-            f"or run `hf download {base_model}` where there is a network"
-        )
-    else:
-        reason = " ".join(str(error).split())[:300]
-    return UserError(f"base_model ({base_model}): {reason}")
-
-
-_UNREACHABLE = {
-    "OfflineModeIsEnabled",
-    "LocalEntryNotFoundError",
-    "ConnectError",
-    "ConnectionError",
-    "ConnectTimeout",
-    "ReadTimeout",
-}

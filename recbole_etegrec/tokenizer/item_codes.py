@@ -1,45 +1,18 @@
 """The code table: which tuple of codes stands for which item.
 
-The tokenizer gives an item its semantic codes; items that share them get a last, collision code
+An item comes with its semantic codes; items that share them get a last, collision code
 0, 1, 2, ... so that tuples are unique. Table and trie are always rebuilt together.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.tokenizer.health import CodeHealth
 from recbole_etegrec.tokenizer.trie import Trie
-
-
-@dataclass(frozen=True)
-class CodeHealth:
-    """How well a code table spreads items.
-
-    Attributes:
-        usage: share of codes used, per semantic level.
-        perplexity: ``exp(entropy)`` of the codes' use, per semantic level.
-        collision_rate: share of items that share all their semantic codes with another.
-        largest_group: items in the largest such group.
-        changed: share of items whose codes differ from the previous table.
-    """
-
-    usage: list[float]
-    perplexity: list[float]
-    collision_rate: float
-    largest_group: int
-    changed: float
-
-    def __str__(self) -> str:
-        levels = " ".join(
-            f"{u:.0%}/{p:.0f}" for u, p in zip(self.usage, self.perplexity, strict=True)
-        )
-        return (
-            f"usage/perplexity {levels}, collisions {self.collision_rate:.1%} "
-            f"(largest group {self.largest_group}), codes changed {self.changed:.1%}"
-        )
 
 
 class ItemCodes(nn.Module):
@@ -81,8 +54,8 @@ class ItemCodes(nn.Module):
         if health.largest_group > self.code_num:
             raise UserError(
                 f"code_num: {health.largest_group} items share their semantic codes, a collision "
-                f"code can tell {self.code_num} apart: raise code_num, e_dim or tokenizer_epochs, "
-                "or give item embeddings that differ (balanced assignment is the general remedy)."
+                f"code can tell {self.code_num} apart: set collision to sinkhorn, raise code_num, "
+                "e_dim or tokenizer_epochs, or give item embeddings that differ."
             )
         old = self.table[1:].clone()
         stays = (semantic_codes == old[:, :-1]).all(dim=1)
@@ -159,11 +132,11 @@ def collision_codes(groups: torch.Tensor, old: torch.Tensor, stays: torch.Tensor
 
     # The r-th free number of a group is r plus the kept numbers that have at most r free below.
     kept = order[keeps[order]]  # ascending in (group, number)
-    kept_rank = _rank_within(groups[kept])
+    kept_rank = rank_within(groups[kept])
     free_below = groups[kept] * base + wish[kept] - kept_rank
     rest = torch.nonzero(~keeps).squeeze(1)
     rest = rest[torch.sort(groups[rest], stable=True).indices]
-    rank = _rank_within(groups[rest])
+    rank = rank_within(groups[rest])
     taken = torch.searchsorted(free_below, groups[rest] * base + rank, right=True)
     before = torch.searchsorted(free_below, groups[rest] * base)
     codes = wish.clone()
@@ -171,7 +144,7 @@ def collision_codes(groups: torch.Tensor, old: torch.Tensor, stays: torch.Tensor
     return codes
 
 
-def _rank_within(sorted_groups: torch.Tensor) -> torch.Tensor:
+def rank_within(sorted_groups: torch.Tensor) -> torch.Tensor:
     """0, 1, 2, ... within each run of equal values of a sorted ``[N]``."""
     position = torch.arange(len(sorted_groups), device=sorted_groups.device)
     return position - torch.searchsorted(sorted_groups, sorted_groups)

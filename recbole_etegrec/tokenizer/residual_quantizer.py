@@ -62,6 +62,11 @@ class ResidualQuantizer(nn.Module):
             v = v - selected.detach()
         return Quantization(*(torch.stack(column, dim=1) for column in zip(*steps, strict=True)))
 
+    def look_up(self, codes: torch.Tensor) -> torch.Tensor:
+        """The sums of the rows that codes ``[B, Q]`` stand for ``[B, D]``."""
+        rows = zip(codes.T, self.codebooks, strict=True)
+        return sum(F.embedding(code, codebook) for code, codebook in rows)
+
     @torch.no_grad()
     def start_from(self, vectors: torch.Tensor, seed: int) -> None:
         """Set each codebook to the k-means centroids of that level's residuals.

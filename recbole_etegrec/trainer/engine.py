@@ -29,7 +29,7 @@ from recbole_etegrec.errors import TrainingError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.recommender import Recommender
 from recbole_etegrec.run_directory import RunDirectory
-from recbole_etegrec.tokenizer.item_codes import CodeHealth
+from recbole_etegrec.tokenizer import CodeHealth
 from recbole_etegrec.trainer.schedule import Stage
 from recbole_etegrec.trainer.trackers import make_trackers
 
@@ -72,14 +72,19 @@ class Engine:
             log_with=make_trackers(config, run_dir),
         )
         self.device = self.accelerator.device
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        backbone = model.recommender.backbone
+        if plugin:  # a GPU may not hold it whole: sharding moves it there, each process its share
+            model.recommender.backbone = None
         model.to(self.device)
+        model.recommender.backbone = backbone
         # The wrapper must know all that will ever train; stages freeze each module as a whole.
         model.tokenizer.requires_grad_(True)
         self.optimizers = {
             "tokenizer": torch.optim.AdamW(model.tokenizer.parameters(), weight_decay=0.0)
         }
         optimizer = make_optimizer(config["optimizer"], model.recommender, config["weight_decay"])
-        if plugin := getattr(self.accelerator.state, "fsdp_plugin", None):
+        if plugin:
             # What ranking and code updates read outside `forward` is small and stays whole.
             plugin.ignored_modules = model.recommender.heads
             plugin.cpu_ram_efficient_loading = False  # it would replace those very parameters
@@ -194,13 +199,12 @@ class Engine:
     # Processes ----------------------------------------------------------------------------------
 
     def set_codes(self) -> CodeHealth:
-        """Give every item the codes of the main process's tokenizer.
+        """Give every item the codes that the main process finds for it.
 
         Raises:
             TrainingError: processes then have different code tables.
         """
-        codes = self.model.tokenizer.encode(self.model.item_embedding[1:])
-        health = self.model.set_codes(self._from_main(codes))
+        health = self.model.set_codes(self._from_main(self.model.semantic_codes()))
         digests = gather_object([self.model.codes.digest()])
         if len(set(digests)) > 1:
             raise TrainingError(f"code tables differ between processes: {', '.join(digests)}")

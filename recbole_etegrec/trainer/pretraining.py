@@ -1,13 +1,20 @@
 """Pretraining of the tokenizer, on items alone."""
 
 import logging
+from dataclasses import replace
 
 import torch
 
+from recbole_etegrec.config import Config
 from recbole_etegrec.losses import quantization_loss
 from recbole_etegrec.model import ETEGRecLlama
 
 logger = logging.getLogger(__name__)
+
+
+def pretraining_epochs(config: Config, model: ETEGRecLlama) -> int:
+    """How many there are: none for a tokenizer that k-means has made already."""
+    return config["tokenizer_epochs"] if model.tokenizer.pretrains else 0
 
 
 def pretraining_epoch(
@@ -46,7 +53,7 @@ def pretraining_epoch(
         with torch.no_grad():
             encoded = tokenizer.encoder(embedding)
         revived = tokenizer.quantizer.revive(encoded, generator)
-    error = float(total) / len(embedding)
     health = model.codes.health(tokenizer.encode(embedding))
-    logger.info("tokenizer: error %.4f, %s, revived %d", error, health, revived)
-    return {"reconstruction": error, **vars(health)}
+    health = replace(health, reconstruction=float(total) / len(embedding))
+    logger.info("tokenizer: %s, revived %d", health, revived)
+    return health.record()

@@ -7,6 +7,7 @@ business.
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from recbole_etegrec.trainer.memory import (
     memory_gib,
     out_of_memory_explained,
 )
-from recbole_etegrec.trainer.pretraining import pretraining_epoch
+from recbole_etegrec.trainer.pretraining import pretraining_epoch, pretraining_epochs
 from recbole_etegrec.trainer.schedule import Stage, alternation, finetuning
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class ETEGRecTrainer(AbstractTrainer):
             if self.progress.phase == "pretraining":
                 self._pretrain()
                 if config["projector_init"] == "matched":
-                    self.engine.match_scale(next(train_data.iterate())[0])
+                    self.engine.match_scale(train_data.first_step())
                 self.progress.enter("alternation")
             if self.progress.phase == "alternation":
                 self._run(self._alternation(), config["learning_rate"], _constant)
@@ -155,7 +156,7 @@ class ETEGRecTrainer(AbstractTrainer):
     def _pretrain(self) -> None:
         """Pretrain the tokenizer on the main process, then give every process the result."""
         config, progress, model = self.config, self.progress, self.model
-        epochs = config["tokenizer_epochs"]
+        epochs = pretraining_epochs(config, model)
         if self.accelerator.is_main_process and epochs:
             optimizer = self.engine.optimizers["tokenizer"]
             self._start_optimizer("tokenizer", config["tokenizer_learning_rate"])
@@ -185,8 +186,7 @@ class ETEGRecTrainer(AbstractTrainer):
             model.tokenizer.requires_grad_(False).eval()
         self.resumed_optimizers = None
         self.engine.share(model.tokenizer)
-        if epochs or self.accelerator.num_processes > 1:
-            self._rebuild_codes()
+        self.keeper.record({"phase": "codes", **self._rebuild_codes()})
 
     def _alternation(self) -> list[Stage]:
         keys = ("epochs", "cycle_epochs", "warm_epochs", "sia_weight", "psa_weight")
@@ -340,7 +340,7 @@ class ETEGRecTrainer(AbstractTrainer):
 
     def _rebuild_codes(self) -> dict:
         """New codes for all items, the same on every process; returns their health."""
-        health = self.engine.set_codes()
+        health = replace(self.engine.set_codes(), **self.model.fidelity())
         logger.info("codes: %s", health)
         for level, perplexity in enumerate(health.perplexity):
             if perplexity < _COLLAPSED * min(self.config["code_num"], self.model.n_items - 1):
@@ -351,7 +351,7 @@ class ETEGRecTrainer(AbstractTrainer):
                     perplexity,
                     self.config["code_num"],
                 )
-        return vars(health)
+        return health.record()
 
     # Validation ---------------------------------------------------------------------------------
 

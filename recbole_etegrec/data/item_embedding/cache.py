@@ -1,0 +1,74 @@
+"""A folder of made vectors, each file under the manifest of what it was made of."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from recbole_etegrec.data.dataset import WholeSequenceDataset
+from recbole_etegrec.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def cached(folder: Path, manifest: dict[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array stored under a manifest, made and stored where there is none.
+
+    Raises:
+        UserError: it cannot be stored, and other processes count on reading it.
+    """
+    text = json.dumps(manifest, sort_keys=True)
+    path = folder / f"{digest(text.encode())[:16]}.safetensors"
+    vectors = _read(path, text)
+    if vectors is not None:
+        logger.info("item embeddings (%s): read from %s", manifest["source"], path)
+        return vectors
+    vectors = make()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        metadata = {"manifest": text, "sha256": digest(vectors.tobytes())}
+        save_file({"embedding": vectors}, temporary, metadata=metadata)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        if PartialState().num_processes > 1:
+            raise UserError(
+                f"embedding_cache: {folder} cannot be written ({error}): several processes share "
+                "the vectors there; choose another"
+            ) from error
+        logger.warning("embedding_cache: %s cannot be written (%s), going on", folder, error)
+    return vectors
+
+
+def digest(content: bytes) -> str:
+    """The SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def interactions_digest(dataset: WholeSequenceDataset) -> str:
+    """What tells these training interactions from others: the items, user by user."""
+    items = dataset.inter_feat[dataset.iid_field].numpy()
+    return digest(items.tobytes() + dataset.offsets.tobytes())
+
+
+def _read(path: Path, manifest: str) -> np.ndarray | None:
+    """The array in a file of :func:`cached`; None where there is none, or one that is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "np") as file:
+            metadata, vectors = file.metadata() or {}, file.get_tensor("embedding")
+        if metadata == {"manifest": manifest, "sha256": digest(vectors.tobytes())}:
+            return vectors
+    except (OSError, SafetensorError):
+        pass
+    logger.warning("embedding_cache: %s is damaged, its vectors are made anew", path)
+    return None

@@ -1,0 +1,104 @@
+"""Item embeddings from which items follow each other in training: a factorised count matrix."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import svds
+from tqdm import tqdm
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.data.dataset import WholeSequenceDataset
+from recbole_etegrec.data.item_embedding.cache import cached, interactions_digest
+from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
+
+
+def collaborative_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
+    """Truncated SVD of the items' positive pointwise mutual information (PPMI).
+
+    Items that follow each other within ``cooccurrence_window`` steps of a training sequence
+    co-occur, weighted by one over their distance. Cached in ``embedding_cache`` under a manifest
+    of the training interactions and the keys used.
+    """
+    manifest = {
+        "source": "collaborative: PPMI, SVD, rows at unit length",
+        "interactions": interactions_digest(dataset),
+        "items": int(dataset.item_num),
+        "semantic_hidden_size": config["semantic_hidden_size"],
+        "cooccurrence_window": config["cooccurrence_window"],
+        "seed": config["seed"],
+    }
+    folder = Path(config["embedding_cache"])
+    return cached(folder, manifest, lambda: _collaborative(config, dataset))
+
+
+def _collaborative(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
+    items = dataset.inter_feat[dataset.iid_field].numpy()
+    window, rng = config["cooccurrence_window"], np.random.default_rng(config["seed"])
+    bar = tqdm(total=window + 1, desc="Item embeddings", disable=not config["show_progress"])
+    with bar:
+        counts = cooccurrence(items, dataset.offsets, dataset.item_num, window, bar.update)
+        vectors = ppmi_svd(counts, config["semantic_hidden_size"], rng)
+        bar.update()
+    cold = np.flatnonzero(np.abs(vectors[1:]).sum(axis=1) == 0) + 1
+    fill_cold_items(vectors, cold, rng, "never co-occur in training")
+    return vectors.astype(np.float32)
+
+
+def cooccurrence(
+    items: np.ndarray,
+    offsets: np.ndarray,
+    n_items: int,
+    window: int,
+    advance: Callable[[], object] = lambda: None,
+) -> sparse.csr_matrix:
+    """Symmetric item-item counts, a pair at distance ``d <= window`` counting ``1 / d``.
+
+    ``advance`` is called after each distance.
+    """
+    ends = np.repeat(offsets[1:], np.diff(offsets))
+    total = sparse.csr_matrix((n_items, n_items), dtype=np.float64)
+    position = np.arange(len(items))
+    for distance in range(1, window + 1):
+        left = position[position + distance < ends]
+        pairs = (items[left], items[left + distance])
+        weight = np.full(len(left), 1.0 / distance)
+        total = total + sparse.coo_matrix((weight, pairs), shape=total.shape).tocsr()
+        advance()
+    total.setdiag(0)
+    total.eliminate_zeros()
+    return (total + total.T).tocsr()
+
+
+def ppmi_svd(counts: sparse.csr_matrix, width: int, rng: np.random.Generator) -> np.ndarray:
+    """``U sqrt(S)`` of the positive pointwise mutual information, rows at unit length.
+
+    Without unit length, rare items sit together near the origin and share their codes.
+
+    Args:
+        counts: symmetric co-occurrence ``[N, N]``.
+        width: columns of the result; those past the rank that can be had are zero.
+
+    Returns:
+        ``[N, width]``, zero for items without a count.
+    """
+    table = counts.tocoo()
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    pmi = np.log(table.data * totals.sum() / (totals[table.row] * totals[table.col]))
+    keep = pmi > 0
+    ppmi = sparse.csr_matrix(
+        (pmi[keep], (table.row[keep], table.col[keep])), shape=counts.shape, dtype=np.float64
+    )
+    rank = min(width, min(ppmi.shape) - 2)
+    vectors = np.zeros((counts.shape[0], width))
+    if ppmi.nnz == 0 or rank < 1:
+        return vectors
+    start = rng.standard_normal(ppmi.shape[0])
+    u, s, _ = svds(ppmi, k=rank, v0=start)
+    order = np.argsort(-s)
+    u, s = u[:, order], np.maximum(s[order], 0)
+    u *= np.where(u[np.abs(u).argmax(axis=0), np.arange(rank)] < 0, -1, 1)  # fix the sign
+    vectors[:, :rank] = u * np.sqrt(s)
+    vectors[totals == 0] = 0
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

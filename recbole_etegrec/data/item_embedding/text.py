@@ -1,0 +1,132 @@
+"""Item embeddings from what is written about an item, by a sentence encoder of the user's choice.
+
+No interaction is read. The texts come from the `.item` file itself, whatever columns of it RecBole
+loads.
+"""
+
+import csv
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.data.dataset import WholeSequenceDataset
+from recbole_etegrec.data.item_embedding.cache import cached, digest
+from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
+from recbole_etegrec.errors import UserError, hub_refusal
+
+logger = logging.getLogger(__name__)
+
+_MARKS = ("modules.json", "config.json")  # a model has one of them, the second if of transformers
+
+
+def text_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
+    """Vectors of the items' texts (Sentence-BERT, EMNLP 2019).
+
+    ``text_model``, a model of sentence-transformers, reads the ``text_fields`` of an item. Items
+    with the same text have the same vector. Cached in ``embedding_cache`` under a manifest of
+    texts and model.
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+    texts = item_texts(config, dataset)
+    rows = {text: row for row, text in enumerate(sorted(set(texts) - {""}))}
+    empty = [item for item, text in enumerate(texts, start=1) if not text]
+    logger.info(
+        "item embeddings: %d distinct texts of %d items with text",
+        len(rows),
+        len(texts) - len(empty),
+    )
+    if not rows:
+        raise UserError(f"text_fields ({config['text_fields']}): no item has any text in them")
+    manifest = {
+        "source": "text: sentence-transformers, fp32",
+        "texts": digest(json.dumps(list(rows)).encode()),
+        "model": _identity(config["text_model"]),
+    }
+    folder = Path(config["embedding_cache"])
+    encoded = cached(folder, manifest, lambda: _encode(config, list(rows)))
+    vectors = np.zeros((len(texts) + 1, encoded.shape[1]), dtype=np.float32)
+    for item, text in enumerate(texts, start=1):
+        if text:
+            vectors[item] = encoded[rows[text]]
+    fill_cold_items(vectors, np.array(empty), np.random.default_rng(config["seed"]), "have no text")
+    return vectors
+
+
+def item_texts(config: Config, dataset: WholeSequenceDataset) -> list[str]:
+    """The text of each item but the padding item, empty where the `.item` file has none."""
+    path = Path(config["data_path"]) / f"{config['dataset']}.item"
+    table = pd.read_csv(
+        path,
+        sep=config["field_separator"],
+        encoding=config["encoding"] or "utf-8-sig",
+        dtype=str,
+        keep_default_na=False,
+        quoting=csv.QUOTE_NONE,
+    )
+    table.columns = [column.split(":")[0] for column in table.columns]
+    fields = table[list(config["text_fields"])].to_numpy()
+    joined = (". ".join(filter(None, map(str.strip, values))) for values in fields)
+    text_of = dict(zip(table[config["ITEM_ID_FIELD"]], joined, strict=True))
+    return [text_of.get(token, "") for token in dataset.field2id_token[dataset.iid_field][1:]]
+
+
+def check_text_model(text_model: str) -> None:
+    """Look whether a model of sentence-transformers can be had, without its weights.
+
+    Raises:
+        UserError: it is neither a directory with such a model nor on the hub.
+    """
+    if Path(text_model).is_dir():
+        found = any((Path(text_model) / mark).is_file() for mark in _MARKS)
+    else:
+        # sentence-transformers looks for a bare name among its own.
+        name = text_model if "/" in text_model else f"sentence-transformers/{text_model}"
+        try:
+            found = any(_is_on_hub(name, mark) for mark in _MARKS)
+        except Exception as error:  # of many kinds, from no network to no such model
+            raise hub_refusal("text_model", name, error) from error
+    if not found:
+        raise UserError(
+            f"text_model ({text_model}): has none of {', '.join(_MARKS)}; name a model of "
+            "sentence-transformers"
+        )
+
+
+def _is_on_hub(model: str, file: str) -> bool:
+    """Whether a model has a file, on the hub or in the local copy of it."""
+    try:
+        return bool(hf_hub_download(model, file))
+    except RemoteEntryNotFoundError:
+        return False
+
+
+def _encode(config: Config, texts: list[str]) -> np.ndarray:
+    from sentence_transformers import SentenceTransformer  # optional, and slow to import
+
+    name = config["text_model"]
+    try:
+        model = SentenceTransformer(
+            name, device=str(config["device"]), model_kwargs={"dtype": torch.float32}
+        )
+    except Exception as error:  # of many kinds, by what its files lack
+        raise hub_refusal("text_model", name, error) from error
+    vectors = model.encode(texts, show_progress_bar=config["show_progress"])
+    return vectors.astype(np.float32)
+
+
+def _identity(text_model: str) -> str | list:
+    """What tells a model from others: its name or, of a directory, its files, sizes and times."""
+    folder = Path(text_model)
+    if not folder.is_dir():
+        return text_model
+    files = ((file, file.stat()) for file in sorted(folder.rglob("*")) if file.is_file())
+    return [[str(f.relative_to(folder)), stat.st_size, stat.st_mtime_ns] for f, stat in files]

@@ -1,0 +1,110 @@
+"""Sequences of items as flat arrays; users, tokens and files are unknown here.
+
+Runs are told by where they begin and end in one array of all their items, so that nothing is
+built in Python for a sequence, an item or a prefix.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Windows(NamedTuple):
+    """Pieces of the flat list of items; those from ``supervised_from`` on are targets."""
+
+    start: np.ndarray
+    end: np.ndarray
+    supervised_from: np.ndarray
+
+
+class JoinedRows(NamedTuple):
+    """Sequences made of rows of a history and a target.
+
+    Attributes:
+        items: flat item ids ``[I]``.
+        offsets: where sequences begin in them ``[S + 1]``.
+        windows: each target once, with the history that its row gives.
+        row: for each item, a row of the sequence it belongs to ``[I]``.
+    """
+
+    items: np.ndarray
+    offsets: np.ndarray
+    windows: Windows
+    row: np.ndarray
+
+
+def sequence_offsets(users: np.ndarray) -> np.ndarray:
+    """Where each user's interactions begin in an array sorted by user.
+
+    Args:
+        users: user ids ``[interactions]``, equal ids adjacent.
+
+    Returns:
+        ``[sequences + 1]``; sequence ``s`` is ``offsets[s]:offsets[s + 1]``.
+    """
+    if len(users) == 0:
+        return np.zeros(1, dtype=np.int64)
+    changes = np.flatnonzero(users[1:] != users[:-1]) + 1
+    return np.concatenate([[0], changes, [len(users)]]).astype(np.int64)
+
+
+def place_in_run(counts: np.ndarray) -> np.ndarray:
+    """0, 1, 2, ... within each of adjacent runs, of the given lengths ``[R]``."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def run_indices(ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Indices of the runs ``ends - lengths : ends``, one run after the other."""
+    return np.repeat(ends - lengths, lengths) + place_in_run(lengths)
+
+
+def whole_sequences(offsets: np.ndarray) -> Windows:
+    """A window a sequence, of any length, in which every item but the first is a target."""
+    return Windows(offsets[:-1], offsets[1:], offsets[:-1] + 1)
+
+
+def join_rows(
+    users: np.ndarray, items: np.ndarray, ends: np.ndarray, lengths: np.ndarray, targets: np.ndarray
+) -> JoinedRows:
+    """Join rows of a user that overlap, so that shared items are kept and computed once.
+
+    A row follows another when what the one holds in full (history and target) ends with the
+    history of the other, or begins it. Rows of which the histories grow item by item become one
+    window with many targets; where histories were cut to a length, or skip a target, the rows
+    share a sequence but each has a window of its own, which begins where its history does.
+
+    Args:
+        users: of the rows ``[R]``.
+        items: flat items of the histories.
+        ends: where in them each history ends ``[R]``.
+        lengths: of the histories ``[R]``; a target without one is kept as an item alone.
+        targets: ``[R]``, one at least.
+    """
+    order = np.lexsort((lengths, users))
+    users, ends, lengths, targets = (x[order] for x in (users, ends, lengths, targets))
+    # Rows in full, one after the other: the history, then the target.
+    full_ends = np.cumsum(lengths + 1)
+    is_target = np.zeros(full_ends[-1], dtype=bool)
+    is_target[full_ends - 1] = True
+    full = np.empty(full_ends[-1], dtype=items.dtype)
+    full[is_target], full[~is_target] = targets, items[run_indices(ends, lengths)]
+
+    # How many items, at its begin, each row shares with the end of the row before it.
+    shared = np.minimum(lengths[:-1] + 1, lengths[1:]) * (users[:-1] == users[1:])
+    before = run_indices(full_ends[:-1], shared)
+    differs = full[before] != full[run_indices(full_ends[:-1] + shared, shared)]
+    shared[np.repeat(np.arange(len(shared)), shared)[differs]] = 0
+    shared = np.append(0, shared)
+
+    added = lengths + 1 - shared
+    position = np.cumsum(added) - 1  # of each row's target, among the items that are kept
+    start = position - lengths
+    begins = np.flatnonzero((shared == 0) | (added > 1) | (np.diff(start, prepend=-1) != 0))
+    end = position[np.append(begins[1:], len(position)) - 1] + 1
+    start, first = start[begins], position[begins]
+    return JoinedRows(
+        items=full[run_indices(full_ends, added)],
+        offsets=np.append((position + 1 - added)[shared == 0], added.sum()),
+        windows=Windows(start, end, np.maximum(first, start + 1)),
+        row=np.repeat(order, added),
+    )

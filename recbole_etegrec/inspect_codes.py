@@ -1,0 +1,141 @@
+"""What `recbole-etegrec codes` prints: how the items of a finished run are coded."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.errors import UserError, nearest
+from recbole_etegrec.model import MODELS, ETEGRecLlama
+from recbole_etegrec.quick_start import load_run
+from recbole_etegrec.run_directory import RunDirectory, start_logging
+from recbole_etegrec.tokenizer import CodeHealth
+
+_EXAMPLES, _NEIGHBOURS = 3, 20  # items named for a code, and for an item
+_WIDTH = 40  # characters of a title
+
+
+def report(run_dir: str, item: str | None = None, config_dict: dict[str, Any] | None = None) -> str:
+    """The health and the tree of a run's codes, or one item's codes and who is near to it.
+
+    Args:
+        item: the token of the item.
+        config_dict: overrides keys of the run's config.
+
+    Raises:
+        UserError: `run_dir` is not the directory of a finished run with codes, or has no such item.
+    """
+    name = RunDirectory(run_dir).read_yaml("config.yaml").get("model")
+    if name not in MODELS:
+        raise UserError(f"run_dir {run_dir}: items of {name} have no codes")
+    start_logging(None, "WARNING")
+    config, model, dataset, *_ = load_run(run_dir, config_dict)
+    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+    if item is not None and item not in tokens:
+        raise UserError(f"item '{item}' is not in {config['dataset']}{nearest(item, tokens)}")
+    titles = read_titles(config)
+    table = pd.DataFrame(model.codes.table[1:].cpu().numpy())  # [N - 1, L]
+    table["token"] = tokens
+    table["title"] = [titles.get(token, "") for token in tokens]
+    if item is not None:
+        return _neighbourhood(model, table, tokens.index(item))
+    health = model.codes.health(model.codes.table[1:, :-1])
+    keys = ("tokenizer", "collision", "code_length", "code_num")
+    head = f"{name} on {config['dataset']}: {len(tokens)} items, "
+    head += ", ".join(f"{key} {config[key]}" for key in keys)
+    health = _health(replace(health, **model.fidelity()))
+    return "\n".join([head, "", *health, "", *_tree(model, table)]) + "\n"
+
+
+def read_titles(config: Config) -> dict[str, str]:
+    """A text for each item token: the field ``title`` of ``.item``, or its first of words."""
+    path = Path(config["data_path"]) / f"{config['dataset']}.item"
+    if not path.is_file():
+        return {}
+    separator, encoding = config["field_separator"], config["encoding"] or "utf-8"
+    with path.open(encoding=encoding) as lines:
+        columns = next(lines, "").rstrip("\r\n").split(separator)
+    by_name = {column.partition(":")[0]: column for column in columns}
+    words = [column for column in columns if column.endswith(":token_seq")]
+    token, title = by_name.get(config["ITEM_ID_FIELD"]), by_name.get("title", *words[:1])
+    if token is None or title is None:
+        return {}
+    table = pd.read_csv(
+        path,
+        sep=separator,
+        usecols=[token, title],
+        dtype=str,
+        keep_default_na=False,
+        quoting=csv.QUOTE_NONE,
+        on_bad_lines="skip",
+        encoding=encoding,
+    )
+    return dict(zip(table[token], table[title], strict=True))
+
+
+def _health(health: CodeHealth) -> list[str]:
+    levels = range(len(health.usage))
+    return [
+        "level".ljust(12) + "".join(f"{level:8}" for level in levels),
+        "usage".ljust(12) + "".join(f"{share:8.0%}" for share in health.usage),
+        "perplexity".ljust(12) + "".join(f"{number:8.1f}" for number in health.perplexity),
+        f"collisions {health.collision_rate:.2%} of items, largest group {health.largest_group}; "
+        f"of nearest codes {health.nearest_collision_rate:.2%}",
+        f"reconstruction error {health.reconstruction:.4f}",
+        f"neighbours kept {health.neighbours_kept:.1%}: of the 10 items nearest to an item, those "
+        "that share its first code",
+    ]
+
+
+def _tree(model: ETEGRecLlama, table: pd.DataFrame) -> list[str]:
+    """A line for each first code: how much is below it, and the items nearest to its centre."""
+    embedding, first = model.item_embedding[1:], model.codes.table[1:, 0]
+    centres = embedding.new_zeros(model.codes.code_num, embedding.shape[1])
+    centres.index_add_(0, first, embedding)
+    centres /= torch.bincount(first, minlength=len(centres)).clamp_min(1).unsqueeze(1)
+    distance = (embedding - centres[first]).norm(dim=1)
+    by_centre = table.iloc[distance.argsort(stable=True).tolist()].groupby(0)
+    depths = range(2, len(model.codes.table[0]))
+    below = {depth: table.drop_duplicates(list(range(depth))).groupby(0).size() for depth in depths}
+    head = "".join(f"{f'of {depth} codes':>12}" for depth in depths)
+    lines = [f"{'code 0':>6}{'items':>8}{head}  nearest to its centre"]
+    for code, size in by_centre.size().sort_values(ascending=False, kind="stable").items():
+        counts = "".join(f"{below[depth][code]:12}" for depth in depths)
+        rows = by_centre.get_group(code).head(_EXAMPLES).itertuples()
+        examples = "; ".join(_cut(row.title or row.token) for row in rows)
+        lines.append(f"{code:6}{size:8}{counts}  {examples}")
+    return lines
+
+
+def _neighbourhood(model: ETEGRecLlama, table: pd.DataFrame, row: int) -> str:
+    """An item's codes, and the items that share most of them, the nearest of these first."""
+    codes, embedding = model.codes.table[1:], model.item_embedding[1:]
+    shared = (codes == codes[row]).int().cumprod(dim=1).sum(dim=1)
+    table = table.assign(
+        shared=shared.tolist(), distance=(embedding - embedding[row]).norm(dim=1).tolist()
+    )
+    levels, item = range(codes.shape[1]), table.iloc[row]
+    others = table[(table["shared"] > 0) & (table.index != row)]
+    others = others.sort_values(["shared", "distance"], ascending=[False, True], kind="stable")
+    lines = [f"item {item.token} {item.title}".rstrip(), f"codes {_codes(item, levels)}", ""]
+    if others.empty:
+        return "\n".join([*lines, "no other item shares its first code"]) + "\n"
+    width = max(5, 4 * len(levels))
+    lines.append(f"shared  distance  {'codes':{width}}item")
+    for _, other in others.head(_NEIGHBOURS).iterrows():
+        name = f"{other.token} {_cut(other.title)}".rstrip()
+        own = _codes(other, levels)
+        lines.append(f"{other.shared:6}{other.distance:10.3f}  {own:{width}}{name}")
+    return "\n".join(lines) + "\n"
+
+
+def _codes(row: pd.Series, levels: range) -> str:
+    return " ".join(str(row[level]) for level in levels)
+
+
+def _cut(title: str) -> str:
+    return title if len(title) <= _WIDTH else title[: _WIDTH - 3] + "..."

@@ -1,0 +1,94 @@
+"""Records of a raw file, one a line, and an account of the lines that are none."""
+
+import ast
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from recbole_etegrec.errors import UserError
+
+NAMED_LINES = 5
+
+
+class BadLines:
+    """Lines that were left out: how many, and where the first ones are."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[str] = []
+
+    def add(self, number: int, reason: str) -> None:
+        """Count line `number`, left out for `reason`."""
+        self.count += 1
+        if len(self._first) < NAMED_LINES:
+            self._first.append(f"{number}: {reason}")
+
+    def __str__(self) -> str:
+        if not self.count:
+            return "no malformed lines"
+        more = ", ..." if self.count > len(self._first) else ""
+        return f"{self.count} malformed lines left out (line {', '.join(self._first)}{more})"
+
+
+def read_records(path: Path, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and record of each line that holds one, with a progress bar.
+
+    A line is JSON or, as in Amazon's metadata of 2014, a dictionary in Python's spelling. The
+    file may be compressed by gzip, whatever its name.
+
+    Raises:
+        UserError: the file cannot be read, is cut short, or holds a JSON array.
+    """
+    number, size = 0, path.stat().st_size
+    bar = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None)
+    try:
+        with bar, path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            for number, line in enumerate(gzip.GzipFile(fileobj=raw) if packed else raw, start=1):
+                if number % 10_000 == 0:
+                    bar.update(raw.tell() - bar.n)
+                if number == 1 and line.lstrip().startswith(b"["):
+                    raise UserError(f"{path}: holds a JSON array; write one record a line")
+                record = _parse(line)
+                if record is not None:
+                    yield number, record
+                elif line.strip():
+                    bad.add(number, "no record of JSON")
+            bar.update(size - bar.n)
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(
+            f"{path}: damaged or cut short after line {number} ({error}); fetch it again"
+        ) from error
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    for parse in (json.loads, lambda text: ast.literal_eval(text.decode().strip())):
+        try:
+            record = parse(line)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return record if isinstance(record, dict) else None
+    return None
+
+
+def number_of(value: Any) -> float | None:
+    """`value` as a finite number, None where it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def text_of(value: Any) -> str:
+    """`value` as text: lists, also nested ones, as their words; None as nothing."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(filter(None, map(text_of, value)))
+    return "" if value is None else str(value)
