@@ -29,7 +29,7 @@ MODELS = ("ETEGRec", "TIGER")
 @pytest.mark.parametrize("model", MODELS)
 def test_config_gives_the_published_backbone_when_the_model_is_published(model):
     config = Config(model, "ml-100k")
-    backbone = build_recommender(config, 256, shapes_only=True).backbone
+    backbone = build_recommender(config, 256, 128, shapes_only=True).backbone
     for stack in (backbone.encoder, backbone.decoder):
         assert len(stack.block) == 6
         attention, mlp = stack.block[0].layer[0].SelfAttention, stack.block[5].layer[-1]
@@ -201,6 +201,7 @@ def test_run_goes_through_the_stages_of_its_model_when_it_trains(finished):
     alternation = [("alternation", "tokenizer"), ("alternation", "recommender")]
     assert stages == [
         *[("pretraining", None)] * 2,
+        ("codes", None),
         *(alternation if model == "ETEGRec" else []),
         *[("finetune", "recommender")] * 2,
     ]
