@@ -22,6 +22,7 @@ CHOICES = {
     "alignment_pooling": ("last", "mean"),
     "precision": ("fp32", "bf16", "fp16"),
     "tuning": ("full", "lora", "qlora", "frozen"),
+    "training_rows": ("sequences", "prefixes"),
     "projector_init": ("normal", "matched"),
     "attn_implementation": ("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
     "optimizer": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
@@ -31,7 +32,7 @@ COUNTS = ("tokenizer_epochs", "epochs", "warm_epochs", "finetune_epochs")
 COUNTS += ("valid_users", "stopping_step", "save_steps", "max_bad_steps", "seed")
 RATES = ("learning_rate", "finetune_learning_rate", "tokenizer_learning_rate")
 RATES += ("alternation_tokenizer_learning_rate", "psa_temperature", "lora_alpha")
-OPTIONAL = ("heads_learning_rate", "memory_gib")
+OPTIONAL = ("heads_learning_rate", "memory_gib", "head_size")
 SHARES = ("dropout", "residual_dropout", "lora_dropout", "window_overlap")
 WEIGHTS = ("beta", "sia_weight", "psa_weight", "weight_decay")
 _FAST = 0.002  # a learning rate above which pretrained weights are lost
@@ -45,6 +46,7 @@ SIZES = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
+    "head_size",
     "intermediate_size",
     "max_tokens",
     "cooccurrence_window",
@@ -178,10 +180,17 @@ def _contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
         f"metrics ({', '.join(needs_all)}) need the scores of all items: set ranking: exact",
     )
     yield from _base_model_contradictions(config)
+    if config["backbone"] == "t5":
+        yield from _encoder_decoder_contradictions(config)
     hidden, heads = config["hidden_size"] or 0, config["num_attention_heads"] or 1
     yield (
-        hidden % heads != 0,
+        not config["head_size"] and hidden % heads != 0,
         f"hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads})",
+    )
+    size = config["head_size"] or hidden // heads
+    yield (
+        config["backbone"] == "llama" and not config["base_model"] and size % 2 == 1,
+        f"head_size ({size}) must be even with backbone (llama): its positions turn pairs",
     )
     split, order = config["eval_args"]["split"], config["eval_args"]["order"]
     files = config["benchmark_filename"]
@@ -303,6 +312,34 @@ def _base_model_contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
     yield (
         flash and precision == "fp32",
         f"attn_implementation ({attention}) needs precision bf16 or fp16",
+    )
+
+
+def _encoder_decoder_contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
+    """Rules on what an encoder and a decoder take; model ETEGRec keeps them all."""
+    base, rows = config["base_model"], config["training_rows"]
+    pooling, attention = config["alignment_pooling"], config["attn_implementation"]
+    yield (
+        bool(base),
+        f"base_model ({base}) is a decoder, and backbone (t5) is an encoder and a decoder from "
+        "scratch: choose model ETEGRecLlama",
+    )
+    yield (
+        rows != "prefixes",
+        f"training_rows ({rows}) must be prefixes with backbone (t5): an encoder sees all its row",
+    )
+    yield (
+        pooling != "mean",
+        f"alignment_pooling ({pooling}) must be mean with backbone (t5): SIA reads the encoder",
+    )
+    yield (
+        attention not in ("sdpa", "eager"),
+        f"attn_implementation ({attention}) must be sdpa or eager with backbone (t5)",
+    )
+    yield (
+        launched_with("FSDP"),
+        "distributed_type (FSDP) is for backbones that do not fit one GPU, and backbone (t5) does: "
+        "start with properties/accelerate/ddp_bf16.yaml",
     )
 
 

@@ -173,7 +173,13 @@ class Config(recbole.config.Config):
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
-        names = [f"model/{model}", f"dataset/{dataset}", f"model/{model}-{dataset}"]
+        # A model's defaults stand on those of the models that it is derived from.
+        lineage = [parent.__name__ for parent in reversed(model_class.__mro__)]
+        names = [
+            name
+            for parent in lineage
+            for name in (f"model/{parent}", f"dataset/{dataset}", f"model/{parent}-{dataset}")
+        ]
         # Models that classify labelled pairs keep the evaluation RecBole gives them.
         if model_class.type not in (ModelType.CONTEXT, ModelType.DECISIONTREE):
             names.insert(0, "overall")

@@ -149,10 +149,13 @@ def _stages(config: Config, model: ETEGRecLlama) -> list[Stage]:
     """One of each kind of epoch, its phase saying which."""
     sia, psa = config["sia_weight"], config["psa_weight"]
     pretraining = [Stage("pretraining", "tokenizer", quantization=1.0)]
-    return [
-        *(pretraining if pretraining_epochs(config, model) else []),
+    alternation = [
         Stage("tokenizer", "tokenizer", 0.0, sia, psa, 1.0),
         Stage("recommender", "recommender", 1.0, sia, psa),
+    ]
+    return [
+        *(pretraining if pretraining_epochs(config, model) else []),
+        *(alternation if config["epochs"] else []),
         Stage("final", "recommender", 1.0),
     ]
 
@@ -180,11 +183,12 @@ def model_parts(model: ETEGRecLlama) -> dict[str, Part]:
         parts[name] = Part("recommender", list(module.parameters()), (loss,))
     table = [embedding.collision_table]
     parts["collision table"] = Part("recommender", table, ("recommendation",))
-    learning = {n: p for n, p in recommender.backbone.named_parameters() if p.requires_grad}
-    lora = any("lora_" in name for name in learning)
-    if learning:
-        name = "decoder, LoRA" if lora else "decoder, language model"
-        parts[name] = Part("recommender", list(learning.values()), ("recommendation",))
+    for name, module in recommender.sequence_parts.items():
+        learning = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        if any("lora_" in n for n in learning):
+            name = "decoder, LoRA"
+        if learning:
+            parts[name] = Part("recommender", list(learning.values()), ("recommendation",))
     fixed = embedding.codebooks.requires_grad is False
     return {
         name: Part(part.module, part.parameters, (), part.row)

@@ -22,10 +22,10 @@ from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.decoding import ExactRanking, beam_search, score_items
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.memory_trace import AliveBytes, without_data
-from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.model import MODELS
 from recbole_etegrec.model.build import autocast
 from recbole_etegrec.recommender import EncodedHistory
-from recbole_etegrec.recommender.backbone import checkpoint_activations
+from recbole_etegrec.recommender.backbone import cached_tensors, checkpoint_activations
 
 GIB = 2**30
 _EIGHT_BIT_FROM = 4096  # elements; bitsandbytes keeps the states of smaller tensors in fp32
@@ -94,7 +94,7 @@ class MemoryPlan:
                 f"too few tuples for {dataset.item_num - 1} items: raise one of them"
             )
         embedding = torch.empty(dataset.item_num, semantic_hidden_size, device="meta")
-        self.model = ETEGRecLlama(config, dataset, embedding)
+        self.model = MODELS[config["model"]](config, dataset, embedding)
         self.model.tokenizer.requires_grad_(False)
         self.model.codes.set_table(_spread_codes(self.model.codes.table, config["code_num"]))
         if config["ranking"] == "exact":
@@ -366,7 +366,7 @@ def _adam_bytes(parameter: nn.Parameter, optimizer: str) -> int:
 
 
 def _cache_bytes(history: EncodedHistory) -> int:
-    return sum(_bytes(layer.keys) + _bytes(layer.values) for layer in history.cache.layers)
+    return sum(map(_bytes, cached_tensors(history.cache)))
 
 
 def _halved(number: int) -> Iterator[int]:

@@ -18,8 +18,8 @@ from recbole_etegrec.data import (
     load_item_embedding,
 )
 from recbole_etegrec.data.loader import SequenceLoader
-from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, Recommender
+from recbole_etegrec.model import MODELS, ETEGRecLlama
+from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, EncoderDecoder, Recommender
 from recbole_etegrec.tokenizer import ItemCodes
 
 # What `write_interactions` cannot give: real data, kept outside the repository.
@@ -34,6 +34,7 @@ SMALL_MODEL = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
+    "head_size": None,
     "intermediate_size": 32,
     "init_std": 0.2,  # larger than the default, so that an untrained model tells items apart
     "dropout": 0.0,
@@ -60,9 +61,11 @@ def small_values(data_path: str, **more) -> dict:
     return {**SMALL_MODEL, "data_path": data_path, "embedding_cache": f"{data_path}/cache", **more}
 
 
-def small_config(data_path: str, dataset: str = "tiny", **more) -> Config:
-    """The configuration of a small ETEGRecLlama."""
-    return Config("ETEGRecLlama", dataset, config_dict=small_values(data_path, **more))
+def small_config(
+    data_path: str, dataset: str = "tiny", model: str = "ETEGRecLlama", **more
+) -> Config:
+    """The configuration of a small model."""
+    return Config(model, dataset, config_dict=small_values(data_path, **more))
 
 
 def small_data(config: Config) -> tuple[WholeSequenceDataset, Loaders]:
@@ -98,10 +101,11 @@ def small_model(config: Config) -> tuple[ETEGRecLlama, Loaders]:
     """An untrained model of a configuration, in evaluation mode, and its loaders."""
     loaders = small_data(config)[1]
     init_seed(config["seed"], True)
-    return ETEGRecLlama(config, loaders.train._dataset).eval(), loaders
+    return MODELS[config["model"]](config, loaders.train._dataset).eval(), loaders
 
 
 def small_recommender(
+    backbone: str = "llama",
     *,
     code_length: int = 4,
     code_num: int = 8,
@@ -109,9 +113,9 @@ def small_recommender(
     dropout: float = 0.0,
     train_codebooks: bool = True,
 ) -> Recommender:
-    """A two-layer LLaMA with the tied code embedding, in evaluation mode."""
+    """A two-layer backbone with the tied code embedding, in evaluation mode."""
     torch.manual_seed(3)
-    backbone = BACKBONES["llama"](
+    model = BACKBONES[backbone](
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -127,8 +131,9 @@ def small_recommender(
         init_std=0.3,
         train_codebooks=train_codebooks,
     )
-    return Recommender(
-        backbone,
+    kind = {"llama": Recommender, "t5": EncoderDecoder}[backbone]
+    return kind(
+        model,
         embedding,
         semantic_hidden_size=10,
         dropout=dropout,

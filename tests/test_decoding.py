@@ -4,22 +4,25 @@ import pytest
 import torch
 
 from recbole_etegrec.decoding import ExactRanking, beam_search, score_items
-from recbole_etegrec.recommender import EncodedHistory, Recommender
+from recbole_etegrec.recommender import BACKBONES, EncodedHistory, Recommender
+from recbole_etegrec.recommender.backbone import cached_tensors
 from recbole_etegrec.tokenizer import ItemCodes
 from tests.helpers import small_item_codes, small_recommender
 
 N_ITEMS = 40
 LENGTHS = (1, 3, 6)
-CLOSE = {"atol": 1e-4, "rtol": 0}
+CLOSE = {"atol": 1e-5, "rtol": 0}
 
 
-def setting(code_length: int = 4) -> tuple[Recommender, ItemCodes, list[torch.Tensor]]:
+def setting(
+    backbone: str, code_length: int = 4
+) -> tuple[Recommender, ItemCodes, list[torch.Tensor]]:
     """A recommender, codes of 40 items, and the histories of three users."""
     used = {2: 8, 3: 4, 4: 3}[code_length]
     codes = small_item_codes(n_items=N_ITEMS, code_length=code_length, code_num=12, used=used)
     generator = torch.Generator().manual_seed(1)
     items = [torch.randint(1, N_ITEMS + 1, (length,), generator=generator) for length in LENGTHS]
-    return small_recommender(code_length=code_length, code_num=12), codes, items
+    return small_recommender(backbone, code_length=code_length, code_num=12), codes, items
 
 
 def encode(
@@ -37,13 +40,11 @@ def slow_log_probs(
     recommender: Recommender, history: torch.Tensor, prefix: tuple[int, ...]
 ) -> torch.Tensor:
     """Of the code after `prefix`, the whole history run anew: ``[C]``."""
-    embedding = recommender.code_embedding
-    tokens = embedding.embed(history[None]).flatten(1, 2)
-    if prefix:
-        tokens = torch.cat([tokens, embedding.embed(torch.tensor([prefix]))], dim=1)
-    state = recommender.backbone(inputs_embeds=tokens).last_hidden_state[:, -1:]
-    level = len(prefix)
-    return embedding.logits(state, slice(level, level + 1))[0, 0].log_softmax(-1)
+    target = torch.zeros_like(history[:1])
+    target[0, : len(prefix)] = torch.tensor(prefix)  # what comes after is not seen
+    sequence = torch.cat([history, target])[None]
+    logits = recommender(sequence, torch.tensor([len(history) - 1])).logits
+    return logits[0, len(prefix)].log_softmax(-1)
 
 
 @torch.no_grad()
@@ -79,10 +80,11 @@ def brute_force(recommender: Recommender, codes: ItemCodes, history: torch.Tenso
     return torch.stack(scores)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("width", [1, 2, 5, 12])
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_beam_search_equals_an_uncached_search_when_narrow(width, padding):
-    recommender, codes, items = setting()
+def test_beam_search_equals_an_uncached_search_when_narrow(backbone, width, padding):
+    recommender, codes, items = setting(backbone)
     ranking = beam_search(
         recommender, codes.trie, encode(recommender, codes, items, padding), width
     )
@@ -92,10 +94,13 @@ def test_beam_search_equals_an_uncached_search_when_narrow(width, padding):
         torch.testing.assert_close(ranking.scores[row], torch.tensor(scores), **CLOSE)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("code_length", [2, 3, 4])
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_exact_ranking_equals_teacher_forcing_when_every_item_is_tried(code_length, padding):
-    recommender, codes, items = setting(code_length)
+def test_exact_ranking_equals_teacher_forcing_when_every_item_is_tried(
+    backbone, code_length, padding
+):
+    recommender, codes, items = setting(backbone, code_length)
     found = ExactRanking(recommender, codes.trie)(encode(recommender, codes, items, padding))
     assert found.shape == (3, N_ITEMS + 1)
     assert torch.isneginf(found[:, 0]).all()
@@ -104,10 +109,11 @@ def test_exact_ranking_equals_teacher_forcing_when_every_item_is_tried(code_leng
         torch.testing.assert_close(found[row, 1:], expected, **CLOSE)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("code_length", [2, 3, 4])
 @pytest.mark.parametrize("width", [N_ITEMS, N_ITEMS + 25])
-def test_beam_search_is_the_exact_ranking_when_it_holds_the_catalogue(code_length, width):
-    recommender, codes, items = setting(code_length)
+def test_beam_search_is_the_exact_ranking_when_it_holds_the_catalogue(backbone, code_length, width):
+    recommender, codes, items = setting(backbone, code_length)
     ranking = beam_search(
         recommender, codes.trie, encode(recommender, codes, items, "right"), width
     )
@@ -117,10 +123,13 @@ def test_beam_search_is_the_exact_ranking_when_it_holds_the_catalogue(code_lengt
     torch.testing.assert_close(ranking.scores, scores, **CLOSE)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("width", [1, 3, 7, 20, 39])
 @pytest.mark.parametrize("code_length", [2, 4])
-def test_beam_search_gives_items_each_once_and_in_order_when_not_exact(width, code_length):
-    recommender, codes, items = setting(code_length)
+def test_beam_search_gives_items_each_once_and_in_order_when_not_exact(
+    backbone, width, code_length
+):
+    recommender, codes, items = setting(backbone, code_length)
     ranking = beam_search(
         recommender, codes.trie, encode(recommender, codes, items, "right"), width
     )
@@ -133,18 +142,20 @@ def test_beam_search_gives_items_each_once_and_in_order_when_not_exact(width, co
         assert set(row) <= set(range(1, N_ITEMS + 1))
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("chunk_items", [1, 3, 7, 39, 40])
-def test_exact_ranking_is_the_same_when_cut_into_chunks(chunk_items):
-    recommender, codes, items = setting()
+def test_exact_ranking_is_the_same_when_cut_into_chunks(backbone, chunk_items):
+    recommender, codes, items = setting(backbone)
     history = encode(recommender, codes, items, "right")
     whole = ExactRanking(recommender, codes.trie)(history)
     chunked = ExactRanking(recommender, codes.trie, chunk_items)(history)
     torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("code_length", [2, 4])
-def test_score_items_equals_exact_ranking_when_candidates_are_many(code_length):
-    recommender, codes, items = setting(code_length)
+def test_score_items_equals_exact_ranking_when_candidates_are_many(backbone, code_length):
+    recommender, codes, items = setting(backbone, code_length)
     generator = torch.Generator().manual_seed(2)
     candidates = torch.randint(1, N_ITEMS + 1, (3, 9), generator=generator)
     history = encode(recommender, codes, items, "left")
@@ -154,11 +165,12 @@ def test_score_items_equals_exact_ranking_when_candidates_are_many(code_length):
 
 
 def cache_of(history: EncodedHistory) -> list[torch.Tensor]:
-    return [part.clone() for layer in history.cache.layers for part in (layer.keys, layer.values)]
+    return [part.clone() for part in cached_tensors(history.cache)]
 
 
-def test_cache_stays_as_it_was_when_items_are_scored():
-    recommender, codes, items = setting()
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_cache_stays_as_it_was_when_items_are_scored(backbone):
+    recommender, codes, items = setting(backbone)
     history = encode(recommender, codes, items, "right")
     before = cache_of(history)
     candidates = codes(torch.arange(1, 8).expand(3, -1))
@@ -172,8 +184,9 @@ def test_cache_stays_as_it_was_when_items_are_scored():
     assert torch.equal(results[1], results[3])
 
 
-def test_extend_keeps_branches_apart_when_they_share_a_history():
-    recommender, codes, items = setting()
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_extend_keeps_branches_apart_when_they_share_a_history(backbone):
+    recommender, codes, items = setting(backbone)
     history = encode(recommender, codes, items, "right")
     paths = codes(torch.tensor([[4, 9], [9, 4], [17, 9]]))
     together = score_items(recommender, history, paths)
@@ -181,8 +194,9 @@ def test_extend_keeps_branches_apart_when_they_share_a_history():
     torch.testing.assert_close(together, torch.cat(alone, dim=1), atol=1e-5, rtol=0)
 
 
-def test_ranking_is_the_same_when_a_user_is_alone_or_in_a_batch():
-    recommender, codes, items = setting()
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_ranking_is_the_same_when_a_user_is_alone_or_in_a_batch(backbone):
+    recommender, codes, items = setting(backbone)
     together = encode(recommender, codes, items, "right")
     ranking = beam_search(recommender, codes.trie, together, 10)
     for row, history in enumerate(items):
@@ -192,9 +206,10 @@ def test_ranking_is_the_same_when_a_user_is_alone_or_in_a_batch():
         torch.testing.assert_close(single.scores[0], ranking.scores[row], **CLOSE)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("num_beams", [5, N_ITEMS])
-def test_beam_reaches_no_excluded_item_when_some_are(num_beams):
-    recommender, codes, items = setting()
+def test_beam_reaches_no_excluded_item_when_some_are(backbone, num_beams):
+    recommender, codes, items = setting(backbone)
     generator = torch.Generator().manual_seed(2)
     gone = torch.rand(len(items), N_ITEMS + 1, generator=generator) < 0.6
     gone[0, 1:] = True  # all but three items

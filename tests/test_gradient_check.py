@@ -40,6 +40,23 @@ def test_check_finds_nothing_wrong_when_all_learns(codebook_update, checkpointin
     assert "OK" in str(report)
 
 
+@pytest.mark.parametrize("projector_init", ["normal", "matched"])
+def test_check_finds_nothing_wrong_when_an_encoder_and_a_decoder_learn(projector_init, tiny_data):
+    report = checked(tiny_data, model="ETEGRec", projector_init=projector_init)
+    assert report.ok, report.problems
+    for name in ("encoder, language model", "decoder, language model", "start and distances"):
+        cells = report.cells[name]
+        assert cells["tokenizer"] == "-" and "-" not in (cells["recommender"], cells["final"])
+    assert ("codes enter the decoder at 1 " in report.scale[0]) == (projector_init == "matched")
+
+
+def test_check_leaves_alternation_out_when_there_is_none(tiny_data):
+    report = checked(tiny_data, model="TIGER", epochs=0)
+    assert report.ok, report.problems
+    assert report.stages == ["pretraining", "final"]
+    assert report.cells["encoder"]["final"] == "-" != report.cells["encoder"]["pretraining"]
+
+
 def test_check_advises_when_settings_are_those_of_a_decoder_from_scratch(llama, tiny_data):
     report = checked(tiny_data, base_model=llama, **LORA)
     assert any("learning_rate (0.004)" in line for line in report.advice)
@@ -160,7 +177,7 @@ def test_main_ends_with_2_and_a_knob_when_a_run_does_not_fit(tiny_data, capsys, 
 
 def test_main_refuses_to_look_when_the_model_is_recboles(tiny_data, capsys):
     assert main(["--plan", "--model=BPR", "--dataset=tiny", f"--data_path={tiny_data}"]) == 2
-    assert "only ETEGRecLlama can be looked at so" in capsys.readouterr().err
+    assert "only ETEGRecLlama, ETEGRec, TIGER can be looked at so" in capsys.readouterr().err
 
 
 def test_run_logs_its_plan_when_it_starts(tiny_data, tmp_path):

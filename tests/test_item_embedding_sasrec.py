@@ -56,7 +56,13 @@ def test_loss_equals_recboles_when_it_reads_the_training_part_of_recbole(tmp_pat
     train = small_data(config)[1].train._dataset
     model = small_sasrec(config, train)
     loader = SequenceLoader(
-        train, max_tokens=40, code_length=1, window_overlap=0.5, cut_probability=0.0, seed=0
+        train,
+        max_tokens=40,
+        code_length=1,
+        training_rows="sequences",
+        window_overlap=0.5,
+        cut_probability=0.0,
+        seed=0,
     )
     assert len(loader) > 1
     still = torch.optim.SGD(model.parameters(), lr=0.0)

@@ -8,6 +8,7 @@ from recbole_etegrec.data.loader import (
     SequenceBatch,
     SequenceLoader,
     cut_windows,
+    make_prefixes,
     make_windows,
     split_by_budget,
 )
@@ -44,6 +45,21 @@ def test_windows_supervise_each_target_once_when_sequences_are_long(max_history,
             # No window reaches into another user's sequence.
             user = np.searchsorted(offsets, windows.start, side="right")
             assert (windows.end <= offsets[user]).all()
+
+
+@pytest.mark.parametrize("max_history", [1, 7, 50])
+def test_prefixes_have_each_target_once_behind_its_history_when_cut_from_sequences(max_history):
+    offsets = random_offsets(0)
+    windows = make_prefixes(whole_sequences(offsets), max_history)
+    expected = np.ones(offsets[-1], dtype=int)
+    expected[offsets[:-1]] = 0
+    assert (times_supervised(windows, offsets[-1]) == expected).all()
+    assert (windows.supervised_from == windows.end - 1).all()
+    first = offsets[np.searchsorted(offsets, windows.supervised_from, side="right") - 1]
+    before = np.minimum(windows.supervised_from - first, max_history)
+    assert (windows.supervised_from - windows.start == before).all()
+    cut = cut_windows(windows, 1.0, np.random.default_rng(0))  # there is nothing to cut
+    assert all((one == two).all() for one, two in zip(cut, windows, strict=True))
 
 
 def test_windows_are_the_whole_sequence_when_it_fits():

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaModel
 from recbole_etegrec.data import load_item_embedding
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.memory_plan import GIB, MemoryPlan
-from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.model import MODELS
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.evaluation import evaluate
@@ -74,14 +74,21 @@ def optimizer_bytes(engine) -> int:
 @pytest.mark.parametrize("max_tokens", [1024, 4096])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    ("tuning", "precision"), [("full", "fp32"), ("lora", "fp32"), ("lora", "bf16")]
+    ("model", "tuning", "precision"),
+    [
+        ("ETEGRecLlama", "full", "fp32"),
+        ("ETEGRecLlama", "lora", "fp32"),
+        ("ETEGRecLlama", "lora", "bf16"),
+        ("ETEGRec", "full", "fp32"),
+    ],
 )
 def test_plan_is_within_a_twentieth_of_the_measured_peak_when_training(
-    tiny_data, tmp_path, base, tuning, precision, checkpointing, max_tokens
+    tiny_data, tmp_path, base, model, tuning, precision, checkpointing, max_tokens
 ):
     values = {"base_model": base, "tuning": tuning} if tuning == "lora" else {}
     config = small_config(
         tiny_data,
+        model=model,
         **(WIDE | values),
         precision=precision,
         gradient_checkpointing=checkpointing,
@@ -89,7 +96,7 @@ def test_plan_is_within_a_twentieth_of_the_measured_peak_when_training(
         epochs=0,
     )
     plan, loaders = planned(config)
-    model = ETEGRecLlama(config, loaders.train._dataset)
+    model = MODELS[model](config, loaders.train._dataset)
     engine = Engine(config, model, RunDirectory(tmp_path))
     stage = Stage("finetune", "recommender", 1.0)
     engine.freeze_all_but("recommender")
@@ -103,10 +110,11 @@ def test_plan_is_within_a_twentieth_of_the_measured_peak_when_training(
     assert plan.training.checkpointing == checkpointing
 
 
-def test_plan_is_within_a_twentieth_of_the_measured_peak_when_ranking(tiny_data):
-    config = small_config(tiny_data, **WIDE)
+@pytest.mark.parametrize("model", MODELS)
+def test_plan_is_within_a_twentieth_of_the_measured_peak_when_ranking(model, tiny_data):
+    config = small_config(tiny_data, model=model, **WIDE)
     plan, loaders = planned(config)
-    model = ETEGRecLlama(config, loaders.train._dataset)
+    model = MODELS[model](config, loaders.train._dataset)
     user = max(range(1, 60), key=lambda row: int(loaders.test._dataset[row]["item_length"]))
     longest = int(loaders.test._dataset[user]["item_length"])
     assert longest == plan.longest

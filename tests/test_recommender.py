@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import T5Model
 
 from recbole_etegrec.losses import recommendation_loss
 from recbole_etegrec.recommender import BACKBONES
@@ -16,10 +17,11 @@ def random_codes(rows: int, items: int, length: int = 4, code_num: int = 8) -> t
     return torch.randint(code_num, (rows, items, length), generator=generator)
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("j", range(4))
 @pytest.mark.parametrize("target", [3, 7])
-def test_recommender_leaks_no_code_when_the_target_changes(j, target):
-    recommender = small_recommender()
+def test_recommender_leaks_no_code_when_the_target_changes(backbone, j, target):
+    recommender = small_recommender(backbone)
     codes = random_codes(3, 8)
     altered = codes.clone()
     altered[:, target, j:] = (altered[:, target, j:] + 1 + torch.arange(4 - j)) % 8
@@ -32,8 +34,9 @@ def test_recommender_leaks_no_code_when_the_target_changes(j, target):
         assert (before[:, later] - after[:, later]).abs().max(dim=1).values.min() > 1e-3
 
 
-def test_recommender_leaks_nothing_when_later_items_change():
-    recommender = small_recommender(pooling="mean")
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_recommender_leaks_nothing_when_later_items_change(backbone):
+    recommender = small_recommender(backbone, pooling="mean")
     codes = random_codes(3, 8)
     altered = codes.clone()
     altered[:, 5:] = (altered[:, 5:] + 1) % 8
@@ -56,10 +59,11 @@ def padded_batch(padding: str) -> tuple[torch.Tensor, torch.Tensor, list[torch.T
     return codes, mask, [full[row, :length] for row, length in enumerate(LENGTHS)]
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("padding", ["left", "right", "right without mask"])
-def test_recommender_equals_prefix_by_prefix_when_sequences_are_whole(pooling, padding):
-    recommender = small_recommender(pooling=pooling)
+def test_recommender_equals_prefix_by_prefix_when_sequences_are_whole(backbone, pooling, padding):
+    recommender = small_recommender(backbone, pooling=pooling)
     codes, mask, sequences = padded_batch(padding.split()[0])
     width = codes.shape[1]
     places = []  # (row, item before the target), in the padded batch and in the sequence
@@ -90,6 +94,34 @@ def test_recommender_reads_the_last_token_or_the_mean_when_pooling_says_so():
         found = outputs[pooling].sequence_latent, outputs[pooling].preference_latent
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert torch.equal(outputs["last"].logits, outputs["mean"].logits)
+
+
+def test_encoder_decoder_equals_stock_t5_when_distances_are_its_relative_positions():
+    recommender = small_recommender("t5")
+    backbone, own = recommender.backbone, recommender.decoder_tokens
+    stock = T5Model(backbone.config).eval()
+    missing = stock.load_state_dict(backbone.state_dict(), strict=False).missing_keys
+    table = "decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    assert {key for key in missing if "embed_tokens" not in key and key != "shared.weight"} == {
+        table
+    }
+    codes, target, width = random_codes(3, 6), 3, 5
+    with torch.no_grad():
+        stock.get_parameter(table)[:4] = own.distance_bias
+        embed = recommender.code_embedding.embed
+        tokens = torch.cat([own.start.expand(3, 1, -1), embed(codes[:, target, :-1])], dim=1)
+        expected = stock(
+            inputs_embeds=embed(codes[:, :target]).flatten(1, 2), decoder_inputs_embeds=tokens
+        )
+        found = recommender(codes, torch.arange(3) * width + target - 1)
+        close = {"atol": 1e-5, "rtol": 0}
+        states = expected.last_hidden_state
+        logits = recommender.code_embedding.logits(states)
+        torch.testing.assert_close(found.logits, logits, **close)
+        mean = expected.encoder_last_hidden_state.mean(dim=1)
+        torch.testing.assert_close(found.sequence_latent, recommender.enc_adapter(mean), **close)
+        preference = recommender.dec_adapter(states[:, 0])
+        torch.testing.assert_close(found.preference_latent, preference, **close)
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
@@ -124,8 +156,9 @@ def gradients(recommender) -> dict[str, bool]:
     }
 
 
-def test_recommender_gets_every_gradient_but_the_adapters_when_l_rec_is_minimised():
-    recommender = small_recommender()
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_recommender_gets_every_gradient_but_the_adapters_when_l_rec_is_minimised(backbone):
+    recommender = small_recommender(backbone)
     backward(recommender, adapters=False)
     found = gradients(recommender)
     assert {name for name, has in found.items() if not has} == {
@@ -136,14 +169,16 @@ def test_recommender_gets_every_gradient_but_the_adapters_when_l_rec_is_minimise
     assert (table.collision_table.grad.abs().amax(dim=-1) > 0).all()
 
 
-def test_recommender_gets_every_gradient_when_latents_are_used():
-    recommender = small_recommender()
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_recommender_gets_every_gradient_when_latents_are_used(backbone):
+    recommender = small_recommender(backbone)
     backward(recommender, adapters=True)
     assert all(gradients(recommender).values())
 
 
-def test_recommender_keeps_codebooks_from_gradients_when_only_the_tokenizer_moves_them():
-    recommender = small_recommender(train_codebooks=False)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_recommender_keeps_codebooks_from_gradients_when_only_the_tokenizer_moves_them(backbone):
+    recommender = small_recommender(backbone, train_codebooks=False)
     backward(recommender, adapters=True)
     assert [name for name, has in gradients(recommender).items() if not has] == [
         "code_embedding.codebooks"

@@ -76,6 +76,19 @@ def make_windows(sequences: Windows, max_history: int, stride: int) -> Windows:
     return Windows(first + start, first + end, supervised_from)
 
 
+def make_prefixes(sequences: Windows, max_history: int) -> Windows:
+    """A window for every target of sequences: the item, its only target, and those before.
+
+    Args:
+        sequences: see :func:`make_windows`.
+        max_history: items of history at most.
+    """
+    counts = np.maximum(sequences.end - sequences.supervised_from, 0)
+    sequence = np.repeat(np.arange(len(counts)), counts)
+    target = sequences.supervised_from[sequence] + place_in_run(counts)
+    return Windows(np.maximum(sequences.start[sequence], target - max_history), target + 1, target)
+
+
 def cut_windows(windows: Windows, probability: float, rng: np.random.Generator) -> Windows:
     """Cut each window in two at a random item with the given probability.
 
@@ -118,6 +131,8 @@ class SequenceLoader:
         dataset: the training part.
         max_tokens: padded code tokens in a step at most, over all its pieces.
         code_length: tokens an item.
+        training_rows: ``sequences``, windows in which all items are targets, or ``prefixes``, one
+            window a target, which the next two do not change.
         window_overlap: share of a window that repeats the one before, in [0, 1), for users with
             more interactions than a window holds.
         cut_probability: share of windows cut at a random item in each epoch.
@@ -129,6 +144,7 @@ class SequenceLoader:
         *,
         max_tokens: int,
         code_length: int,
+        training_rows: str,
         window_overlap: float,
         cut_probability: float,
         seed: int,
@@ -136,7 +152,10 @@ class SequenceLoader:
         self._dataset = dataset
         self.items = dataset.inter_feat[dataset.iid_field].numpy()
         stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
-        self.whole = make_windows(dataset.windows, dataset.max_item_list_len, stride)
+        if training_rows == "prefixes":
+            self.whole = make_prefixes(dataset.windows, dataset.max_item_list_len)
+        else:
+            self.whole = make_windows(dataset.windows, dataset.max_item_list_len, stride)
         self.longest = int((self.whole.end - self.whole.start).max(initial=0))
         self.max_items, self.seed = max(max_tokens // code_length, 1), seed
         self.code_length = code_length

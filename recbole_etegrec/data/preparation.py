@@ -31,6 +31,7 @@ def data_preparation(
         built[0],
         max_tokens=config["max_tokens"],
         code_length=config["code_length"],
+        training_rows=config["training_rows"],
         window_overlap=config["window_overlap"],
         cut_probability=config["cut_probability"],
         seed=config["seed"],

@@ -5,7 +5,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from recbole_etegrec.checks import launched_with
 from recbole_etegrec.config import Config, properties_dir
-from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, Recommender
+from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, EncoderDecoder, Recommender
 from recbole_etegrec.recommender.backbone import add_residual_dropout, checkpoint_activations
 from recbole_etegrec.recommender.base_model import (
     add_lora,
@@ -67,13 +67,15 @@ def _weight_dtype(config: Config) -> torch.dtype:
 
 def _backbone(config: Config) -> PreTrainedModel:
     if config["base_model"]:
-        return load_base_model(
+        model = load_base_model(
             config["base_model"],
             dtype=_weight_dtype(config),
             attn_implementation=config["attn_implementation"],
             quantized=config["tuning"] == "qlora",
             device="cpu" if launched_with("FSDP") else str(config["device"]),
         )
+        add_residual_dropout(model, config["residual_dropout"])
+        return model
     return BACKBONES[config["backbone"]](
         hidden_size=config["hidden_size"],
         num_hidden_layers=config["num_hidden_layers"],
@@ -81,6 +83,8 @@ def _backbone(config: Config) -> PreTrainedModel:
         intermediate_size=config["intermediate_size"],
         max_position_embeddings=_tokens(config),
         init_std=config["init_std"],
+        head_size=config["head_size"],
+        residual_dropout=config["residual_dropout"],
         attn_implementation=config["attn_implementation"],
     )
 
@@ -90,6 +94,7 @@ def _backbone_shapes(config: Config) -> PreTrainedModel:
         base = find_base_config(config["base_model"], properties_dir() / "base_model")
         model = AutoModel.from_config(base, dtype=_weight_dtype(config))
         drop_token_table(model)
+        add_residual_dropout(model, config["residual_dropout"])
     else:
         model = _backbone(config)
     if config["attn_implementation"] != "eager":
@@ -100,8 +105,6 @@ def _backbone_shapes(config: Config) -> PreTrainedModel:
 def _assemble(
     config: Config, backbone: PreTrainedModel, semantic_hidden_size: int, e_dim: int
 ) -> Recommender:
-    if config["residual_dropout"]:
-        add_residual_dropout(backbone, config["residual_dropout"])
     if config["gradient_checkpointing"]:
         checkpoint_activations(backbone)
     embedding = CodeEmbedding(
@@ -122,7 +125,8 @@ def _assemble(
         )
     elif config["tuning"] == "frozen":
         backbone.requires_grad_(False)
-    return Recommender(
+    kind = EncoderDecoder if backbone.config.is_encoder_decoder else Recommender
+    return kind(
         backbone,
         embedding,
         semantic_hidden_size=semantic_hidden_size,

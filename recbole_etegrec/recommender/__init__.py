@@ -2,6 +2,7 @@
 
 from recbole_etegrec.recommender.backbone import BACKBONES
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
+from recbole_etegrec.recommender.encoder_decoder import EncoderDecoder
 from recbole_etegrec.recommender.recommender import (
     EncodedHistory,
     Recommender,
@@ -12,6 +13,7 @@ __all__ = [
     "BACKBONES",
     "CodeEmbedding",
     "EncodedHistory",
+    "EncoderDecoder",
     "Recommender",
     "RecommenderOutput",
 ]

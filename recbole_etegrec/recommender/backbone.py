@@ -1,4 +1,4 @@
-"""The decoder-only language model, fed with ``inputs_embeds``.
+"""The language model, a decoder or an encoder and a decoder, fed with ``inputs_embeds``.
 
 It knows neither codes nor items. Its own token table and LM head are not kept in memory.
 """
@@ -10,7 +10,15 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import DynamicCache, LlamaConfig, LlamaModel, PreTrainedModel
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedModel,
+    T5Config,
+    T5Model,
+)
 
 from recbole_etegrec.errors import UserError
 
@@ -23,6 +31,8 @@ def llama_from_scratch(
     intermediate_size: int,
     max_position_embeddings: int,
     init_std: float,
+    head_size: int | None = None,
+    residual_dropout: float = 0.0,
     attn_implementation: str = "sdpa",
 ) -> PreTrainedModel:
     """A randomly initialised LLaMA decoder of transformers, without its token table.
@@ -36,6 +46,7 @@ def llama_from_scratch(
             hidden_size=hidden_size,
             num_hidden_layers=num_hidden_layers,
             num_attention_heads=num_attention_heads,
+            head_dim=head_size,
             intermediate_size=intermediate_size,
             max_position_embeddings=max_position_embeddings,
             initializer_range=init_std,
@@ -47,6 +58,50 @@ def llama_from_scratch(
     )
     model.set_input_embeddings(nn.Identity())
     model.token_rms = init_std
+    add_residual_dropout(model, residual_dropout)
+    return model
+
+
+def t5_from_scratch(
+    *,
+    hidden_size: int,
+    num_hidden_layers: int,
+    num_attention_heads: int,
+    intermediate_size: int,
+    max_position_embeddings: int,
+    init_std: float,
+    head_size: int | None = None,
+    residual_dropout: float = 0.0,
+    attn_implementation: str = "sdpa",
+) -> PreTrainedModel:
+    """A randomly initialised T5 (JMLR 2020) of as many layers on each side, without token table.
+
+    T5 scales its initial weights by their shapes, and sees any distance: ``init_std`` and
+    ``max_position_embeddings`` are for other backbones. Its decoder comes without relative
+    positions, for whoever runs it to add to the mask: it would take a token's place in the cache
+    for its position, which is another where branches of a tree stand side by side.
+    """
+    model = T5Model(
+        T5Config(
+            vocab_size=1,
+            d_model=hidden_size,
+            d_kv=head_size or hidden_size // num_attention_heads,
+            d_ff=intermediate_size,
+            num_layers=num_hidden_layers,
+            num_heads=num_attention_heads,
+            dropout_rate=residual_dropout,
+            eos_token_id=None,
+            pad_token_id=None,
+            attn_implementation=attn_implementation,
+        )
+    )
+    model.set_input_embeddings(nn.Identity())
+    for stack in (model.encoder, model.decoder):
+        stack.dropout.p = 0.0  # the recommender drops out embeddings and final states
+    attention = model.decoder.block[0].layer[0].SelfAttention
+    attention.has_relative_attention_bias = False
+    del attention.relative_attention_bias
+    model.token_rms = 1.0
     return model
 
 
@@ -56,6 +111,8 @@ def add_residual_dropout(model: PreTrainedModel, probability: float) -> None:
     Raises:
         UserError: the blocks do not have the names that LLaMA gave them.
     """
+    if not probability:
+        return
 
     def drop(module: nn.Module, _inputs, output):
         first, *rest = output if isinstance(output, tuple) else (output,)
@@ -104,7 +161,15 @@ def new_cache() -> DynamicCache:
     return DynamicCache()
 
 
-def cached(model: nn.Module, cache: DynamicCache | None) -> dict:
+def cached_tensors(cache: DynamicCache | EncoderDecoderCache) -> list[torch.Tensor]:
+    """The keys and values of all layers, those of an encoder's states among them."""
+    caches = [cache]
+    if isinstance(cache, EncoderDecoderCache):
+        caches = [cache.self_attention_cache, cache.cross_attention_cache]
+    return [t for c in caches for layer in c.layers for t in (layer.keys, layer.values)]
+
+
+def cached(model: nn.Module, cache: DynamicCache | EncoderDecoderCache | None) -> dict:
     """The arguments that make a model use a cache, by the name its version of transformers has."""
     if cache is None:
         return {"use_cache": False}
@@ -126,4 +191,7 @@ def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     )
 
 
-BACKBONES: dict[str, Callable[..., PreTrainedModel]] = {"llama": llama_from_scratch}
+BACKBONES: dict[str, Callable[..., PreTrainedModel]] = {
+    "llama": llama_from_scratch,
+    "t5": t5_from_scratch,
+}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from recbole_etegrec.recommender.backbone import (
     additive_mask,
@@ -40,15 +40,17 @@ class EncodedHistory(NamedTuple):
 
     Attributes:
         cache: keys and values of their tokens.
-        visible: which cached tokens are real ``[B, T * L]``.
-        state: the state of the last history token ``[B, H]``.
+        visible: which of their tokens are real ``[B, T * L]``.
+        state: the state that predicts the first code after each ``[B, H]``.
         length: tokens of each history ``[B]``.
+        encoded: states of their tokens ``[B, T * L, H]``, where there is an encoder.
     """
 
-    cache: DynamicCache
+    cache: DynamicCache | EncoderDecoderCache
     visible: torch.Tensor
     state: torch.Tensor
     length: torch.Tensor
+    encoded: torch.Tensor | None = None
 
 
 class Recommender(nn.Module):
@@ -89,6 +91,11 @@ class Recommender(nn.Module):
         """All but the backbone."""
         return [self.code_embedding, self.enc_adapter, self.dec_adapter]
 
+    @property
+    def sequence_parts(self) -> dict[str, nn.Module]:
+        """What turns code vectors into states, by what it is called in reports."""
+        return {"decoder, language model": self.backbone}
+
     def forward(
         self,
         codes: torch.Tensor,
@@ -106,7 +113,7 @@ class Recommender(nn.Module):
         """
         length = codes.shape[-1]
         embeddings = self.code_embedding.embed(codes).flatten(1, 2)[:, :-1]  # nothing follows
-        token_mask = _token_mask(attention_mask, length)
+        token_mask = token_mask_of(attention_mask, length)
         hidden = self._run(embeddings, token_mask if token_mask is None else token_mask[:, :-1])
         # States of the tokens just before each target code: a shift by L - 1 tokens.
         before = hidden[:, length - 1 :].unflatten(1, (-1, length)).flatten(0, 1)
@@ -136,7 +143,7 @@ class Recommender(nn.Module):
     def encode_history(self, codes: torch.Tensor, attention_mask: torch.Tensor) -> EncodedHistory:
         """Run histories ``[B, T, L]``, padded on either side, and keep their cache."""
         cache = new_cache()
-        visible = _token_mask(attention_mask, codes.shape[-1])
+        visible = token_mask_of(attention_mask, codes.shape[-1])
         hidden = self._run(self.code_embedding.embed(codes).flatten(1, 2), visible, cache)
         position = torch.arange(visible.shape[1], device=codes.device)
         last = (visible * position).argmax(dim=1)
@@ -199,7 +206,7 @@ class Recommender(nn.Module):
         return self.dropout(output.last_hidden_state)
 
 
-def _token_mask(attention_mask: torch.Tensor | None, code_length: int) -> torch.Tensor | None:
+def token_mask_of(attention_mask: torch.Tensor | None, code_length: int) -> torch.Tensor | None:
     """Which tokens are real ``[B, T * L]``, from which items are ``[B, T]``."""
     if attention_mask is None:
         return None

@@ -108,6 +108,7 @@ def _train(
         dataset,
         max_tokens=STEP_ITEMS,
         code_length=1,
+        training_rows="sequences",
         window_overlap=config["window_overlap"],
         cut_probability=0.0,
         seed=config["seed"],
