@@ -6,7 +6,10 @@ from typing import Any
 import recbole.trainer.trainer as recbole_trainer
 import torch
 from recbole.data import create_dataset, data_preparation
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.evaluator.collector import DataStruct
 from recbole.model.abstract_recommender import AbstractRecommender
+from recbole.trainer import AbstractTrainer
 from recbole.utils import get_trainer, init_seed
 from torch.utils.tensorboard import SummaryWriter
 
@@ -29,11 +32,7 @@ def run_baseline(config: Config, run_dir: RunDirectory, saved: bool = True) -> d
     """
     model, _, train_data, valid_data, test_data = _prepare(config, run_dir)
     logger.info(model)
-    # RecBole opens ./log_tensorboard for every trainer; this run has a place of its own.
-    recbole_trainer.get_tensorboard = lambda _: SummaryWriter(run_dir.path / "tensorboard")
-    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    trainer.saved_model_file = str(run_dir.path / CHECKPOINT)
-    trainer.eval_collector = RankingCollector(config)
+    trainer = _trainer(config, model, run_dir)
     progress = config["show_progress"]
     best_valid_score, best_valid_result = trainer.fit(
         train_data, valid_data, saved=saved, show_progress=progress
@@ -56,6 +55,29 @@ def load_baseline(config: Config, run_dir: RunDirectory) -> tuple:
     model, dataset, *loaders = _prepare(config, run_dir)
     _load_best(model, run_dir, config["device"])
     return config, model.eval(), dataset, *loaders
+
+
+def baseline_rankings(
+    config: Config,
+    model: AbstractRecommender,
+    loader: AbstractDataLoader,
+    train_data: AbstractDataLoader,
+    run_dir: RunDirectory,
+) -> DataStruct:
+    """What RecBole's evaluator makes its metrics of, for a trained model of RecBole."""
+    trainer = _trainer(config, model, run_dir)
+    trainer.eval_collector.data_collect(train_data)
+    trainer.evaluator.evaluate = lambda collected: collected
+    return trainer.evaluate(loader, load_best_model=False)
+
+
+def _trainer(config: Config, model: AbstractRecommender, run_dir: RunDirectory) -> AbstractTrainer:
+    # RecBole opens ./log_tensorboard for every trainer; this run has a place of its own.
+    recbole_trainer.get_tensorboard = lambda _: SummaryWriter(run_dir.path / "tensorboard")
+    trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.saved_model_file = str(run_dir.path / CHECKPOINT)
+    trainer.eval_collector = RankingCollector(config)
+    return trainer
 
 
 def _prepare(config: Config, run_dir: RunDirectory) -> tuple:

@@ -15,6 +15,7 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} --resume=RUN_DIR
        {program} --plan [the arguments of a run]
        {program} --check [the arguments of a run]
+       {program} compare --models=A,B [--seeds=1,2] [--ablations=X,Y] [--KEY=VALUE ...]
        {program} codes RUN_DIR [--item=TOKEN]
        {program} doctor [--data_path=DIR]
        {program} check-data NAME [--data_path=DIR]
@@ -26,6 +27,7 @@ Any key of properties/ or of RecBole may be given; it wins over the config files
 other arguments goes on if that run has begun, and starts it if not.
 `--plan` prints the memory that the run would take, and refuses what does not fit.
 `--check` takes a few steps on one batch and prints whether all that must learn does.
+`compare` trains models on one dataset with each seed and writes one table; again, it goes on.
 `codes` prints how well a finished run codes its items, and the items near to one.
 `doctor` prints versions, devices, models and datasets.
 `check-data` reads a dataset through and names file, line and field of what is wrong.
@@ -118,6 +120,14 @@ def _prepare(arguments: Sequence[str]) -> None:
     sys.stdout.write(prepare(arguments[:1], parse_arguments(arguments[1:])))
 
 
+def _compare(arguments: Sequence[str]) -> None:
+    values = parse_arguments(arguments)
+
+    from recbole_etegrec.compare.command import compare
+
+    sys.stdout.write(compare(values))
+
+
 def _codes(arguments: Sequence[str]) -> None:
     run_dir = "".join(arguments[:1])
     if not run_dir or run_dir.startswith("-"):
@@ -133,6 +143,7 @@ def _codes(arguments: Sequence[str]) -> None:
 COMMANDS = {
     "check-data": _check_data,
     "codes": _codes,
+    "compare": _compare,
     "doctor": _doctor,
     "prepare": _prepare,
 }

@@ -8,7 +8,7 @@ what is refused before any work is in `checks.py`.
 import ast
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import timedelta
@@ -150,10 +150,7 @@ class Config(recbole.config.Config):
         return Loader
 
     def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for file in file_list or ():
-            values.update(_read_mapping(find_config_file(file)))
-        return values
+        return read_config_files(file_list or ())
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -210,9 +207,14 @@ class Config(recbole.config.Config):
         self.inputs = {key: deepcopy(final[key]) for key in final if key not in hidden}
         return final
 
-    def _refuse_unknown_keys(self) -> None:
+    @property
+    def known_keys(self) -> set[str]:
+        """The keys that this model may be given."""
         known = {*EXTRA_KEYS, *self.internal_config_dict}
-        known.update(key for keys in self.parameters.values() for key in keys)
+        return known.union(*self.parameters.values())
+
+    def _refuse_unknown_keys(self) -> None:
+        known = self.known_keys
         for key in self.external_config_dict:
             if key not in known:
                 raise UserError(f"unknown config key '{key}'{nearest(key, known)}")
@@ -271,6 +273,18 @@ def find_config_file(file: str) -> str:
         return file
     shipped = properties_dir() / f"{file.removesuffix('.yaml').removeprefix('properties/')}.yaml"
     return str(shipped) if shipped.is_file() else file
+
+
+def read_config_files(files: Iterable[str]) -> dict[str, Any]:
+    """What the files say, later ones winning.
+
+    Raises:
+        UserError: a file cannot be read, or holds no ``key: value`` lines.
+    """
+    values: dict[str, Any] = {}
+    for file in files:
+        values.update(_read_mapping(find_config_file(file)))
+    return values
 
 
 def _read_mapping(file: str) -> dict[str, Any]:

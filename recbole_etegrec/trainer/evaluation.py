@@ -8,6 +8,7 @@ from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 from recbole.evaluator import Evaluator
+from recbole.evaluator.collector import DataStruct
 from recbole.model.abstract_recommender import SequentialRecommender
 from tqdm import tqdm
 
@@ -32,7 +33,6 @@ def sample_users(
     return type(loader)(config, part, loader._sampler, shuffle=False)
 
 
-@torch.no_grad()
 def evaluate(
     model: SequentialRecommender,
     loader: AbstractDataLoader,
@@ -42,17 +42,35 @@ def evaluate(
     show_progress: bool = False,
     title: str = "Evaluate",
 ) -> dict[str, float]:
-    """Metrics of a model over the users of a loader, in the config's precision.
+    """Metrics of a model over the users of a loader: RecBole's result, metric@k to value.
 
-    With several processes each ranks its share of the batches, and all get the same metrics.
+    Takes what `collect_rankings` does.
+    """
+    collected = collect_rankings(
+        model, loader, train_dataset, config, show_progress=show_progress, title=title
+    )
+    result = Evaluator(config).evaluate(collected)
+    return {name: float(value) for name, value in result.items()}
+
+
+@torch.no_grad()
+def collect_rankings(
+    model: SequentialRecommender,
+    loader: AbstractDataLoader,
+    train_dataset: Dataset,
+    config: Config,
+    *,
+    show_progress: bool = False,
+    title: str = "Evaluate",
+) -> DataStruct:
+    """What RecBole's evaluator makes its metrics of, in the config's precision.
+
+    With several processes each ranks its share of the batches, and all get all of it.
 
     Args:
         model: with ``full_sort_predict`` and ``score_candidates``.
         loader: one of RecBole's evaluation loaders.
         train_dataset: for the metrics that need item counts.
-
-    Returns:
-        RecBole's result, metric@k to value.
     """
     state = PartialState()
     collector = RankingCollector(config)
@@ -81,8 +99,7 @@ def evaluate(
     # Each batch was ranked by one process; in their order, all have what a single one has.
     for _, batch in sorted(gather_object(collected), key=lambda pair: pair[0]):
         collector.put_batch(batch)
-    result = Evaluator(config).evaluate(collector.get_data_struct())
-    return {name: float(value) for name, value in result.items()}
+    return collector.get_data_struct()
 
 
 class _Training:

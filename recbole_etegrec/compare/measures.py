@@ -1,0 +1,41 @@
+"""What a comparison knows of one run beyond its `result.json`, in files of the run's directory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from recbole_etegrec.run_directory import RunDirectory
+
+MEASURES = "measures.json"
+
+
+def per_user_file(run_dir: Path, history: str) -> Path:
+    """Where a run keeps its validation metric on each user's test; `history`: kept or excluded."""
+    return run_dir / f"per_user_{history}.npz"
+
+
+def read_measures(run_dir: Path) -> dict[str, Any]:
+    """``parameters``, ``memory_gib`` and a ``test_result`` for each history, or an ``error``.
+
+    Of a run that has not begun there is an empty ``test_result`` alone.
+    """
+    path = run_dir / MEASURES
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {"test_result": {}}
+
+
+def write_measures(run_dir: Path, measures: dict[str, Any]) -> None:
+    """Write what `read_measures` gives back; the directory is made where there is none."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    RunDirectory(run_dir).write_json(MEASURES, measures)
+
+
+def write_error(run_dir: Path, error: str) -> None:
+    """Note, in one line, why a run has failed."""
+    write_measures(run_dir, {**read_measures(run_dir), "error": " ".join(error.split())})
+
+
+def is_finished(run_dir: Path, histories: list[str]) -> bool:
+    """Whether a run has its result, and has been tested in all these ways."""
+    measures = read_measures(run_dir)
+    measured = all(history in measures["test_result"] for history in histories)
+    return RunDirectory(run_dir).result.exists() and measured and "error" not in measures

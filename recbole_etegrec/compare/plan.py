@@ -1,0 +1,180 @@
+"""What a comparison runs: every model with every seed, configured and checked before any starts."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recbole_etegrec.config import (
+    DEFAULT_DATASET,
+    DEFAULT_MODEL,
+    Config,
+    find_config_file,
+    properties_dir,
+    read_config_files,
+)
+from recbole_etegrec.dataset_files import check_dataset_files
+from recbole_etegrec.errors import UserError, nearest
+from recbole_etegrec.prepare.download import fetch_dataset
+from recbole_etegrec.start import MAY_CHANGE
+
+# A comparison chooses these itself.
+_NOT_TAKEN = {"seed": "give --seeds", "run_dir": "give --out", "resume": "it goes on by itself"}
+# Whether histories are ranked, in the words that files and tables have for it.
+HISTORIES = {False: "kept", True: "excluded"}
+
+
+class Run(NamedTuple):
+    """One model with one seed.
+
+    Attributes:
+        label: the model and its ablation, the row of the table that the run counts for.
+        path: its directory; the name holds a hash of the configuration.
+    """
+
+    label: str
+    config: Config
+    path: Path
+
+
+class Plan(NamedTuple):
+    """All that a comparison is to do.
+
+    Attributes:
+        histories: how the finished models are tested, values of `HISTORIES`.
+        notes: which keys were applied to some of the models only, as lines of text.
+    """
+
+    runs: list[Run]
+    out: Path
+    histories: list[str]
+    notes: list[str]
+
+
+def make_plan(values: Mapping[str, str]) -> Plan:
+    """The runs that a command line asks for; none has started yet.
+
+    Raises:
+        UserError: an unknown model, key, ablation or file, a configuration that contradicts
+            itself, or no such dataset.
+    """
+    for key, instead in _NOT_TAKEN.items():
+        if key in values:
+            raise UserError(f"compare: --{key} is not taken: {instead}")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("compare starts its own processes: start it without a launcher")
+    files = read_config_files(values.get("config_files", "").split())
+    given = {**files, **{key: value for key, value in values.items() if key != "config_files"}}
+    dataset = given.pop("dataset", DEFAULT_DATASET)
+    seeds = _seeds(given.pop("seeds", str(given.get("seed", 2020))))
+    out = Path(given.pop("out", f"saved/compare-{dataset}")).absolute()
+    rows = _rows(_names(given.pop("models", "")), _names(given.pop("ablations", "")))
+    both = str(given.get("exclude_history")).lower() == "both"
+    if both:
+        del given["exclude_history"]
+
+    probes = {model: _config(model, dataset, _device_keys(given)) for _, model, _ in rows}
+    known = {model: probe.known_keys for model, probe in probes.items()}
+    notes = _notes(given, known)
+    # One rule for all: without a value general models would be ranked otherwise than sequential.
+    given.setdefault("exclude_history", any(p["exclude_history"] for p in probes.values()))
+
+    runs = []
+    for label, model, changes in rows:
+        applied = {key: value for key, value in given.items() if key in known[model]}
+        for seed in seeds:
+            config = _config(model, dataset, {**applied, **changes, "seed": seed})
+            runs.append(Run(label, config, out / _name(label, config)))
+    fetch_dataset(runs[0].config)
+    for run in runs[:: len(seeds)]:
+        check_dataset_files(run.config)
+    return Plan(runs, out, _histories(runs, both), notes)
+
+
+def _rows(models: list[str], ablations: list[str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Label, model and changed keys of each row of the table."""
+    if not models and not ablations:
+        raise UserError("compare: --models=A,B,... missing")
+    rows = [(model, model, {}) for model in models]
+    for name in ablations:
+        rows.append((f"{DEFAULT_MODEL} + {name}", DEFAULT_MODEL, read_ablation(name)))
+    return rows
+
+
+def read_ablation(name: str) -> dict[str, Any]:
+    """The keys that an overlay of `properties/ablation/` changes.
+
+    Raises:
+        UserError: there is no such overlay.
+    """
+    known = [path.stem for path in sorted((properties_dir() / "ablation").glob("*.yaml"))]
+    if name not in known:
+        raise UserError(
+            f"ablation '{name}': must be one of {', '.join(known)}{nearest(name, known)}"
+        )
+    return read_config_files([find_config_file(f"ablation/{name}")])
+
+
+def _config(model: str, dataset: str, values: dict[str, Any]) -> Config:
+    try:
+        return Config(model, dataset, config_dict=values)
+    except UserError as error:
+        named = str(error) if model in str(error) else f"{model}: {error}"
+        raise UserError(named) from error
+
+
+def _device_keys(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The first configuration settles the device of this process."""
+    return {key: given[key] for key in ("use_gpu", "gpu_id") if key in given}
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(name) for name in _names(text.strip("[]"))]
+    except ValueError:
+        seeds = []
+    if not seeds:
+        raise UserError(f"seeds ({text}): must be whole numbers, such as 2020,2021")
+    return seeds
+
+
+def _notes(given: Iterable[str], known: Mapping[str, set[str]]) -> list[str]:
+    """A line for each key that not all models know.
+
+    Raises:
+        UserError: none of them knows it.
+    """
+    notes = []
+    for key in given:
+        having = [model for model, keys in known.items() if key in keys]
+        if not having:
+            raise UserError(
+                f"unknown config key '{key}' (no model of this comparison has it)"
+                f"{nearest(key, set().union(*known.values()))}"
+            )
+        if lacking := [model for model in known if model not in having]:
+            notes.append(f"{key}: for {', '.join(having)}; not a key of {', '.join(lacking)}")
+    return notes
+
+
+def _name(label: str, config: Config) -> str:
+    """``<model>-<seed>-<hash>``; keys that do not change a result are not in the hash."""
+    unimportant = MAY_CHANGE - {"base_model"}
+    inputs = {key: value for key, value in config.inputs.items() if key not in unimportant}
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode())
+    return f"{label.replace(' ', '')}-{config['seed']}-{digest.hexdigest()[:8]}"
+
+
+def _histories(runs: list[Run], both: bool) -> list[str]:
+    if not both:
+        return [HISTORIES[runs[0].config["exclude_history"]]]
+    for run in runs:
+        if run.config["eval_args"]["mode"]["test"] != "full":
+            raise UserError("exclude_history (both) needs eval_args mode full: all items ranked")
+    return list(HISTORIES.values())

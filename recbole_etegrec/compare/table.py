@@ -1,0 +1,172 @@
+"""The comparison of runs: a row a model, means over its seeds, as Markdown, CSV and JSON."""
+
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from recbole.evaluator.register import metrics_dict
+from scipy.stats import ttest_rel
+
+from recbole_etegrec.compare.measures import is_finished, per_user_file, read_measures
+from recbole_etegrec.compare.plan import Plan, Run
+from recbole_etegrec.run_directory import RunDirectory, replace_text
+
+# What a model costs, and how that is printed; all else is a metric.
+_COSTS = {"parameters": "{:,.0f}", "seconds": "{:,.0f}", "memory_gib": "{:.2f}"}
+
+
+def write_table(plan: Plan) -> str:
+    """Write `comparison.json`, `.csv` and `.md` of the runs that are finished; returns the last."""
+    records = [_record(run, plan.histories) for run in plan.runs]
+    config = plan.runs[0].config
+    tables = {history: _rows(records, history, config) for history in plan.histories}
+    comparison = {
+        "dataset": config["dataset"],
+        "valid_metric": config["valid_metric"],
+        "eval_args": config["eval_args"],
+        "tables": tables,
+        "runs": records,
+    }
+    RunDirectory(plan.out).write_json("comparison.json", comparison)
+    replace_text(plan.out / "comparison.csv", _csv(tables))
+    text = _markdown(comparison, plan.notes)
+    replace_text(plan.out / "comparison.md", text)
+    return text
+
+
+def _record(run: Run, histories: list[str]) -> dict[str, Any]:
+    """What a run has come to: its numbers, its ``error``, or neither while it is to run."""
+    record = {"model": run.label, "seed": run.config["seed"], "run_dir": str(run.path)}
+    measures = read_measures(run.path)
+    if "error" in measures:
+        return {**record, "error": measures["error"]}
+    if not is_finished(run.path, histories):
+        return record
+    result = json.loads(RunDirectory(run.path).result.read_text("utf-8"))
+    kept = ("best_valid_score", "epochs", "seconds")
+    return {**record, **{key: result[key] for key in kept}, **measures}
+
+
+def _rows(records: list[dict], history: str, config) -> list[dict[str, Any]]:
+    """For each model its seeds and errors, and of each column mean and standard deviation.
+
+    The standard deviation is that of a sample; of one seed there is none.
+    """
+    rows = []
+    for label in dict.fromkeys(record["model"] for record in records):
+        own = [record for record in records if record["model"] == label]
+        done = [record for record in own if "test_result" in record]
+        values: dict[str, list[float]] = {}
+        for record in done:
+            valid = {f"valid {config['valid_metric']}": record["best_valid_score"]}
+            costs = {name: record[name] for name in _COSTS if name in record}
+            for name, value in {**record["test_result"][history], **valid, **costs}.items():
+                values.setdefault(name, []).append(value)
+        rows.append(
+            {
+                "model": label,
+                "seeds": [record["seed"] for record in done],
+                "errors": [f"seed {r['seed']}: {r['error']}" for r in own if "error" in r],
+                "columns": {name: _mean_and_deviation(found) for name, found in values.items()},
+            }
+        )
+    _compare_users(rows, records, history, config["valid_metric"].lower())
+    return rows
+
+
+def _mean_and_deviation(values: list[float]) -> dict[str, float | None]:
+    return {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else None}
+
+
+def _compare_users(rows: list[dict], records: list[dict], history: str, metric: str) -> None:
+    """Add to each row but the best the p-value of a paired t-test over users against the best."""
+    users = {row["model"]: _per_user(records, row["model"], history) for row in rows}
+    tested = [row for row in rows if users[row["model"]] is not None]
+    if not tested:
+        return
+    best = _best(tested, metric)
+    for row in tested:
+        if row is not best:
+            pair = [users[best["model"]], users[row["model"]]]
+            first, second = pd.concat(pair, axis=1, join="inner").to_numpy().T
+            same = np.array_equal(first, second)  # the test has no value for this
+            row["p"] = 1.0 if same else float(ttest_rel(first, second).pvalue)
+
+
+def _per_user(records: list[dict], label: str, history: str) -> pd.Series | None:
+    """The metric of each user, the mean over seeds; None where there are no such values."""
+    paths = [
+        per_user_file(Path(record["run_dir"]), history)
+        for record in records
+        if record["model"] == label and "test_result" in record
+    ]
+    if not paths or not all(path.is_file() for path in paths):
+        return None
+    seeds = []
+    for path in paths:
+        with np.load(path) as file:
+            seeds.append(pd.Series(file["values"], index=file["users"]))
+    return pd.concat(seeds, axis=1).mean(axis=1)
+
+
+def _best(rows: list[dict], column: str) -> dict[str, Any]:
+    """The row with the best mean in a column: the least of costs, and of metrics such as RMSE."""
+    name = column.removeprefix("valid ").partition("@")[0].lower()
+    least = column in _COSTS or metrics_dict[name].smaller
+    having = [row for row in rows if column in row["columns"]]
+    return (min if least else max)(having, key=lambda row: row["columns"][column]["mean"])
+
+
+def _columns(rows: list[dict]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row["columns"]))
+
+
+def _csv(tables: dict[str, list[dict]]) -> str:
+    lines = []
+    for history, rows in tables.items():
+        for row in rows:
+            line = {"history": history, "model": row["model"], "seeds": len(row["seeds"])}
+            for name, value in row["columns"].items():
+                line |= {name: value["mean"], f"{name} std": value["std"]}
+            lines.append({**line, "p": row.get("p"), "errors": "; ".join(row["errors"])})
+    return pd.DataFrame(lines).to_csv(index=False)
+
+
+def _markdown(comparison: dict[str, Any], notes: list[str]) -> str:
+    evaluation, metric = comparison["eval_args"], comparison["valid_metric"]
+    mode, split = evaluation["mode"]["test"], evaluation["split"]
+    lines = [f"# {comparison['dataset']}", ""]
+    lines += [f"Test metrics (split {split}, mode {mode}); mean ± standard deviation over seeds."]
+    lines += ["The best of each column is bold. p: paired t-test over users against the model with"]
+    lines += [f"the best test {metric}, on that metric, a user's mean over seeds."]
+    for history, rows in comparison["tables"].items():
+        lines += ["", f"## Items of a user's history {history}, for every model alike", ""]
+        lines += _markdown_table(rows)
+    lines += ["", *(f"- Only for some models: {note}" for note in notes)] if notes else []
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_table(rows: list[dict]) -> list[str]:
+    columns = _columns(rows)
+    best = {column: _best(rows, column)["columns"][column]["mean"] for column in columns}
+    titles = ["model", "seeds", *(name.replace("_", " ") for name in columns), "p"]
+    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    for row in rows:
+        cells = [_cell(row["columns"].get(name), name, best[name]) for name in columns]
+        p = f"{row['p']:.2g}" if "p" in row else ""
+        seeds = "; ".join([", ".join(map(str, row["seeds"])) or "none", *row["errors"]])
+        cells = [row["model"], seeds.replace("|", "\\|"), *cells, p]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(value: dict[str, float | None] | None, name: str, best: float) -> str:
+    if value is None:
+        return ""
+    form = _COSTS.get(name, "{:.4f}")
+    mean = form.format(value["mean"])
+    mean = f"**{mean}**" if value["mean"] == best else mean
+    return mean if value["std"] is None else f"{mean} ± {form.format(value['std'])}"

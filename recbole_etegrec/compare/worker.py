@@ -1,0 +1,120 @@
+"""One run of a comparison, in a process of its own: ``python -m recbole_etegrec.compare.worker``.
+
+The order comes on the standard input, as YAML; what the run is like goes to `measures.json` in its
+directory, beside its result. Peak memory and global state are those of this run alone.
+"""
+
+import json
+import logging
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.evaluator import Evaluator
+from recbole.evaluator.base_metric import TopkMetric
+from recbole.evaluator.collector import DataStruct
+
+from recbole_etegrec.baseline import baseline_rankings
+from recbole_etegrec.compare.measures import (
+    per_user_file,
+    read_measures,
+    write_error,
+    write_measures,
+)
+from recbole_etegrec.compare.plan import HISTORIES
+from recbole_etegrec.config import Config
+from recbole_etegrec.errors import Interrupted, UserError
+from recbole_etegrec.model import MODELS
+from recbole_etegrec.quick_start import load_run, run
+from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.trainer.evaluation import collect_rankings
+
+
+def work(config: dict[str, Any], path: Path, histories: list[str]) -> None:
+    """Start a run, go on with it, or leave it as it is; then test its model as `histories` say."""
+    run_dir = RunDirectory(path)
+    measures = read_measures(path)
+    measures.pop("error", None)
+    if not run_dir.result.exists():
+        measures = {"test_result": {}}
+        resume = config["model"] in MODELS  # RecBole's own start anew
+        run(config_dict={**config, "run_dir": str(path), "resume": resume})
+        measures["memory_gib"] = _peak_memory_gib()
+        write_measures(path, measures)
+    for history in histories:
+        if history not in measures["test_result"]:
+            measures |= _measure(run_dir, history, measures["test_result"])
+    write_measures(path, measures)
+
+
+def _peak_memory_gib() -> float:
+    """Of the GPU where there is one, else of this process."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _measure(run_dir: RunDirectory, history: str, known: dict[str, dict]) -> dict[str, Any]:
+    """Parameters of a finished run's model, and its test metrics with one more of `HISTORIES`."""
+    exclude = next(key for key, name in HISTORIES.items() if name == history)
+    config, model, _, train_data, _, test_data = load_run(
+        str(run_dir.path), {"exclude_history": exclude}
+    )
+    if not isinstance(test_data, FullSortEvalDataLoader):  # nothing is excluded, no user ranked
+        result = json.loads(run_dir.result.read_text("utf-8"))["test_result"]
+    else:
+        if config["model"] in MODELS:
+            collected = collect_rankings(model, test_data, train_data._dataset, config)
+        else:
+            collected = baseline_rankings(config, model, test_data, train_data, run_dir)
+        result = {k: float(v) for k, v in Evaluator(config).evaluate(collected).items()}
+        _write_per_user(config, test_data, collected, per_user_file(run_dir.path, history))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"parameters": parameters, "test_result": {**known, history: result}}
+
+
+def _write_per_user(
+    config: Config, loader: FullSortEvalDataLoader, collected: DataStruct, path: Path
+) -> None:
+    """The validation metric of each user, by the user's token, where it is one of a top K."""
+    name, _, cutoff = config["valid_metric"].lower().partition("@")
+    metric = Evaluator(config).metric_class.get(name)
+    if not isinstance(metric, TopkMetric):
+        return
+    metric.topk_result = lambda _, values: values  # [users, K] in place of their means
+    values = metric.calculate_metric(collected)[:, int(cutoff) - 1]
+    dataset = loader._dataset
+    ids = dataset.inter_feat[dataset.uid_field] if loader.is_sequential else loader.uid_list
+    tokens = dataset.id2token(dataset.uid_field, ids.numpy())
+    means = pd.Series(values, index=tokens).groupby(level=0).mean()
+    fresh = path.with_name(f".{path.name}")
+    np.savez(fresh.open("wb"), users=means.index.to_numpy(dtype=str), values=means.to_numpy())
+    os.replace(fresh, path)
+
+
+def main() -> int:
+    """Do what the order says; returns the exit code. A failure is written to `measures.json`."""
+    order = yaml.safe_load(sys.stdin)
+    path = Path(order["path"])
+    try:
+        work(order["config"], path, order["histories"])
+    except KeyboardInterrupt as error:
+        return 128 + (error.number if isinstance(error, Interrupted) else 2)
+    except Exception as error:
+        logging.getLogger(__name__).exception("the run failed")
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        write_error(path, f"{kind}{error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
