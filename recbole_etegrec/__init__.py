@@ -7,12 +7,13 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "UserError", "load_run", "run"]
+__all__ = ["Config", "UserError", "load_run", "objective_function", "run"]
 
 _MODULES = {
     "Config": "config",
     "UserError": "errors",
     "load_run": "quick_start",
+    "objective_function": "quick_start",
     "run": "quick_start",
 }
 

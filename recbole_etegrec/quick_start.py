@@ -88,6 +88,17 @@ def run(
     }
 
 
+def objective_function(
+    config_dict: dict[str, Any] | None = None,
+    config_file_list: list[str] | None = None,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """One trial of RecBole's `HyperTuning`: what `run` returns, and the ``model``'s name."""
+    # A sampler draws numpy's numbers, which the config.yaml of a run does not hold.
+    outcome = run(None, None, config_file_list, _plain(config_dict or {}), saved)
+    return {"model": RunDirectory(outcome["run_dir"]).read_yaml("config.yaml")["model"], **outcome}
+
+
 def run_etegrec(
     config: Config, run_dir: RunDirectory, saved: bool = True, resume: bool = False
 ) -> dict[str, Any]:

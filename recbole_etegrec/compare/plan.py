@@ -44,7 +44,7 @@ class Plan(NamedTuple):
 
     Attributes:
         histories: how the finished models are tested, values of `HISTORIES`.
-        notes: which keys were applied to some of the models only, as lines of text.
+        notes: which keys were applied to some of the models only, lines of text.
     """
 
     runs: list[Run]
@@ -145,22 +145,25 @@ def _seeds(text: str) -> list[int]:
 
 
 def _notes(given: Iterable[str], known: Mapping[str, set[str]]) -> list[str]:
-    """A line for each key that not all models know.
+    """A line for all keys that the same models know, unless that is all models.
 
     Raises:
-        UserError: none of them knows it.
+        UserError: no model knows a key.
     """
-    notes = []
+    keys_of: dict[tuple[str, ...], list[str]] = {}
     for key in given:
-        having = [model for model, keys in known.items() if key in keys]
+        having = tuple(model for model, keys in known.items() if key in keys)
         if not having:
             raise UserError(
-                f"unknown config key '{key}' (no model of this comparison has it)"
+                f"unknown config key '{key}', for each of these models"
                 f"{nearest(key, set().union(*known.values()))}"
             )
-        if lacking := [model for model in known if model not in having]:
-            notes.append(f"{key}: for {', '.join(having)}; not a key of {', '.join(lacking)}")
-    return notes
+        keys_of.setdefault(having, []).append(key)
+    return [
+        f"for {', '.join(having)} only: {', '.join(keys)}"
+        for having, keys in keys_of.items()
+        if len(having) < len(known)
+    ]
 
 
 def _name(label: str, config: Config) -> str:

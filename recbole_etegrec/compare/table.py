@@ -11,7 +11,7 @@ from recbole.evaluator.register import metrics_dict
 from scipy.stats import ttest_rel
 
 from recbole_etegrec.compare.measures import is_finished, per_user_file, read_measures
-from recbole_etegrec.compare.plan import Plan, Run
+from recbole_etegrec.compare.plan import HISTORIES, Plan, Run
 from recbole_etegrec.run_directory import RunDirectory, replace_text
 
 # What a model costs, and how that is printed; all else is a metric.
@@ -27,6 +27,7 @@ def write_table(plan: Plan) -> str:
         "dataset": config["dataset"],
         "valid_metric": config["valid_metric"],
         "eval_args": config["eval_args"],
+        "validated": HISTORIES[config["exclude_history"]],
         "tables": tables,
         "runs": records,
     }
@@ -141,11 +142,14 @@ def _markdown(comparison: dict[str, Any], notes: list[str]) -> str:
     lines = [f"# {comparison['dataset']}", ""]
     lines += [f"Test metrics (split {split}, mode {mode}); mean ± standard deviation over seeds."]
     lines += ["The best of each column is bold. p: paired t-test over users against the model with"]
-    lines += [f"the best test {metric}, on that metric, a user's mean over seeds."]
+    lines += [
+        f"the best test {metric}, on that metric, a user's mean over seeds. Validation, which"
+    ]
+    lines += [f"stops training and picks the best model: history {comparison['validated']}."]
     for history, rows in comparison["tables"].items():
         lines += ["", f"## Items of a user's history {history}, for every model alike", ""]
         lines += _markdown_table(rows)
-    lines += ["", *(f"- Only for some models: {note}" for note in notes)] if notes else []
+    lines += ["", *(f"- {note}" for note in notes)] if notes else []
     return "\n".join(lines) + "\n"
 
 

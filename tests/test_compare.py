@@ -1,0 +1,263 @@
+"""Models compared by one command: what is run, what is reused, and what the table says."""
+
+import csv
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recbole_etegrec.cli import main
+from recbole_etegrec.compare.command import compare
+from recbole_etegrec.compare.measures import per_user_file, write_error, write_measures
+from recbole_etegrec.compare.plan import Plan, make_plan, read_ablation
+from recbole_etegrec.compare.table import write_table
+from recbole_etegrec.compare.worker import work
+from recbole_etegrec.config import Config, properties_dir
+from recbole_etegrec.errors import Interrupted, UserError
+from tests.helpers import SMALL_MODEL
+
+ABLATIONS = {
+    "no_sia": {"sia_weight"},
+    "no_psa": {"psa_weight"},
+    "no_alignment": {"sia_weight", "psa_weight"},
+    "no_alternation": {"epochs", "finetune_epochs"},
+    "tokenizer_only": {"codebook_update"},
+    "mean_pooling": {"alignment_pooling"},
+    "prefixes": {"training_rows"},
+}
+
+
+def arguments(data: str, out: Path, **more: str) -> dict[str, str]:
+    """A command line, parsed, in which a run takes a moment."""
+    small = {key: str(value) for key, value in SMALL_MODEL.items()}
+    values = {"dataset": "tiny", "data_path": data, "embedding_cache": f"{data}/cache"}
+    return {**small, **values, "out": str(out), "use_gpu": "False", **more}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """In the workers too: many small steps do not wait for each other on a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def compared(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, str, dict]:
+    """Pop and ETEGRecLlama that have run before, and FDSA, which lacks a feature of items.
+
+    The plan, its table, and when the files of the first two were written, before and after.
+    """
+    out = tmp_path_factory.mktemp("out")
+    values = arguments(tiny_data, out, models="Pop,ETEGRecLlama,FDSA", exclude_history="both")
+    plan = make_plan(values)
+    for run in plan.runs[:2]:
+        work(run.config.inputs, run.path, plan.histories)
+    before = times_of(plan)
+    table = compare(values)
+    return plan, table, {"before": before, "after": times_of(plan)}
+
+
+def times_of(plan: Plan) -> dict[Path, int]:
+    files = [file for run in plan.runs[:2] for file in run.path.rglob("*") if file.is_file()]
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
+def test_compare_reuses_a_run_when_it_is_finished(compared):
+    _, _, times = compared
+    assert times["before"] == times["after"]
+
+
+def test_compare_has_a_row_with_the_error_when_a_model_fails(compared):
+    plan, table, _ = compared
+    assert table.count("| FDSA | none; seed 2020: KeyError: 'class' |") == 2
+    rows = json.loads((plan.out / "comparison.json").read_text())["tables"]["kept"]
+    assert [(row["model"], row["seeds"]) for row in rows] == [
+        ("Pop", [2020]),
+        ("ETEGRecLlama", [2020]),
+        ("FDSA", []),
+    ]
+
+
+def test_compare_has_the_numbers_of_the_runs_when_tested_as_they_were_validated(compared):
+    plan, table, _ = compared
+    rows = json.loads((plan.out / "comparison.json").read_text())["tables"]["kept"]
+    with (plan.out / "comparison.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    for row, line, run in zip(rows[:2], lines, plan.runs, strict=False):
+        result = json.loads((run.path / "result.json").read_text())
+        found = {name: value["mean"] for name, value in row["columns"].items()}
+        for name, value in result["test_result"].items():
+            assert found[name] == value
+            assert float(line[name]) == value
+            assert f"{value:.4f}" in table
+        assert found["valid NDCG@10"] == result["best_valid_score"]
+        assert found["seconds"] == result["seconds"]
+        assert found["memory_gib"] > 0.1
+    assert rows[0]["columns"]["parameters"]["mean"] == 1  # of Pop
+
+
+def test_compare_tests_with_and_without_history_when_both_are_wanted(compared):
+    plan, table, _ = compared
+    assert plan.histories == ["kept", "excluded"]
+    tables = json.loads((plan.out / "comparison.json").read_text())["tables"]
+    for kept, excluded in zip(tables["kept"][:2], tables["excluded"], strict=False):
+        # Fewer items are ranked, so no user's own item is lower.
+        assert excluded["columns"]["recall@20"]["mean"] > kept["columns"]["recall@20"]["mean"]
+        assert excluded["columns"]["seconds"] == kept["columns"]["seconds"]  # not trained anew
+
+
+def test_per_user_values_have_the_metric_as_their_mean_when_a_run_is_measured(compared):
+    plan, _, _ = compared
+    users = []
+    for run in plan.runs[:2]:
+        measures = json.loads((run.path / "measures.json").read_text())
+        for history in plan.histories:
+            with np.load(per_user_file(run.path, history)) as file:
+                users.append(list(file["users"]))
+                expected = measures["test_result"][history]["ndcg@10"]
+                assert file["values"].mean() == pytest.approx(expected, abs=6e-5)  # it is rounded
+    assert all(names == users[0] for names in users)
+    assert set(users[0]) == {f"u{number}" for number in range(60)}
+
+
+def test_compare_goes_on_with_a_run_when_it_was_interrupted(tiny_data, tmp_path):
+    values = arguments(tiny_data, tmp_path, models="ETEGRecLlama", finetune_epochs="6")
+    (run,) = make_plan(values).runs
+
+    def interrupt() -> None:
+        while not (run.path / "last").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        compare(values)
+    assert "| ETEGRecLlama | none |" in (tmp_path / "comparison.md").read_text()
+    assert not (run.path / "result.json").exists()
+    begun = (run.path / "metrics.jsonl").read_text()
+
+    assert "| ETEGRecLlama | 2020 |" in compare(values)
+    whole = (run.path / "metrics.jsonl").read_text()
+    assert begun and whole.startswith(begun) and len(whole) > len(begun)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"models": "Pop,Popp"}, "unknown model 'Popp'; did you mean 'Pop'?"),
+        ({"models": "Pop", "code_num": "4"}, "unknown config key 'code_num', for each of these"),
+        ({"models": "Pop,ETEGRecLlama", "num_beam": "4"}, "did you mean 'num_beams'?"),
+        ({"models": "Pop,ETEGRecLlama", "num_beams": "4"}, "must be >= max(topk) (20)"),
+        ({"models": "Pop", "ablations": "no_sai"}, "did you mean 'no_sia'?"),
+        ({"models": "Pop", "seeds": "1,two"}, "seeds (1,two): must be whole numbers"),
+        ({"models": "Pop", "seed": "1"}, "--seed is not taken: give --seeds"),
+        ({"models": "Pop", "dataset": "nothing"}, "dataset 'nothing': no file"),
+        ({}, "--models=A,B,... missing"),
+        (
+            {"models": "Pop", "exclude_history": "both", "eval_args": "{'mode': 'uni20'}"},
+            "exclude_history (both) needs eval_args mode full",
+        ),
+    ],
+)
+def test_compare_is_refused_before_any_run_when_input_is_bad(
+    tiny_data, tmp_path, capsys, more, message
+):
+    values = {"dataset": "tiny", "data_path": tiny_data, "out": str(tmp_path / "out"), **more}
+    assert main(["compare", *(f"--{key}={value}" for key, value in values.items())]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_applies_a_key_to_the_models_that_know_it_when_others_do_not(tiny_data, tmp_path):
+    values = {"dataset": "tiny", "data_path": tiny_data, "out": str(tmp_path)}
+    plan = make_plan({**values, "models": "Pop,ETEGRecLlama", "num_beams": "30", "epochs": "4"})
+    pop, llama = (run.config for run in plan.runs)
+    assert (pop["num_beams"], llama["num_beams"]) == (None, 30)
+    assert (pop["epochs"], llama["epochs"]) == (4, 4)
+    assert plan.notes == ["for ETEGRecLlama only: num_beams"]
+
+
+def test_plan_ranks_history_alike_when_no_rule_is_given(tiny_data, tmp_path):
+    values = {"dataset": "tiny", "data_path": tiny_data, "out": str(tmp_path)}
+    plan = make_plan({**values, "models": "BPR,SASRec"})
+    assert [run.config["exclude_history"] for run in plan.runs] == [False, False]
+    assert plan.histories == ["kept"]
+
+
+def test_plan_names_a_run_by_what_changes_its_result_when_arguments_differ(tiny_data, tmp_path):
+    values = {"dataset": "tiny", "data_path": tiny_data, "out": str(tmp_path), "models": "BPR"}
+
+    def name(**more: str) -> str:
+        return make_plan({**values, **more}).runs[0].path.name
+
+    assert name().startswith("BPR-2020-")
+    assert name() == name(show_progress="False") == name(state="ERROR")
+    assert len({name(), name(epochs="7"), name(learning_rate="0.5"), name(seeds="3")}) == 4
+
+
+def test_plan_adds_a_row_an_ablation_when_they_are_named(tiny_data, tmp_path):
+    values = {"dataset": "tiny", "data_path": tiny_data, "out": str(tmp_path), "seeds": "1,2"}
+    plan = make_plan({**values, "models": "Pop", "ablations": "no_sia", "sia_weight": "0.5"})
+    assert [(run.label, run.config["seed"]) for run in plan.runs] == [
+        ("Pop", 1),
+        ("Pop", 2),
+        ("ETEGRecLlama + no_sia", 1),
+        ("ETEGRecLlama + no_sia", 2),
+    ]
+    assert plan.runs[2].config["sia_weight"] == 0.0  # an ablation wins
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablation_changes_its_keys_alone_when_it_is_an_overlay(name):
+    plain = Config("ETEGRecLlama", "tiny").inputs
+    changed = Config("ETEGRecLlama", "tiny", [f"ablation/{name}"]).inputs
+    assert {key for key in plain if plain[key] != changed[key]} == ABLATIONS[name]
+    assert read_ablation(name).keys() == ABLATIONS[name]
+
+
+def test_ablations_are_all_known_here_when_the_folder_is_listed():
+    files = (properties_dir() / "ablation").glob("*.yaml")
+    assert {file.stem for file in files} == ABLATIONS.keys()
+
+
+def leave_result(run, score: float, users: list[float]) -> None:
+    """What a finished run leaves that the table reads."""
+    write_measures(run.path, {"test_result": {"kept": {"ndcg@10": score}}, "parameters": 7})
+    result = {"best_valid_score": score, "epochs": 3, "seconds": 2.0}
+    (run.path / "result.json").write_text(json.dumps(result))
+    names = [f"u{number}" for number in range(len(users))]
+    np.savez(per_user_file(run.path, "kept"), users=names, values=users)
+
+
+def test_table_has_mean_deviation_and_paired_test_when_seeds_are_several(tiny_data, tmp_path):
+    values = {"dataset": "tiny", "data_path": tiny_data, "out": str(tmp_path), "seeds": "1,2"}
+    plan = make_plan({**values, "models": "Pop,BPR,SASRec"})
+    pop, pop_again, bpr, bpr_again, sasrec, _ = plan.runs
+    leave_result(pop, 0.1, [0.0, 0.1, 0.2, 0.1])
+    leave_result(pop_again, 0.3, [0.2, 0.3, 0.4, 0.3])
+    leave_result(bpr, 0.4, [0.2, 0.5, 0.4, 0.5])
+    leave_result(bpr_again, 0.4, [0.2, 0.5, 0.4, 0.5])
+    write_error(sasrec.path, "broken\nat once")
+    table = write_table(plan)
+    rows = json.loads((tmp_path / "comparison.json").read_text())["tables"]["kept"]
+    assert rows[0]["columns"]["ndcg@10"]["mean"] == pytest.approx(0.2)
+    assert rows[0]["columns"]["ndcg@10"]["std"] == pytest.approx(0.02**0.5)
+    # Differences .1 .3 .1 .3 have mean .2 and standard error .0577: t = 3.46 with 3 degrees.
+    assert rows[0]["p"] == pytest.approx(0.0405, abs=1e-4)
+    assert "| Pop | 1, 2 | 0.2000 ± 0.1414 | 0.2000 ± 0.1414 | **7** ± 0 |" in table
+    assert "| BPR | 1, 2 | **0.4000** ± 0.0000 |" in table
+    assert "| SASRec | none; seed 1: broken at once |" in table
+
+
+def test_plan_refuses_when_it_is_started_by_a_launcher(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="start it without a launcher"):
+        make_plan({"dataset": "tiny", "data_path": tiny_data, "out": str(tmp_path)})
