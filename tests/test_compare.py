@@ -158,6 +158,8 @@ def test_compare_goes_on_with_a_run_when_it_was_interrupted(tiny_data, tmp_path)
         ({"models": "Pop", "seeds": "1,two"}, "seeds (1,two): must be whole numbers"),
         ({"models": "Pop", "seed": "1"}, "--seed is not taken: give --seeds"),
         ({"models": "Pop", "dataset": "nothing"}, "dataset 'nothing': no file"),
+        ({"models": "Pop", "exclude_history": "None"}, "Pop: exclude_history (None) must be"),
+        ({"models": "DeepFM"}, "DeepFM: exclude_history (None) must be True, False or both"),
         ({}, "--models=A,B,... missing"),
         (
             {"models": "Pop", "exclude_history": "both", "eval_args": "{'mode': 'uni20'}"},

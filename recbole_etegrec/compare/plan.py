@@ -72,8 +72,8 @@ def make_plan(values: Mapping[str, str]) -> Plan:
     out = Path(given.pop("out", f"saved/compare-{dataset}")).absolute()
     rows = _rows(_names(given.pop("models", "")), _names(given.pop("ablations", "")))
     both = str(given.get("exclude_history")).lower() == "both"
-    if both:
-        del given["exclude_history"]
+    if both or given.get("exclude_history") is None:
+        given.pop("exclude_history", None)
 
     probes = {model: _config(model, dataset, _device_keys(given)) for _, model, _ in rows}
     known = {model: probe.known_keys for model, probe in probes.items()}
@@ -175,9 +175,17 @@ def _name(label: str, config: Config) -> str:
 
 
 def _histories(runs: list[Run], both: bool) -> list[str]:
-    if not both:
-        return [HISTORIES[runs[0].config["exclude_history"]]]
+    """How the models are tested; `both` ways need rankings of all items.
+
+    Raises:
+        UserError: that is not settled for a model, or evaluation is sampled.
+    """
     for run in runs:
-        if run.config["eval_args"]["mode"]["test"] != "full":
+        if run.config["exclude_history"] is None:
+            raise UserError(
+                f"{run.label}: exclude_history (None) must be True, False or both, one for all; "
+                "models that classify labelled pairs cannot be compared so"
+            )
+        if both and run.config["eval_args"]["mode"]["test"] != "full":
             raise UserError("exclude_history (both) needs eval_args mode full: all items ranked")
-    return list(HISTORIES.values())
+    return list(HISTORIES.values()) if both else [HISTORIES[runs[0].config["exclude_history"]]]

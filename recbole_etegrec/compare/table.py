@@ -12,6 +12,7 @@ from scipy.stats import ttest_rel
 
 from recbole_etegrec.compare.measures import is_finished, per_user_file, read_measures
 from recbole_etegrec.compare.plan import HISTORIES, Plan, Run
+from recbole_etegrec.config import Config
 from recbole_etegrec.run_directory import RunDirectory, replace_text
 
 # What a model costs, and how that is printed; all else is a metric.
@@ -51,7 +52,7 @@ def _record(run: Run, histories: list[str]) -> dict[str, Any]:
     return {**record, **{key: result[key] for key in kept}, **measures}
 
 
-def _rows(records: list[dict], history: str, config) -> list[dict[str, Any]]:
+def _rows(records: list[dict], history: str, config: Config) -> list[dict[str, Any]]:
     """For each model its seeds and errors, and of each column mean and standard deviation.
 
     The standard deviation is that of a sample; of one seed there is none.
@@ -139,13 +140,14 @@ def _csv(tables: dict[str, list[dict]]) -> str:
 def _markdown(comparison: dict[str, Any], notes: list[str]) -> str:
     evaluation, metric = comparison["eval_args"], comparison["valid_metric"]
     mode, split = evaluation["mode"]["test"], evaluation["split"]
-    lines = [f"# {comparison['dataset']}", ""]
-    lines += [f"Test metrics (split {split}, mode {mode}); mean ± standard deviation over seeds."]
-    lines += ["The best of each column is bold. p: paired t-test over users against the model with"]
-    lines += [
-        f"the best test {metric}, on that metric, a user's mean over seeds. Validation, which"
+    lines = [
+        f"# {comparison['dataset']}",
+        "",
+        f"Test metrics (split {split}, mode {mode}), mean ± standard deviation over seeds; the",
+        "best of each column is bold. p: paired t-test over users, each the mean over seeds, against",
+        f"the model with the best test {metric}, on that metric. Validation, which stops training",
+        f"and picks the best model: history {comparison['validated']}.",
     ]
-    lines += [f"stops training and picks the best model: history {comparison['validated']}."]
     for history, rows in comparison["tables"].items():
         lines += ["", f"## Items of a user's history {history}, for every model alike", ""]
         lines += _markdown_table(rows)
