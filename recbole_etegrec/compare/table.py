@@ -144,9 +144,9 @@ def _markdown(comparison: dict[str, Any], notes: list[str]) -> str:
         f"# {comparison['dataset']}",
         "",
         f"Test metrics (split {split}, mode {mode}), mean ± standard deviation over seeds; the",
-        "best of each column is bold. p: paired t-test over users, each the mean over seeds, against",
-        f"the model with the best test {metric}, on that metric. Validation, which stops training",
-        f"and picks the best model: history {comparison['validated']}.",
+        "best of each column is bold. p: paired t-test over users, each the mean over seeds,",
+        f"against the model with the best test {metric}, on that metric. Validation, which stops",
+        f"training and picks the best model: history {comparison['validated']}.",
     ]
     for history, rows in comparison["tables"].items():
         lines += ["", f"## Items of a user's history {history}, for every model alike", ""]
