@@ -30,7 +30,7 @@ from recbole_etegrec.compare.measures import (
 )
 from recbole_etegrec.compare.plan import HISTORIES
 from recbole_etegrec.config import Config
-from recbole_etegrec.errors import Interrupted, UserError
+from recbole_etegrec.errors import Interrupted, TrainingError, UserError
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.quick_start import load_run, run
 from recbole_etegrec.run_directory import RunDirectory
@@ -41,7 +41,8 @@ def work(config: dict[str, Any], path: Path, histories: list[str]) -> None:
     """Start a run, go on with it, or leave it as it is; then test its model as `histories` say."""
     run_dir = RunDirectory(path)
     measures = read_measures(path)
-    measures.pop("error", None)
+    if measures.pop("error", None):
+        write_measures(path, measures)
     if not run_dir.result.exists():
         measures = {"test_result": {}}
         resume = config["model"] in MODELS  # RecBole's own start anew
@@ -96,7 +97,8 @@ def _write_per_user(
     tokens = dataset.id2token(dataset.uid_field, ids.numpy())
     means = pd.Series(values, index=tokens).groupby(level=0).mean()
     fresh = path.with_name(f".{path.name}")
-    np.savez(fresh.open("wb"), users=means.index.to_numpy(dtype=str), values=means.to_numpy())
+    with fresh.open("wb") as file:
+        np.savez(file, users=means.index.to_numpy(dtype=str), values=means.to_numpy())
     os.replace(fresh, path)
 
 
@@ -108,10 +110,12 @@ def main() -> int:
         work(order["config"], path, order["histories"])
     except KeyboardInterrupt as error:
         return 128 + (error.number if isinstance(error, Interrupted) else 2)
+    except (UserError, TrainingError) as error:
+        write_error(path, str(error))
+        return 1
     except Exception as error:
         logging.getLogger(__name__).exception("the run failed")
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        write_error(path, f"{kind}{error}")
+        write_error(path, f"{type(error).__name__}: {error}")
         return 1
     return 0
 
