@@ -14,7 +14,7 @@ import pytest
 from recbole_etegrec.cli import main
 from recbole_etegrec.compare.command import compare
 from recbole_etegrec.compare.measures import per_user_file, write_error, write_measures
-from recbole_etegrec.compare.plan import Plan, make_plan, read_ablation
+from recbole_etegrec.compare.plan import Plan, Run, make_plan, read_ablation
 from recbole_etegrec.compare.table import write_table
 from recbole_etegrec.compare.worker import work
 from recbole_etegrec.config import Config, properties_dir
@@ -113,7 +113,7 @@ def test_compare_tests_with_and_without_history_when_both_are_wanted(compared):
 
 
 def test_per_user_values_have_the_metric_as_their_mean_when_a_run_is_measured(compared):
-    plan, _, _ = compared
+    plan, table, _ = compared
     users = []
     for run in plan.runs[:2]:
         measures = json.loads((run.path / "measures.json").read_text())
@@ -122,6 +122,8 @@ def test_per_user_values_have_the_metric_as_their_mean_when_a_run_is_measured(co
                 users.append(list(file["users"]))
                 expected = measures["test_result"][history]["ndcg@10"]
                 assert file["values"].mean() == pytest.approx(expected, abs=6e-5)  # it is rounded
+        assert measures["pairs"] == 60
+    assert "All were tested on the same 60 pairs" in table
     assert all(names == users[0] for names in users)
     assert set(users[0]) == {f"u{number}" for number in range(60)}
 
@@ -230,9 +232,10 @@ def test_ablations_are_all_known_here_when_the_folder_is_listed():
     assert {file.stem for file in files} == ABLATIONS.keys()
 
 
-def leave_result(run, score: float, users: list[float]) -> None:
+def leave_result(run: Run, score: float, users: list[float], digest: str = "a") -> None:
     """What a finished run leaves that the table reads."""
-    write_measures(run.path, {"test_result": {"kept": {"ndcg@10": score}}, "parameters": 7})
+    measures = {"parameters": 7, "pairs": len(users), "digest": digest}
+    write_measures(run.path, {**measures, "test_result": {"kept": {"ndcg@10": score}}})
     result = {"best_valid_score": score, "epochs": 3, "seconds": 2.0}
     (run.path / "result.json").write_text(json.dumps(result))
     names = [f"u{number}" for number in range(len(users))]
@@ -257,6 +260,15 @@ def test_table_has_mean_deviation_and_paired_test_when_seeds_are_several(tiny_da
     assert "| Pop | 1, 2 | 0.2000 ± 0.1414 | 0.2000 ± 0.1414 | **7** ± 0 |" in table
     assert "| BPR | 1, 2 | **0.4000** ± 0.0000 |" in table
     assert "| SASRec | none; seed 1: broken at once |" in table
+
+
+def test_table_warns_when_models_were_tested_on_other_pairs(tiny_data, tmp_path):
+    values = {"dataset": "tiny", "data_path": tiny_data, "out": str(tmp_path)}
+    plan = make_plan({**values, "models": "Pop,BPR"})
+    leave_result(plan.runs[0], 0.1, [0.0, 0.2], "a")
+    leave_result(plan.runs[1], 0.2, [0.4, 0.1, 0.1], "b")
+    warning = "**Not comparable**: seed 2020 has other pairs of user and item for"
+    assert f"{warning}: Pop (2 pairs); BPR (3 pairs)." in write_table(plan)
 
 
 def test_plan_refuses_when_it_is_started_by_a_launcher(tiny_data, tmp_path, monkeypatch):

@@ -94,8 +94,9 @@ def _compare_users(rows: list[dict], records: list[dict], history: str, metric: 
         if row is not best:
             pair = [users[best["model"]], users[row["model"]]]
             first, second = pd.concat(pair, axis=1, join="inner").to_numpy().T
-            same = np.array_equal(first, second)  # the test has no value for this
-            row["p"] = 1.0 if same else float(ttest_rel(first, second).pvalue)
+            # Of one user, or of equal ones, the test has no value.
+            nothing = len(first) < 2 or np.array_equal(first, second)
+            row["p"] = 1.0 if nothing else float(ttest_rel(first, second).pvalue)
 
 
 def _per_user(records: list[dict], label: str, history: str) -> pd.Series | None:
@@ -147,12 +148,30 @@ def _markdown(comparison: dict[str, Any], notes: list[str]) -> str:
         "best of each column is bold. p: paired t-test over users, each the mean over seeds,",
         f"against the model with the best test {metric}, on that metric. Validation, which stops",
         f"training and picks the best model: history {comparison['validated']}.",
+        "",
+        _sameness(comparison["runs"]),
     ]
     for history, rows in comparison["tables"].items():
         lines += ["", f"## Items of a user's history {history}, for every model alike", ""]
         lines += _markdown_table(rows)
     lines += ["", *(f"- {note}" for note in notes)] if notes else []
     return "\n".join(lines) + "\n"
+
+
+def _sameness(records: list[dict]) -> str:
+    """Whether the models of each seed were tested on the same pairs of user and item."""
+    done = [record for record in records if "test_result" in record]
+    for seed in dict.fromkeys(record["seed"] for record in done):
+        tests: dict[str, list[str]] = {}
+        for record in done:
+            if record["seed"] == seed:
+                name = f"{record['model']} ({record['pairs']:,} pairs)"
+                tests.setdefault(record["digest"], []).append(name)
+        if len(tests) > 1:
+            apart = "; ".join(", ".join(names) for names in tests.values())
+            return f"**Not comparable**: seed {seed} has other pairs of user and item for: {apart}."
+    pairs = " and ".join(f"{count:,}" for count in sorted({record["pairs"] for record in done}))
+    return f"All were tested on the same {pairs or 'no'} pairs of user and item."
 
 
 def _markdown_table(rows: list[dict]) -> list[str]:

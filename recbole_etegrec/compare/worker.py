@@ -4,6 +4,7 @@ The order comes on the standard input, as YAML; what the run is like goes to `me
 directory, beside its result. Peak memory and global state are those of this run alone.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import pandas as pd
 import torch
 import yaml
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataset import Dataset
 from recbole.evaluator import Evaluator
 from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.collector import DataStruct
@@ -64,7 +66,7 @@ def _peak_memory_gib() -> float:
 
 
 def _measure(run_dir: RunDirectory, history: str, known: dict[str, dict]) -> dict[str, Any]:
-    """Parameters of a finished run's model, and its test metrics with one more of `HISTORIES`."""
+    """Measures of a finished run's model, with the test metrics of one more of `HISTORIES`."""
     exclude = next(key for key, name in HISTORIES.items() if name == history)
     config, model, _, train_data, _, test_data = load_run(
         str(run_dir.path), {"exclude_history": exclude}
@@ -78,8 +80,21 @@ def _measure(run_dir: RunDirectory, history: str, known: dict[str, dict]) -> dic
             collected = baseline_rankings(config, model, test_data, train_data, run_dir)
         result = {k: float(v) for k, v in Evaluator(config).evaluate(collected).items()}
         _write_per_user(config, test_data, collected, per_user_file(run_dir.path, history))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"parameters": parameters, "test_result": {**known, history: result}}
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **_tested(test_data._dataset),
+        "test_result": {**known, history: result},
+    }
+
+
+def _tested(dataset: Dataset) -> dict[str, Any]:
+    """How many pairs of user and item are tested, and a digest of them that models must share."""
+    columns = [
+        dataset.id2token(field, dataset.inter_feat[field].numpy())
+        for field in (dataset.uid_field, dataset.iid_field)
+    ]
+    pairs = sorted(zip(*columns, strict=True))
+    return {"pairs": len(pairs), "digest": hashlib.sha256(repr(pairs).encode()).hexdigest()}
 
 
 def _write_per_user(
