@@ -27,9 +27,11 @@ class Series(NamedTuple):
 
 
 class Band(NamedTuple):
-    """A stretch of the x axis: from, to, its kind (``tokenizer``, ``recommender``, ``final``, ...)
+    """A stretch of the x axis.
 
-    and the name to write above it, which may be empty.
+    Attributes:
+        kind: the page shades it by this, a class.
+        name: to write above it; may be empty.
     """
 
     start: float
@@ -75,11 +77,11 @@ def line_chart(title: str, series: Sequence[Series], axis: Axis, number: str = "
     if not series:
         return ""
     low, high = _range([y for one in series for _, y in one.points])
-    if number.endswith("%"):
+    if number.endswith("%"):  # a share
         high = min(high, 1.0)
     bottom = max(_HEIGHT - _BOTTOM, _TOP + _LINE * len(series))
     start, end = axis.bands[0].start, axis.bands[-1].end
-    right = _WIDTH - 10 - 7.6 * max(min(len(one.name), _NAME) for one in series)
+    right = _WIDTH - 14 - 7.6 * max(min(len(one.name), _NAME) for one in series)
 
     def place(x: float, y: float) -> tuple[float, float]:
         down = (high - y) / (high - low) * (bottom - _TOP)
@@ -97,7 +99,7 @@ def line_chart(title: str, series: Sequence[Series], axis: Axis, number: str = "
 def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
     """A figure of bars from the left, a group a row; values stand at their ends."""
     high = max((bar.value + bar.margin for _, bars in groups for bar in bars), default=0) or 1
-    left, scale = 108, (_WIDTH - 108 - 100) / high
+    left, scale = 104, (_WIDTH - 104 - 108) / high
     parts, y = [], 4
     for row, (label, bars) in enumerate(groups):
         parts.append(_text(left - 6, y + 7 * len(bars) + 3, label, "end"))
@@ -166,8 +168,8 @@ def _lines(series: list[Series], place: Callable, right: float, bottom: float) -
     beyond = max(heights[-1] - bottom, 0) if heights else 0
     for height, (y, x, colour, name) in zip(heights, sorted(ends), strict=True):
         height -= beyond
-        yield f'<path class="{colour} leader" d="M{x:.1f} {y:.1f}L{right + 4:.1f} {height:.1f}"/>'
-        yield _text(right + 6, height + 4, _cut(name), style=f"{colour} name")
+        yield f'<path class="{colour} leader" d="M{x:.1f} {y:.1f}L{right + 10:.1f} {height:.1f}"/>'
+        yield _text(right + 12, height + 4, _cut(name), style=f"{colour} name")
 
 
 def _cut(name: str) -> str:

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 
+from recbole_etegrec.config import Config
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inspect_codes import read_titles
-from recbole_etegrec.model import MODELS
+from recbole_etegrec.model import MODELS, ETEGRecLlama
 from recbole_etegrec.model.build import autocast
 from recbole_etegrec.quick_start import load_run
 from recbole_etegrec.report.charts import Bar
@@ -74,13 +75,8 @@ def rank(directory: RunDirectory, config_dict: dict[str, Any] | None = None) -> 
         raise UserError(f"run_dir {directory.path}: its test ranks a sample of the items, not all")
     k = 10 if 10 in config["topk"] else max(config["topk"])
     loader = sample_users(config, test_data, _USERS)
-    items = []
-    with torch.no_grad(), autocast(config):
-        for interaction, excluded, *_ in loader:
-            ranking = model.recommend(interaction.to(config["device"]), k, excluded)
-            items.append(ranking.items.cpu())
     rows = loader._dataset.inter_feat
-    items, target = torch.cat(items).numpy(), rows[dataset.iid_field].numpy()
+    items, target = _recommend(config, model, loader, k), rows[dataset.iid_field].numpy()
     hits = items == target[:, None]  # [U, k]
     history, length = rows[model.ITEM_SEQ].numpy(), rows[model.ITEM_SEQ_LEN].numpy()
     last = length[:, None] - np.arange(_HISTORY, 0, -1)  # [U, 8]
@@ -100,6 +96,18 @@ def rank(directory: RunDirectory, config_dict: dict[str, Any] | None = None) -> 
         tested=len(test_data._dataset.inter_feat),
         seed=config["seed"],
     )
+
+
+@torch.no_grad()
+def _recommend(
+    config: Config, model: ETEGRecLlama, loader: FullSortEvalDataLoader, k: int
+) -> np.ndarray:
+    items = []
+    with autocast(config):
+        for interaction, excluded, *_ in loader:
+            ranking = model.recommend(interaction.to(config["device"]), k, excluded)
+            items.append(ranking.items.cpu())
+    return torch.cat(items).numpy()
 
 
 def measures(place: np.ndarray, k: int) -> list[Bar]:
