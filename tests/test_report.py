@@ -115,7 +115,7 @@ def test_report_tells_what_is_there_when_a_run_is_not_finished(finished, tmp_pat
     page = page_of(tmp_path / "page.html", run_dir)
     assert "not finished" in page.text
     assert "alternation" in page.text and "Examples" not in page.text
-    assert "run <2>: no best/" in page.text and "<2>" not in page.html
+    assert "the run has no best/" in page.text and "<2>" not in page.html
     (run_dir / "metrics.jsonl").write_text("")
     assert "No epochs are recorded" in page_of(tmp_path / "page.html", run_dir).text
 
@@ -133,13 +133,15 @@ def test_report_marks_the_best_of_each_metric_when_there_are_several_runs(
         for name, value in results[0][key].items():
             best = max(value, results[1][key][name])
             assert f'<td class="number best">{best:.4f}</td>' in page.html
-    assert "What differs" in page.text and "only ETEGRecLlama" in page.text
+    assert "What differs" in page.text and "only runs of ETEGRecLlama" in page.text
 
 
 def test_report_is_refused_in_one_line_when_input_is_bad(finished, tmp_path, capsys):
     cases = {
         (str(tmp_path),): "no config.yaml; is it the directory of a run?",
         (): "expected the directories of runs",
+        (str(finished), "--data_pth=x"): "did you mean 'data_path'?",
+        (str(finished), f"--data_path={tmp_path}"): "dataset 'titled': no file",
         (str(finished), f"--out={tmp_path}/no/page.html", "--examples=False"): "cannot be written",
     }
     for arguments, message in cases.items():

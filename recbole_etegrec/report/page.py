@@ -40,7 +40,7 @@ def report(
         The file.
 
     Raises:
-        UserError: a directory is no run's, or the file cannot be written.
+        UserError: a directory is no run's, a run cannot be loaded, or the file cannot be written.
     """
     start_logging(None, "WARNING")
     runs = [read_run(path) for path in run_dirs]
@@ -160,10 +160,9 @@ def _section(run: Run, look: bool, config_dict: dict[str, Any] | None) -> str:
     else:
         parts.append(_note("No epochs are recorded."))
     if look:
-        try:
-            parts += _recommendations(rank(run.directory, config_dict))
-        except UserError as error:
-            parts.append(_note(f"Recommendations are left out: {error}"))
+        found = rank(run.directory, config_dict)
+        left_out = isinstance(found, str)
+        parts += [_note(f"No recommendations: {found}.")] if left_out else _recommendations(found)
     return "\n".join(parts) + "\n"
 
 

@@ -7,7 +7,6 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.errors import UserError
 from recbole_etegrec.inspect_codes import read_titles
 from recbole_etegrec.model import MODELS, ETEGRecLlama
 from recbole_etegrec.model.build import autocast
@@ -59,20 +58,23 @@ class Example(NamedTuple):
     hit: int | None
 
 
-def rank(directory: RunDirectory, config_dict: dict[str, Any] | None = None) -> Rankings:
+def rank(directory: RunDirectory, config_dict: dict[str, Any] | None = None) -> Rankings | str:
     """Rankings of a sample of the test users, as the test ranks, by the best model of a run.
 
+    Returns:
+        In place of them, why this run has none.
+
     Raises:
-        UserError: it cannot be loaded, or its test does not rank all items.
+        UserError: the dataset is gone, or `config_dict` does not fit.
     """
     name = directory.read_yaml("config.yaml").get("model")
     if name not in MODELS:
-        raise UserError(f"run_dir {directory.path}: only {', '.join(MODELS)} can be looked into")
+        return f"only runs of {', '.join(MODELS)} are looked into"
     if not directory.best.is_dir():
-        raise UserError(f"run_dir {directory.path}: no best/, the model was not kept")
+        return "the run has no best/, its model was not kept"
     config, model, dataset, train_data, _, test_data = load_run(str(directory.path), config_dict)
     if not isinstance(test_data, FullSortEvalDataLoader):
-        raise UserError(f"run_dir {directory.path}: its test ranks a sample of the items, not all")
+        return "the test ranks a sample of the items, not all"
     k = 10 if 10 in config["topk"] else max(config["topk"])
     loader = sample_users(config, test_data, _USERS)
     rows = loader._dataset.inter_feat
