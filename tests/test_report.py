@@ -11,6 +11,7 @@ import pytest
 
 from recbole_etegrec.cli import main
 from recbole_etegrec.quick_start import run
+from recbole_etegrec.report import ranking
 from recbole_etegrec.report.charts import Axis, Band, Series, line_chart, nice_ticks
 from recbole_etegrec.report.ranking import Rankings, by_bins, examples, rank
 from recbole_etegrec.run_directory import RunDirectory
@@ -96,6 +97,13 @@ def test_report_needs_nothing_else_when_it_is_opened(finished, tmp_path):
     html = page_of(tmp_path / "page.html", finished).html
     assert not re.search(r"https?:|<script|<link|<img|@import|url\(|<\d", html)
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_report_ranks_a_sample_when_there_are_many_test_users(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranking, "_USERS", 20)
+    page = page_of(tmp_path / "page.html", finished)
+    assert "Of a sample of 20 of the 50 test users" in page.text
+    assert sum(map(int, re.findall(r"\((\d+)\)</text>", page.html))) == 2 * 20  # of two charts
 
 
 def test_report_goes_into_the_run_when_no_file_is_named(finished, tmp_path, capsys):
