@@ -16,6 +16,7 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} --plan [the arguments of a run]
        {program} --check [the arguments of a run]
        {program} codes RUN_DIR [--item=TOKEN]
+       {program} report RUN_DIR... [--out=FILE.html] [--examples=False]
        {program} doctor [--data_path=DIR]
        {program} check-data NAME [--data_path=DIR]
        {program} prepare amazon|csv|jsonl|etegrec --out=DIR [--KEY=VALUE ...]
@@ -27,6 +28,7 @@ other arguments goes on if that run has begun, and starts it if not.
 `--plan` prints the memory that the run would take, and refuses what does not fit.
 `--check` takes a few steps on one batch and prints whether all that must learn does.
 `codes` prints how well a finished run codes its items, and the items near to one.
+`report` writes a page with the metrics, curves and recommendations of runs.
 `doctor` prints versions, devices, models and datasets.
 `check-data` reads a dataset through and names file, line and field of what is wrong.
 `prepare` makes a dataset of a raw dump; without --out it says which arguments it takes.
@@ -129,12 +131,25 @@ def _codes(arguments: Sequence[str]) -> None:
     sys.stdout.write(report(run_dir, values.pop("item", None), values))
 
 
+def _report(arguments: Sequence[str]) -> None:
+    run_dirs = [argument for argument in arguments if not argument.startswith("-")]
+    if not run_dirs:
+        raise UserError("report: expected the directories of runs (see --help)")
+    values = parse_arguments([argument for argument in arguments if argument.startswith("-")])
+    look = values.pop("examples", "True").lower() != "false"
+
+    from recbole_etegrec.report import report
+
+    sys.stdout.write(f"{report(run_dirs, values.pop('out', None), look, values)}\n")
+
+
 # By the first argument; without one of these a model is trained.
 COMMANDS = {
     "check-data": _check_data,
     "codes": _codes,
     "doctor": _doctor,
     "prepare": _prepare,
+    "report": _report,
 }
 
 

@@ -59,11 +59,11 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` as JSON to the file `name`."""
-        _replace_text(self.path / name, json.dumps(value, indent=2) + "\n")
+        replace_text(self.path / name, json.dumps(value, indent=2) + "\n")
 
     def write_yaml(self, name: str, value: Any) -> None:
         """Write `value` as YAML to the file `name`, keys in their given order."""
-        _replace_text(self.path / name, yaml.safe_dump(value, sort_keys=False))
+        replace_text(self.path / name, yaml.safe_dump(value, sort_keys=False))
 
     def drop_checkpoints(self) -> None:
         """Delete what only a run that is to go on needs."""
@@ -92,7 +92,7 @@ class RunDirectory:
     def keep_metrics(self, count: int) -> None:
         """Cut metrics.jsonl after its first `count` lines."""
         lines = self.metrics.read_text("utf-8").splitlines(keepends=True)
-        _replace_text(self.metrics, "".join(lines[:count]))
+        replace_text(self.metrics, "".join(lines[:count]))
 
 
 def default_path(model: str, dataset: str) -> Path:
@@ -130,7 +130,8 @@ def atomic_directory(path: Path, keep: Path | None = None) -> Iterator[Path]:
         shutil.rmtree(former, ignore_errors=True)
 
 
-def _replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a file under another name, then rename it."""
     fresh = path.with_name(f".{path.name}.new")
     fresh.write_text(text, encoding="utf-8")
     os.replace(fresh, path)
