@@ -84,6 +84,8 @@ def check_data(name: str, values: Mapping[str, str]) -> tuple[str, int]:
     if not name or name.startswith("-"):
         raise UserError("check-data: name a dataset: recbole-etegrec check-data NAME")
     config = Config(dataset=name, config_dict=dict(values))
+    if config["benchmark_filename"]:
+        raise UserError(f"check-data: benchmark_filename: only {name}.inter is read; leave it out")
     folder = Path(config["data_path"])
     path = folder / f"{name}.inter"
     if not path.is_file():

@@ -17,6 +17,7 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} --check [the arguments of a run]
        {program} compare --models=A,B [--seeds=1,2] [--ablations=X,Y] [--KEY=VALUE ...]
        {program} codes RUN_DIR [--item=TOKEN]
+       {program} report RUN_DIR... [--out=FILE.html] [--examples=False]
        {program} doctor [--data_path=DIR]
        {program} check-data NAME [--data_path=DIR]
        {program} prepare amazon|csv|jsonl|etegrec --out=DIR [--KEY=VALUE ...]
@@ -29,6 +30,7 @@ other arguments goes on if that run has begun, and starts it if not.
 `--check` takes a few steps on one batch and prints whether all that must learn does.
 `compare` trains models on one dataset with each seed and writes one table; again, it goes on.
 `codes` prints how well a finished run codes its items, and the items near to one.
+`report` writes a page with the metrics, curves and recommendations of runs.
 `doctor` prints versions, devices, models and datasets.
 `check-data` reads a dataset through and names file, line and field of what is wrong.
 `prepare` makes a dataset of a raw dump; without --out it says which arguments it takes.
@@ -139,6 +141,18 @@ def _codes(arguments: Sequence[str]) -> None:
     sys.stdout.write(report(run_dir, values.pop("item", None), values))
 
 
+def _report(arguments: Sequence[str]) -> None:
+    run_dirs = [argument for argument in arguments if not argument.startswith("-")]
+    if not run_dirs:
+        raise UserError("report: expected the directories of runs (see --help)")
+    values = parse_arguments([argument for argument in arguments if argument.startswith("-")])
+    look = values.pop("examples", "True").lower() != "false"
+
+    from recbole_etegrec.report import report
+
+    sys.stdout.write(f"{report(run_dirs, values.pop('out', None), look, values)}\n")
+
+
 # By the first argument; without one of these a model is trained.
 COMMANDS = {
     "check-data": _check_data,
@@ -146,6 +160,7 @@ COMMANDS = {
     "compare": _compare,
     "doctor": _doctor,
     "prepare": _prepare,
+    "report": _report,
 }
 
 

@@ -46,6 +46,7 @@ WORKAROUNDS = (
     Workaround("device chosen by accelerate", "RecBole sets CUDA_VISIBLE_DEVICES from gpu_id"),
     Workaround("own collector of rankings", "items scored -inf can hit; Gini, coverage crash"),
     Workaround("logs and TensorBoard files in the run directory", "RecBole writes to ./log*"),
+    Workaround("interactions of one time kept in order", "rm_dup_inter sorts them in any order"),
     Workaround("pandas below 3", "fillna(inplace=True) on a column has no effect in pandas 3"),
 )
 

@@ -40,6 +40,7 @@ EXTRA_KEYS = (
     "nproc",
     "world_size",
     "download",
+    "dataset_counts",
     "encoding",
     "tail_ratio",
     "token_num_threshold",
@@ -189,7 +190,7 @@ class Config(recbole.config.Config):
         self._refuse_unknown_keys()
         final = deepcopy(super()._get_final_config_dict())
         final.update(model=self.model, dataset=self.dataset)
-        for key in ("data_path", "item_embedding_file", "sasrec_run"):
+        for key in ("data_path", "item_embedding_file", "sasrec_run", "embedding_cache"):
             if final.get(key):
                 final[key] = os.path.abspath(str(final[key]))
         for key in ("base_model", "text_model"):  # hub ids, unless there is such a path

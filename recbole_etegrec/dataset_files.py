@@ -4,10 +4,12 @@ They are read through before RecBole loads them, so that a fault is named by its
 """
 
 import logging
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from recbole.utils import ModelType
 
 from recbole_etegrec.errors import UserError, nearest
 
@@ -41,7 +43,7 @@ def check_dataset_files(config: "Config") -> None:
         _check_atomic_file(folder / f"{name}.inter", fields | time, config)
     if "text" in embedding_sources(config):
         fields = {config["ITEM_ID_FIELD"], *config["text_fields"]}
-        _check_atomic_file(folder / f"{name}.item", fields, config)
+        _check_atomic_file(folder / f"{name}.item", fields, config, quoted=False)
     for suffix, wanted in load_col.items():
         if suffix != "inter" and wanted:
             _check_atomic_file(folder / f"{name}.{suffix}", _named(wanted), config)
@@ -56,24 +58,40 @@ def _check_parts(paths: list[Path], fields: set[str], config: "Config") -> None:
     """Pre-split files: times and histories may be missing, but in all of them alike."""
     optional = {config["TIME_FIELD"], config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]}
     present = [set(_check_atomic_file(path, fields - optional, config)) for path in paths]
+    lists = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and "num_beams" not in config:
+        for path, found in zip(paths, present, strict=True):
+            if lists not in found:
+                raise UserError(
+                    f"{path}: missing field '{lists}': RecBole's sequential models need the "
+                    "history of each line of pre-split files"
+                )
     for field in sorted(optional & set.union(*present)):
         for path, found in zip(paths, present, strict=True):
             if field not in found:
                 raise UserError(f"{path}: missing field '{field}', which the other parts have")
 
 
-def _check_atomic_file(path: Path, fields: set[str], config: "Config") -> list[str]:
-    """The fields that the file has."""
+def _check_atomic_file(
+    path: Path, fields: set[str], config: "Config", quoted: bool = True
+) -> list[str]:
+    """The fields that the file has.
+
+    Args:
+        quoted: whether it will be read by RecBole, which takes quotation marks for more than text.
+    """
     if not path.is_file():
         raise UserError(f"dataset '{config['dataset']}': no file {path}{_found_instead(path)}")
     separator = config["field_separator"].encode()
     with path.open("rb") as lines:
         header = next(lines, b"").rstrip(b"\r\n")
+        if header.startswith(BOM_UTF8):
+            raise UserError(f"{path}: a byte order mark comes first: save it as UTF-8 without one")
         present = _field_names(path, header.decode(config["encoding"] or "utf-8-sig"), config)
         for field in sorted(fields - set(present)):
             hint = nearest(field, present)
             raise UserError(f"{path}: missing field '{field}' (found {', '.join(present)}){hint}")
-        if not _check_lines(path, lines, separator, len(present)):
+        if not _check_lines(path, lines, separator, len(present), quoted):
             raise UserError(f"{path}: no lines after the header")
     return present
 
@@ -86,7 +104,7 @@ def _field_names(path: Path, header: str, config: "Config") -> list[str]:
     return [column.split(":")[0] for column in columns]
 
 
-def _check_lines(path: Path, lines: BinaryIO, separator: bytes, columns: int) -> bool:
+def _check_lines(path: Path, lines: BinaryIO, separator: bytes, columns: int, quoted: bool) -> bool:
     """Whether any line is not blank; those that are not must have as many columns as the header."""
     number, filled = 2, False
     while chunk := lines.read(_CHUNK) + lines.readline():
@@ -107,8 +125,23 @@ def _check_lines(path: Path, lines: BinaryIO, separator: bytes, columns: int) ->
                     f"{path}, line {number + line}: {counts[line] + 1} columns, "
                     f"the header has {columns}"
                 )
+        if quoted:
+            _check_quotes(path, chunk, separator, number)
         number += len(ends)
     return filled
+
+
+def _check_quotes(path: Path, chunk: bytes, separator: bytes, number: int) -> None:
+    """A cell that begins with a quotation mark is read on, over lines, to the next one."""
+    if not any(mark in b"\n" + chunk for mark in (b'\n"', separator + b'"')):
+        return
+    for place, line in enumerate(chunk.split(b"\n"), number):
+        opened = any(cell.startswith(b'"') for cell in line.split(separator))
+        if opened and line.count(b'"') % 2:
+            raise UserError(
+                f'{path}, line {place}: a cell begins with a quotation mark ("), and would be read '
+                "on to the next one: remove it"
+            )
 
 
 def _found_instead(path: Path) -> str:

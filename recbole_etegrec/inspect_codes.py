@@ -74,6 +74,7 @@ def read_titles(config: Config) -> dict[str, str]:
         on_bad_lines="skip",
         encoding=encoding,
     )
+    table = table.drop_duplicates(token)
     return dict(zip(table[token], table[title], strict=True))
 
 

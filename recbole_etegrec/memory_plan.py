@@ -344,8 +344,11 @@ def _candidates(config: Config) -> int:
 
 def _spread_codes(table: torch.Tensor, code_num: int) -> torch.Tensor:
     """Full code tuples for the items of a table, as evenly spread as codes can be."""
-    item = torch.arange(len(table) - 1)
-    return torch.stack([item // code_num**level % code_num for level in range(table.shape[1])], 1)
+    rest, levels = torch.arange(len(table) - 1), []
+    for _ in range(table.shape[1]):
+        levels.append(rest % code_num)
+        rest = rest // code_num
+    return torch.stack(levels, dim=1)
 
 
 def _readable(size: int) -> str:

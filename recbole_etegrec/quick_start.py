@@ -17,6 +17,7 @@ from recbole_etegrec.data import (
     check_item_embedding,
     create_dataset,
     data_preparation,
+    embedding_width,
     load_item_embedding,
 )
 from recbole_etegrec.dataset_files import check_dataset_counts, check_dataset_files
@@ -148,13 +149,13 @@ def plan(
     config_file_list: list[str] | None = None,
     config_dict: dict[str, Any] | None = None,
 ) -> MemoryPlan:
-    """The memory that a run of these arguments would take; no weights are loaded.
+    """The memory that a run of these arguments would take; nothing is loaded or trained for it.
 
     Raises:
         UserError: anything the user can mend; that it does not fit is for `MemoryPlan.check`.
     """
-    config, _, _, (train_data, *_), embedding = _look(model, dataset, config_file_list, config_dict)
-    return MemoryPlan(config, train_data, embedding.shape[1])
+    config, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
+    return MemoryPlan(config, train_data, embedding_width(config, train_data._dataset))
 
 
 def check(
@@ -168,16 +169,14 @@ def check(
     Raises:
         UserError: anything the user can mend.
     """
-    config, model_class, _, (train_data, *_), embedding = _look(
-        model, dataset, config_file_list, config_dict
-    )
+    config, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
     check_base_model(config)
     init_seed(config["seed"], config["reproducibility"])
-    return check_gradients(config, model_class(config, train_data._dataset, embedding), train_data)
+    return check_gradients(config, MODELS[config["model"]](config, train_data._dataset), train_data)
 
 
 def _look(*arguments) -> tuple:
-    """Config, model class, dataset, loaders and item embeddings, without a run directory."""
+    """Config and loaders, without a run directory."""
     config = Config(*arguments)
     if config["model"] not in MODELS:
         raise UserError(f"model {config['model']}: only {', '.join(MODELS)} can be looked at so")
@@ -187,17 +186,16 @@ def _look(*arguments) -> tuple:
     fetch_dataset(config)
     check_dataset_files(config)
     check_item_embedding(config)
-    return config, MODELS[config["model"]], *_load_data(config)
+    return config, _load_data(config)[1]
 
 
 def _load_data(config: Config) -> tuple:
-    """Dataset, its three loaders, and the embeddings of its items."""
+    """Dataset and its three loaders."""
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     logger.info(dataset)
     check_dataset_counts(config, dataset)
-    loaders = data_preparation(config, dataset)
-    return dataset, loaders, torch.from_numpy(load_item_embedding(config, loaders[0]._dataset))
+    return dataset, data_preparation(config, dataset)
 
 
 def _prepare(config: Config, planned: bool = False) -> tuple:
@@ -206,7 +204,8 @@ def _prepare(config: Config, planned: bool = False) -> tuple:
     Args:
         planned: whether to make sure, before any weights are loaded, that training fits.
     """
-    dataset, loaders, embedding = _load_data(config)
+    dataset, loaders = _load_data(config)
+    embedding = torch.from_numpy(load_item_embedding(config, loaders[0]._dataset))
     if planned:
         plan = MemoryPlan(config, loaders[0], embedding.shape[1])
         logger.info("memory plan\n%s", plan)

@@ -246,6 +246,25 @@ def test_check_dataset_files_accepts_recboles_own_data_when_lines_end_blank(tmp_
     assert "line 9: 2 columns, the header has 3" in refusal_of_files(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'u:token\ti:token\nu1\t"i1\nu1\ti2\n', "line 2: a cell begins with a quotation mark"),
+        (b'u:token\ti:token\nu1\ti1\n"u1\ti2\n', "line 3: a cell begins with a quotation mark"),
+        (b"\xef\xbb\xbfu:token\ti:token\nu1\ti1\n", "a byte order mark comes first"),
+    ],
+)
+def test_check_dataset_files_refuses_what_would_be_misread_when_recbole_loads_it(
+    content, message, tmp_path
+):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "d.inter").write_bytes(content)
+    fields = {"USER_ID_FIELD": "u", "ITEM_ID_FIELD": "i", "load_col": None}
+    values = {"data_path": str(tmp_path), "eval_args": {"order": "RO"}, **fields}
+    with pytest.raises(UserError, match=message):
+        check_dataset_files(Config("BPR", "d", config_dict=values))
+
+
 @pytest.mark.parametrize("separator", ["\t", ",", "::"])
 @pytest.mark.parametrize("chunk", [1, 20, 2**24])
 def test_check_dataset_files_counts_lines_the_same_when_read_in_chunks(

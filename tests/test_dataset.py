@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from recbole.data import create_dataset as recbole_create_dataset
 from recbole.data.dataset import SequentialDataset
 
 from recbole_etegrec.config import Config
@@ -206,3 +207,29 @@ def test_split_and_batches_do_no_work_in_python_for_each_row_when_data_grows(tmp
     assert large[0] < 1.1 * small[0] < 2000
     assert large[1] < 20
     assert large[2] < 150
+
+
+@pytest.mark.parametrize("model", ["ETEGRecLlama", "BPR"])
+def test_interactions_of_one_time_keep_their_order_when_repeats_are_removed(model, tmp_path):
+    rng = np.random.default_rng(0)
+    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(300):
+        lines += [f"u{user}\ti{item}\t7" for item in rng.permutation(40)[:6]]
+        lines.append(lines[-1])  # a repeat
+    (tmp_path / "ties").mkdir()
+    (tmp_path / "ties" / "ties.inter").write_text("\n".join(lines) + "\n")
+    values = {
+        "data_path": str(tmp_path),
+        "rm_dup_inter": "first",
+        "filter_inter_by_user_or_item": False,
+    }
+    values |= SMALL_MODEL if model == "ETEGRecLlama" else {}
+    config = Config(model, "ties", config_dict=values)
+    dataset = (create_dataset if model == "ETEGRecLlama" else recbole_create_dataset)(config)
+    feat = dataset.inter_feat
+    tokens = [dataset.field2id_token[f] for f in ("user_id", "item_id")]
+    found = [
+        f"{tokens[0][user]}\t{tokens[1][item]}\t7"
+        for user, item in zip(feat["user_id"], feat["item_id"], strict=True)
+    ]
+    assert found == [line for line, before in zip(lines[1:], lines, strict=False) if line != before]

@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from scipy import sparse
 
+from recbole_etegrec import quick_start
 from recbole_etegrec.data import create_dataset, load_item_embedding
 from recbole_etegrec.data.item_embedding.collaborative import cooccurrence, ppmi_svd
 from recbole_etegrec.errors import UserError
 from tests.conftest import write_interactions
-from tests.helpers import embedding_of, small_config, small_data
+from tests.helpers import embedding_of, small_config, small_data, small_values
 
 
 def random_histories() -> list[list[int]]:
@@ -215,3 +217,25 @@ def test_cache_is_not_hit_when_data_or_keys_differ(tiny_data, tmp_path):
     assert len(cache_files(tmp_path / "cache")) == 1 + len(different)
     assert different[0].shape == (21, 10)
     assert different[1].shape == (41, 9)
+
+
+def test_ppmi_svd_leaves_items_without_a_vector_when_their_component_is_cut_off():
+    pairs, cluster = 30, 12
+    size = 2 * pairs + cluster
+    counts = np.zeros((size, size))
+    for pair in range(pairs):
+        counts[2 * pair, 2 * pair + 1] = counts[2 * pair + 1, 2 * pair] = 1
+    inside = np.random.default_rng(0).integers(1, 9, (cluster, cluster))
+    counts[2 * pairs :, 2 * pairs :] = np.triu(inside, 1) + np.triu(inside, 1).T
+    vectors = ppmi_svd(sparse.csr_matrix(counts), 1, np.random.default_rng(1))
+    norms = np.linalg.norm(vectors, axis=1)
+    assert norms[: 2 * pairs] == pytest.approx(1)
+    assert (norms[2 * pairs :] == 0).all()
+
+
+def test_plan_trains_nothing_when_embeddings_are_not_cached(tiny_data, tmp_path):
+    values = small_values(tiny_data, embedding_cache=str(tmp_path / "cache"))
+    values |= {"item_embedding": ["collaborative", "sasrec"], "sasrec_epochs": 10**6}
+    plan = quick_start.plan("ETEGRecLlama", "tiny", config_dict=values)
+    assert plan.model.item_embedding.shape[1] == 2 * values["semantic_hidden_size"]
+    assert not (tmp_path / "cache").exists()

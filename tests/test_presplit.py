@@ -7,6 +7,7 @@ import pytest
 import torch
 from recbole.data.dataset import SequentialDataset
 
+from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset
 from recbole_etegrec.data.loader import make_windows
 from recbole_etegrec.data.sequences import join_rows
@@ -265,3 +266,24 @@ def test_files_are_refused_when_they_have_neither_histories_nor_times(tmp_path):
         path.write_text("user_id:token\titem_id:token\nu1\ti1\n")
     with pytest.raises(UserError, match="neither 'item_id_list' .* nor 'timestamp'"):
         create_dataset(split_config(tmp_path))
+
+
+def test_history_of_a_row_leaves_the_ranking_when_no_earlier_part_has_its_user(tmp_path):
+    histories = histories_of_users()
+    parts = [[(user, h[:-1], h[-1]) for user, h in enumerate(histories)][k::3] for k in range(3)]
+    write_rows(tmp_path, "split", parts)
+    loaders = small_data(split_config(tmp_path, exclude_history=True))[1]
+    for loader in loaders[1:]:
+        for interaction, (rows, items), *_ in loader:
+            for row, history in enumerate(interaction["item_id_list"].tolist()):
+                target = int(interaction["item_id"][row])
+                assert set(items[rows == row].tolist()) == set(history) - {0, target}
+
+
+def test_files_are_refused_when_recboles_model_needs_histories_that_they_lack(tmp_path):
+    write_twins(tmp_path, histories_of_users(), plain=True)
+    config = Config(
+        "SASRec", "split", config_dict={"data_path": str(tmp_path), "benchmark_filename": NAMES}
+    )
+    with pytest.raises(UserError, match="missing field 'item_id_list'.*history of each line"):
+        check_dataset_files(config)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from recbole_etegrec import cli, quick_start
+from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer import checkpoint
 from tests import killed_worker
@@ -463,6 +464,15 @@ def test_resume_is_refused_when_a_key_has_another_value(killed, tiny_data, capsy
         assert "resume: hidden_size (32) was 16 when the run" in line
         assert "leave it out, or start a new run" in line
     assert contents(killed / "last") == before
+
+
+def test_resume_is_refused_when_the_item_embeddings_are_others(
+    killed, tmp_path, tiny_data, monkeypatch, capsys
+):
+    run_dir = copy_of(killed, tmp_path / "run")
+    made = ITEM_EMBEDDINGS["collaborative"]
+    monkeypatch.setitem(ITEM_EMBEDDINGS, "collaborative", lambda *given: made(*given)[:, ::-1])
+    assert "item_embedding: the vectors" in refusal(capsys, f"--resume={run_dir}")
 
 
 def test_resume_is_refused_when_no_run_dir_is_given(tiny_data, capsys):

@@ -1,7 +1,11 @@
 """From atomic files to batches of item ids; codes are unknown here."""
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset
-from recbole_etegrec.data.item_embedding import check_item_embedding, load_item_embedding
+from recbole_etegrec.data.item_embedding import (
+    check_item_embedding,
+    embedding_width,
+    load_item_embedding,
+)
 from recbole_etegrec.data.loader import SequenceBatch
 from recbole_etegrec.data.preparation import create_dataset, data_preparation
 
@@ -11,5 +15,6 @@ __all__ = [
     "check_item_embedding",
     "create_dataset",
     "data_preparation",
+    "embedding_width",
     "load_item_embedding",
 ]

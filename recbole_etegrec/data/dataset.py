@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import recbole.data.dataset.dataset as recbole_dataset
 import torch
-from recbole.data.dataset import SequentialDataset
+from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource
 
@@ -36,6 +36,25 @@ from recbole_etegrec.errors import UserError
 logger = logging.getLogger(__name__)
 
 PARTS = ("train", "valid", "test")
+
+
+def _remove_duplication(self: Dataset) -> None:
+    """Keep one interaction of a user with an item, as ``rm_dup_inter`` says: the first or last.
+
+    In place of RecBole's own, which sorts by time so that ties end up in any order; the order of
+    the file is kept here, for RecBole's models too.
+    """
+    keep = self.config["rm_dup_inter"]
+    if keep is None:
+        return
+    self._check_field("uid_field", "iid_field")
+    feat = self.inter_feat
+    if self.time_field in feat:
+        feat = feat.sort_values(self.time_field, kind="stable")
+    self.inter_feat = feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep)
+
+
+Dataset._remove_duplication = _remove_duplication
 
 
 class WholeSequenceDataset(SequentialDataset):

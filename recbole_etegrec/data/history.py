@@ -40,14 +40,26 @@ class SeenItems:
             keys.append(users[rows] * self.n_items + feat[field].numpy()[rows, columns])
         return keys
 
-    def index(self, users: np.ndarray, positive: HistoryIndex) -> HistoryIndex:
-        """Pairs of row and seen item for a batch of users ``[B]``, its positive items left out."""
+    def index(
+        self, users: np.ndarray, positive: HistoryIndex, own: np.ndarray | None = None
+    ) -> HistoryIndex:
+        """Pairs of row and seen item for a batch, its positive items left out.
+
+        Args:
+            users: of the rows ``[B]``.
+            own: the histories of the rows, where they carry them ``[B, T]``, padded with 0;
+                pre-split rows may know of items that no earlier part has.
+        """
         counts = np.diff(self.offsets)[users]
         rows = np.repeat(np.arange(len(users)), counts)
         items = self.items[self.offsets[users][rows] + place_in_run(counts)]
+        keys = rows * self.n_items + items
+        if own is not None:
+            row, place = np.nonzero(own)
+            keys = np.union1d(keys, row * self.n_items + own[row, place])
         wanted = positive[0].numpy() * self.n_items + positive[1].numpy()
-        kept = ~np.isin(rows * self.n_items + items, wanted)
-        return torch.from_numpy(rows[kept]), torch.from_numpy(items[kept])
+        rows, items = np.divmod(keys[~np.isin(keys, wanted)], self.n_items)
+        return torch.from_numpy(rows), torch.from_numpy(items)
 
 
 class FullSortLoader(FullSortEvalDataLoader):
@@ -66,7 +78,10 @@ class FullSortLoader(FullSortEvalDataLoader):
         interaction, _, *positive = super().collate_fn(index)
         history = None
         if self.seen is not None:
-            history = self.seen.index(interaction[self.uid_field].numpy(), tuple(positive))
+            field = getattr(self._dataset, "item_id_list_field", None)
+            own = interaction[field].numpy() if field in interaction else None
+            users = interaction[self.uid_field].numpy()
+            history = self.seen.index(users, tuple(positive), own)
         return interaction, history, *positive
 
 

@@ -42,7 +42,7 @@ META_NAMES = {
     "categories": ("categories", "category"),
     "description": ("description", "features"),
 }
-_AMOUNT = re.compile(r"\$?\s*(\d[\d,]*(?:\.\d+)?)")
+_AMOUNT = re.compile(r"(?:from\s+)?\$?\s*(\d[\d,]*(?:\.\d+)?)")
 
 
 def prepare_amazon(

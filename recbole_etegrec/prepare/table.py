@@ -157,6 +157,7 @@ def _csv_frames(
             path,
             sep=separator,
             header=0 if named else None,
+            index_col=False,  # a separator too many at the end of lines makes no index
             dtype=str,
             keep_default_na=False,
             encoding="utf-8-sig",

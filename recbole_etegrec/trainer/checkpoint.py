@@ -47,6 +47,7 @@ class Progress:
         lines: of ``metrics.jsonl``.
         scaler: state of the fp16 gradient scaler.
         frozen: the digest of the weights that never learn.
+        vectors: the digest of the item embeddings.
     """
 
     phase: str = "pretraining"
@@ -60,6 +61,7 @@ class Progress:
     lines: int = 0
     scaler: dict | None = None
     frozen: str | None = None
+    vectors: str | None = None
 
     def enter(self, phase: str) -> None:
         """Begin a phase."""
@@ -147,6 +149,19 @@ def check_frozen(model: ETEGRecLlama, expected: str | None) -> None:
         raise UserError(
             f"base_model: its weights (digest {model.frozen_digest}) are not those that the run "
             f"was trained with ({expected}): use the same model, precision and versions"
+        )
+
+
+def check_vectors(now: str, then: str | None) -> None:
+    """Refuse to go on with other item embeddings than codes and codebooks were made of.
+
+    Raises:
+        UserError: their digests differ.
+    """
+    if then is not None and now != then:
+        raise UserError(
+            f"item_embedding: the vectors (digest {now}) are not those that the run began with "
+            f"({then}): bring back the same file or embedding_cache, or start a new run"
         )
 
 

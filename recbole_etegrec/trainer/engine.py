@@ -107,6 +107,8 @@ class Engine:
             for name, groups in self.groups.items()
         }
         model.tokenizer.requires_grad_(False)
+        # Processes that share no cache may have made them with other rounding.
+        model.item_embedding = self._from_main(model.item_embedding)
 
     def freeze_all_but(self, trains: str) -> None:
         """Let one module learn."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from safetensors import SafetensorError
 
 from recbole_etegrec.errors import TrainingError
+from recbole_etegrec.model.etegrec_llama import digest
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer import checkpoint
 from recbole_etegrec.trainer.checkpoint import Progress, State
@@ -31,7 +32,8 @@ class Keeper:
 
     def __init__(self, engine: Engine, run_dir: RunDirectory):
         self.engine, self.accelerator, self.run_dir = engine, engine.accelerator, run_dir
-        self.progress = Progress(frozen=engine.model.frozen_digest)
+        self.vectors = digest({"item_embedding": engine.model.item_embedding})
+        self.progress = Progress(frozen=engine.model.frozen_digest, vectors=self.vectors)
         self.saved = False
         self.best_state: State | None = None
         self.best_description: dict = {}
@@ -91,6 +93,7 @@ class Keeper:
         if found is not None:
             state, optimizers, self.progress, best = found
             checkpoint.check_frozen(self.engine.model, self.progress.frozen)
+            checkpoint.check_vectors(self.vectors, self.progress.vectors)
             checkpoint.restore(self.engine.model, state)
             if best is not None:
                 self.best_state, self.best_description = best

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel
 
 from recbole_etegrec.cli import parse_arguments
 from recbole_etegrec.config import Config, properties_dir
+from recbole_etegrec.data import embedding_width
 from recbole_etegrec.memory_plan import GIB, MemoryPlan
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import autocast
@@ -61,13 +62,13 @@ def write_random_weights(config, folder: str) -> None:
 def measure(config: Config, steps: int, folder: Path) -> dict:
     """Train and rank with what the config says, and put the figures beside the plan's."""
     device = config["device"]
-    _, (train, _, test), embedding = _load_data(config)
-    plan = MemoryPlan(config, train, embedding.shape[1])
+    _, (train, _, test) = _load_data(config)
+    plan = MemoryPlan(config, train, embedding_width(config, train._dataset))
     sys.stdout.write(f"{plan}\n")
     if device.type == "cuda" and config["memory_gib"]:
         share = config["memory_gib"] * GIB / torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
-    model = ETEGRecLlama(config, train._dataset, embedding).to(device)
+    model = ETEGRecLlama(config, train._dataset).to(device)
     engine = Engine(config, model, RunDirectory(str(folder)))
     engine.match_scale(train.largest_piece())
     stage = Stage("recommender", "recommender", 1.0, config["sia_weight"], config["psa_weight"])

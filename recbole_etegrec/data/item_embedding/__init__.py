@@ -59,6 +59,18 @@ def load_item_embedding(config: Config, dataset: WholeSequenceDataset) -> np.nda
     return np.concatenate(parts, axis=1)
 
 
+def embedding_width(config: Config, dataset: WholeSequenceDataset) -> int:
+    """The width that :func:`load_item_embedding` gives; what takes long to make is not made."""
+    width = 0
+    for name in embedding_sources(config):
+        trained = name == "collaborative" or (name == "sasrec" and not config["sasrec_run"])
+        if trained:
+            width += config["semantic_hidden_size"]
+        else:
+            width += ITEM_EMBEDDINGS[name](config, dataset).shape[1]
+    return width
+
+
 def check_item_embedding(config: Config) -> None:
     """Look whether what the sources are made with can be had, before any data is read.
 

@@ -25,5 +25,6 @@ def fill_cold_items(
         len(vectors) - 1,
         why,
     )
-    scale = vectors[1:].std() or 1.0
+    known = np.delete(vectors, [0, *cold], axis=0)
+    scale = known.std() if known.size else 1.0
     vectors[cold] = rng.normal(0, scale, (len(cold), vectors.shape[1]))

@@ -100,5 +100,7 @@ def ppmi_svd(counts: sparse.csr_matrix, width: int, rng: np.random.Generator) ->
     u, s = u[:, order], np.maximum(s[order], 0)
     u *= np.where(u[np.abs(u).argmax(axis=0), np.arange(rank)] < 0, -1, 1)  # fix the sign
     vectors[:, :rank] = u * np.sqrt(s)
-    vectors[totals == 0] = 0
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    # Rows of items outside all the components kept are rounding noise.
+    known = (totals > 0)[:, None] & (norms > 1e-6 * norms.max())
+    return np.where(known, vectors / np.maximum(norms, 1e-12), 0.0)

@@ -73,6 +73,7 @@ def item_texts(config: Config, dataset: WholeSequenceDataset) -> list[str]:
         quoting=csv.QUOTE_NONE,
     )
     table.columns = [column.split(":")[0] for column in table.columns]
+    table = table.drop_duplicates(config["ITEM_ID_FIELD"])  # RecBole takes the first line, too
     fields = table[list(config["text_fields"])].to_numpy()
     joined = (". ".join(filter(None, map(str.strip, values))) for values in fields)
     text_of = dict(zip(table[config["ITEM_ID_FIELD"]], joined, strict=True))

@@ -1,0 +1,162 @@
+"""The curves of one run: what the lines of its ``metrics.jsonl`` say, epoch by epoch.
+
+Epochs are numbered as there. A point stands in the middle of its epoch; the codes that end
+pretraining stand at its end.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from recbole_etegrec.report.charts import Axis, Band, Series, line_chart, nice_ticks
+from recbole_etegrec.run_directory import RunDirectory
+
+# Key of a record, title with its unit, format.
+_LOSSES = (
+    ("recommendation", "Recommendation loss, nats a code", ".3g"),
+    ("sia", "Sequence-item alignment (SIA), nats", ".3g"),
+    ("psa", "Preference-semantic alignment (PSA), nats", ".3g"),
+    ("quantization", "Quantization loss, squared distance", ".3g"),
+    ("lr", "Learning rate", ".2g"),
+)
+_CODES = (
+    ("usage", "Codes in use, share of a codebook", ".0%"),
+    ("perplexity", "Perplexity of the codes in use, codes", ".3g"),
+    ("collision_rate", "Items whose semantic codes collide, share", ".3g"),
+    ("changed", "Items with new codes, share", ".0%"),
+    ("neighbours_kept", "Nearest neighbours kept, share", ".0%"),
+    ("reconstruction", "Reconstruction error, mean square", ".3g"),
+)
+STAGES = {"pretraining": "pretraining", "alternation": "alternation", "finetune": "final"}
+
+
+class Run(NamedTuple):
+    """What a run directory holds, read; `result` is empty while the run is not finished."""
+
+    name: str
+    directory: RunDirectory
+    config: dict[str, Any]
+    result: dict[str, Any]
+    records: list[dict[str, Any]]
+
+
+def read_run(path: str) -> Run:
+    """Read a run directory; the run may still be going on.
+
+    Raises:
+        UserError: it is no run's.
+    """
+    directory = RunDirectory(path)
+    config = directory.read_yaml("config.yaml")
+    result, lines = {}, []
+    if directory.result.is_file():
+        result = json.loads(directory.result.read_text("utf-8"))
+    if directory.metrics.is_file():
+        # A line is whole when it ends; a running run may be writing its last.
+        lines = directory.metrics.read_text("utf-8").splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    return Run(Path(path).absolute().name, directory, config, result, records)
+
+
+def loss_charts(run: Run) -> list[str]:
+    """The validation metric, the losses and the learning rate."""
+    records = [record for record in run.records if record["phase"] in ("alternation", "finetune")]
+    if not records:
+        return []
+    axis = Axis("epoch", _stages(records), _ticks(len(records)))
+    charts = [line_chart(validation_title(run), [validation(run)._replace(name="")], axis)]
+    for key, title, number in _LOSSES:
+        charts.append(line_chart(title, _by_module(records, key), axis, number))
+    return charts
+
+
+def code_charts(run: Run) -> list[str]:
+    """The health of the codes during pretraining and after each of the tokenizer's epochs."""
+    pretraining = [record for record in run.records if record["phase"] == "pretraining"]
+    records = [record for record in run.records if record["phase"] == "alternation"]
+    epochs, trained = max(len(pretraining), 1), max(len(records), 1)
+
+    def place(record: dict) -> float:
+        """Pretraining, of many short epochs, takes as much room as the alternation."""
+        if record["phase"] == "codes":
+            return 0.0
+        middle = record["epoch"] + 0.5
+        return (middle / epochs - 1) * trained if record["phase"] == "pretraining" else middle
+
+    health = [record for record in run.records if "usage" in record]
+    if not health:
+        return []
+    bands = [Band(-trained, 0, "pretraining", STAGES["pretraining"])] if pretraining else []
+    bands += _stages(records) if records else [Band(0, trained, "final")]
+    ticks = [((tick / epochs - 1) * trained, str(tick)) for tick in _whole(0.8 * epochs, 3)]
+    axis = Axis("epoch", bands, [*(ticks if pretraining else []), *_ticks(len(records))])
+    charts = []
+    for key, title, number in _CODES:
+        found = [(place(record), record[key]) for record in health if key in record]
+        series = [Series("", found)]
+        if found and isinstance(found[0][1], list):
+            series = [
+                Series(f"level {level}", [(x, values[level]) for x, values in found])
+                for level in range(len(found[0][1]))
+            ]
+        charts.append(line_chart(title, series, axis, number))
+    return charts
+
+
+def comparison(runs: list[Run]) -> str:
+    """The validation metric of several runs in one chart; nothing if they chose by different."""
+    titles = {validation_title(run) for run in runs}
+    series = [validation(run) for run in runs]
+    epochs = max((point[0] for one in series for point in one.points), default=0) + 0.5
+    if len(runs) < 2 or len(titles) > 1 or epochs < 1:
+        return ""
+    axis = Axis("epoch", [Band(0, epochs, "final")], _ticks(int(epochs)))
+    return line_chart(titles.pop(), series, axis)
+
+
+def validation(run: Run) -> Series:
+    """The metric that chose the best model, by epoch."""
+    key = run.config["valid_metric"].lower()
+    results = [record for record in run.records if "valid_result" in record]
+    points = [(record["epoch"] + 0.5, record["valid_result"][key]) for record in results]
+    return Series(run.name, points)
+
+
+def validation_title(run: Run) -> str:
+    """Of a chart of `validation`."""
+    return f"Validation {run.config['valid_metric']}"
+
+
+def _by_module(records: list[dict], key: str) -> list[Series]:
+    """A curve for each module that trains with `key`, named where there are two."""
+    modules = ("recommender", "tokenizer")
+    series = [
+        Series(
+            name, [(r["epoch"] + 0.5, r[key]) for r in records if r["trains"] == name and key in r]
+        )
+        for name in modules
+    ]
+    series = [one for one in series if one.points]
+    return series if len(series) > 1 else [one._replace(name="") for one in series]
+
+
+def _stages(records: list[dict]) -> list[Band]:
+    """A band an epoch; the first of each phase carries its name."""
+    bands, named = [], set()
+    for record in records:
+        phase, epoch = record["phase"], record["epoch"]
+        kind = record["trains"] if phase == "alternation" else "final"
+        bands.append(Band(epoch, epoch + 1, kind, "" if phase in named else STAGES[phase]))
+        named.add(phase)
+    return bands
+
+
+def _ticks(epochs: int) -> list[tuple[float, str]]:
+    return [(tick + 0.5, str(tick)) for tick in _whole(epochs - 1, 4)]
+
+
+def _whole(last: float, count: int) -> list[int]:
+    """Some round whole numbers from 0 to `last`."""
+    if last < 1:
+        return [0]
+    return sorted({round(tick) for tick in nice_ticks(0, last, count)})

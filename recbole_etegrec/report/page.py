@@ -1,0 +1,230 @@
+"""The page of a report: one file of HTML that needs nothing else, neither scripts nor a network."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from recbole.evaluator.register import smaller_metrics
+
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.report.charts import bar_chart
+from recbole_etegrec.report.curves import Run, code_charts, comparison, loss_charts, read_run
+from recbole_etegrec.report.ranking import Example, Rankings, by_bins, examples, rank
+from recbole_etegrec.run_directory import replace_text, start_logging
+
+_STYLE = Path(__file__).with_name("style.css")
+# Keys that say where files are, or stand in the first table.
+_KNOWN = {"data_path", "embedding_cache", "checkpoint_dir", "model", "dataset", "seed"}
+_STAGES = (
+    "Shaded: the tokenizer's pretraining and the alternation, darker where the tokenizer trains "
+    "and lighter where the recommender does; unshaded: the final stage."
+)
+
+
+def report(
+    run_dirs: Sequence[str],
+    out: str | None = None,
+    look: bool = True,
+    config_dict: dict[str, Any] | None = None,
+) -> Path:
+    """Write a page about runs, finished or not.
+
+    Args:
+        out: the file; ``report.html`` in the first run's directory if not given.
+        look: whether runs are loaded, to see for whom they are right, and examples.
+        config_dict: overrides keys of the runs' configs when they are loaded.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: a directory is no run's, a run cannot be loaded, or the file cannot be written.
+    """
+    start_logging(None, "WARNING")
+    runs = [read_run(path) for path in run_dirs]
+    if len({run.name for run in runs}) < len(runs):
+        runs = [run._replace(name=path) for run, path in zip(runs, run_dirs, strict=True)]
+    sections = [_section(run, look, config_dict) for run in runs]
+    path = Path(out) if out else runs[0].directory.path / "report.html"
+    title = f"{len(runs)} runs" if len(runs) > 1 else runs[0].name
+    html = (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}'
+        '</title><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>\n{_STYLE.read_text('utf-8')}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        f"{_head(runs)}\n{''.join(sections)}</body></html>\n"
+    )
+    try:
+        replace_text(path, html)
+    except OSError as error:
+        raise UserError(f"out {path}: cannot be written ({error.strerror or error})") from error
+    return path
+
+
+# The head -----------------------------------------------------------------------------------------
+
+
+def _head(runs: list[Run]) -> str:
+    facts = ("Model", "Dataset", "Seed", "Date", "Epochs", "Time")
+    parts = [_table("Runs", ("Run", *facts), [[run.name, *_facts(run)] for run in runs])]
+    parts.append(_metrics("Test", runs, "test_result"))
+    parts.append(_metrics("Validation, all users", runs, "best_valid_result"))
+    if len(runs) > 1:
+        parts.append(_differences(runs))
+        parts.append(comparison(runs))
+    return "\n".join([*parts, *_versions(runs)])
+
+
+def _facts(run: Run) -> list[str]:
+    written = run.directory.result if run.result else run.directory.config
+    date = datetime.fromtimestamp(written.stat().st_mtime)
+    epochs = sum("trains" in record for record in run.records)
+    return [
+        str(run.config["model"]),
+        str(run.config["dataset"]),
+        str(run.config["seed"]),
+        f"{date:%Y-%m-%d %H:%M}",
+        str(run.result.get("epochs", epochs)),
+        _duration(run.result["seconds"]) if run.result else "not finished",
+    ]
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def _metrics(caption: str, runs: list[Run], key: str) -> str:
+    """A row for each finished run; of several on one dataset the best values are marked."""
+    results = [run.result.get(key) or {} for run in runs]
+    datasets = [run.config["dataset"] for run in runs]
+    names = list(dict.fromkeys(name for result in results for name in result))
+    if not names:
+        return ""
+    rows = []
+    for run, result in zip(runs, results, strict=True):
+        cells = [f"<td>{escape(run.name)}</td>"]
+        for name in names:
+            beside = [
+                other[name]
+                for other, dataset in zip(results, datasets, strict=True)
+                if name in other and dataset == run.config["dataset"]
+            ]
+            best = min if name.partition("@")[0] in smaller_metrics else max
+            marked = len(beside) > 1 and name in result and result[name] == best(beside)
+            value = f"{result[name]:.4f}" if name in result else "–"
+            cells.append(f'<td class="number{" best" if marked else ""}">{value}</td>')
+        rows.append("".join(cells))
+    head = "<th>Run</th>" + "".join(f'<th class="number">{escape(name)}</th>' for name in names)
+    return _rows(caption, head, rows)
+
+
+def _differences(runs: list[Run]) -> str:
+    """The keys of the configs whose values are not the same in all runs."""
+    keys = dict.fromkeys(key for run in runs for key in run.config if key not in _KNOWN)
+    table = [["Run", *(run.name for run in runs)]]
+    for key in keys:
+        values = [str(run.config.get(key, "–")) for run in runs]
+        if len(set(values)) > 1:
+            table.append([key, *values])
+    if len(table) == 1:
+        return ""
+    if len(table) <= len(runs):  # the longer side goes down the page
+        table = list(zip(*table, strict=True))
+    return _table("What differs", table[0], table[1:])
+
+
+def _versions(runs: list[Run]) -> Iterable[str]:
+    by_versions: dict[str, list[str]] = {}
+    for run in runs:
+        versions = ", ".join(f"{k} {v}" for k, v in run.result.get("versions", {}).items())
+        by_versions.setdefault(versions, []).append(run.name)
+    for versions, names in by_versions.items():
+        if versions:
+            of = f" of {', '.join(names)}" if len(by_versions) > 1 else ""
+            yield _note(f"Versions{of}: {versions}.")
+
+
+# A run --------------------------------------------------------------------------------------------
+
+
+def _section(run: Run, look: bool, config_dict: dict[str, Any] | None) -> str:
+    parts = [f"<h2>{escape(run.name)}</h2>"]
+    for title, charts in (("Training", loss_charts(run)), ("Codes", code_charts(run))):
+        if any(charts):
+            parts += [f"<h3>{title}</h3>", f'<div class="charts">{"".join(charts)}</div>']
+    if len(parts) > 1:
+        parts.append(_note(_STAGES))
+    else:
+        parts.append(_note("No epochs are recorded."))
+    if look:
+        found = rank(run.directory, config_dict)
+        left_out = isinstance(found, str)
+        parts += [_note(f"No recommendations: {found}.")] if left_out else _recommendations(found)
+    return "\n".join(parts) + "\n"
+
+
+def _recommendations(rankings: Rankings) -> Iterable[str]:
+    users, tested = len(rankings.place), rankings.tested
+    sampled = "all" if users == tested else f"a sample of {users:,} of the"
+    yield "<h3>For whom it is right</h3>"
+    yield '<div class="charts">'
+    for name, values in (
+        ("how often the test item occurs in training", rankings.popularity),
+        ("length of the history, items", rankings.length),
+    ):
+        groups = [
+            (f"{label} ({count:,})", bars) for label, count, bars in by_bins(rankings, values)
+        ]
+        yield bar_chart(f"Test metrics by {name} (test users)", groups)
+    yield "</div>"
+    yield _note(
+        f"Of {sampled} {tested:,} test users, in bins of about equal size; "
+        "thin lines are 95 % intervals of the means."
+    )
+    yield "<h3>Examples</h3>"
+    yield '<div class="users">'
+    yield from (_example(example, rankings.k) for example in examples(rankings))
+    yield "</div>"
+    yield _note("Test users drawn at random, the first two among those with a hit.")
+
+
+def _example(example: Example, k: int) -> str:
+    history = "".join(f"<li>{escape(name)}</li>" for name in example.history)
+    recommended = "".join(
+        f'<li class="best">{escape(name)} ✓</li>'
+        if place == example.hit
+        else f"<li>{escape(name)}</li>"
+        for place, name in enumerate(example.recommended)
+    )
+    where = f"not in the top {k}" if example.hit is None else f"hit at place {example.hit + 1}"
+    return (
+        f'<div class="user"><div><h4>Last of the history</h4><ol>{history}</ol></div>'
+        f"<div><h4>Top {k}</h4><ol>{recommended}</ol></div>"
+        f"<p>Then: <b>{escape(example.target)}</b> ({where})</p></div>"
+    )
+
+
+# HTML ---------------------------------------------------------------------------------------------
+
+
+def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return _rows(
+        caption,
+        "".join(f"<th>{escape(cell)}</th>" for cell in head),
+        ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows],
+    )
+
+
+def _rows(caption: str, head: str, rows: Iterable[str]) -> str:
+    body = "".join(f"<tr>{row}</tr>\n" for row in rows)
+    return (
+        f'<div class="scroll"><table><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
