@@ -56,9 +56,9 @@ def _named(columns: Any) -> set[str]:
 
 def _check_parts(paths: list[Path], fields: set[str], config: "Config") -> None:
     """Pre-split files: times and histories may be missing, but in all of them alike."""
-    optional = {config["TIME_FIELD"], config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]}
-    present = [set(_check_atomic_file(path, fields - optional, config)) for path in paths]
     lists = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
+    optional = {config["TIME_FIELD"], lists}
+    present = [set(_check_atomic_file(path, fields - optional, config)) for path in paths]
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and "num_beams" not in config:
         for path, found in zip(paths, present, strict=True):
             if lists not in found:
