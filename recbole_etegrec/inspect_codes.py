@@ -1,14 +1,12 @@
 """What `recbole-etegrec codes` prints: how the items of a finished run are coded."""
 
-import csv
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from recbole_etegrec.config import Config
+from recbole_etegrec.data.item_file import read_titles
 from recbole_etegrec.errors import UserError, nearest
 from recbole_etegrec.model import MODELS, ETEGRecLlama
 from recbole_etegrec.quick_start import load_run
@@ -49,33 +47,6 @@ def report(run_dir: str, item: str | None = None, config_dict: dict[str, Any] | 
     head += ", ".join(f"{key} {config[key]}" for key in keys)
     health = _health(replace(health, **model.fidelity()))
     return "\n".join([head, "", *health, "", *_tree(model, table)]) + "\n"
-
-
-def read_titles(config: Config) -> dict[str, str]:
-    """A text for each item token: the field ``title`` of ``.item``, or its first of words."""
-    path = Path(config["data_path"]) / f"{config['dataset']}.item"
-    if not path.is_file():
-        return {}
-    separator, encoding = config["field_separator"], config["encoding"] or "utf-8"
-    with path.open(encoding=encoding) as lines:
-        columns = next(lines, "").rstrip("\r\n").split(separator)
-    by_name = {column.partition(":")[0]: column for column in columns}
-    words = [column for column in columns if column.endswith(":token_seq")]
-    token, title = by_name.get(config["ITEM_ID_FIELD"]), by_name.get("title", *words[:1])
-    if token is None or title is None:
-        return {}
-    table = pd.read_csv(
-        path,
-        sep=separator,
-        usecols=[token, title],
-        dtype=str,
-        keep_default_na=False,
-        quoting=csv.QUOTE_NONE,
-        on_bad_lines="skip",
-        encoding=encoding,
-    )
-    table = table.drop_duplicates(token)
-    return dict(zip(table[token], table[title], strict=True))
 
 
 def _health(health: CodeHealth) -> list[str]:

@@ -63,6 +63,7 @@ class ETEGRecLlama(SequentialRecommender):
         self.sia_weight, self.psa_weight = config["sia_weight"], config["psa_weight"]
         self.num_beams, self.ranking = config["num_beams"], config["ranking"]
         self.seed, self.collision = config["seed"], config["collision"]
+        self.precision = config["precision"]
         if item_embedding is None:
             item_embedding = torch.from_numpy(load_item_embedding(config, dataset))
         self.register_buffer("item_embedding", item_embedding, persistent=False)
