@@ -7,13 +7,25 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Config", "UserError", "load_run", "objective_function", "run"]
+__all__ = [
+    "Catalogue",
+    "Config",
+    "UserError",
+    "explain",
+    "load_run",
+    "objective_function",
+    "recommend",
+    "run",
+]
 
 _MODULES = {
+    "Catalogue": "inference",
     "Config": "config",
     "UserError": "errors",
+    "explain": "inference",
     "load_run": "quick_start",
     "objective_function": "quick_start",
+    "recommend": "inference",
     "run": "quick_start",
 }
 

@@ -1,22 +1,20 @@
 """What `recbole-etegrec codes` prints: how the items of a finished run are coded."""
 
-import csv
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from recbole_etegrec.config import Config
+from recbole_etegrec.data.item_file import read_titles
 from recbole_etegrec.errors import UserError, nearest
+from recbole_etegrec.inference.catalogue import cut
 from recbole_etegrec.model import MODELS, ETEGRecLlama
 from recbole_etegrec.quick_start import load_run
 from recbole_etegrec.run_directory import RunDirectory, start_logging
 from recbole_etegrec.tokenizer import CodeHealth
 
 _EXAMPLES, _NEIGHBOURS = 3, 20  # items named for a code, and for an item
-_WIDTH = 40  # characters of a title
 
 
 def report(run_dir: str, item: str | None = None, config_dict: dict[str, Any] | None = None) -> str:
@@ -51,33 +49,6 @@ def report(run_dir: str, item: str | None = None, config_dict: dict[str, Any] | 
     return "\n".join([head, "", *health, "", *_tree(model, table)]) + "\n"
 
 
-def read_titles(config: Config) -> dict[str, str]:
-    """A text for each item token: the field ``title`` of ``.item``, or its first of words."""
-    path = Path(config["data_path"]) / f"{config['dataset']}.item"
-    if not path.is_file():
-        return {}
-    separator, encoding = config["field_separator"], config["encoding"] or "utf-8"
-    with path.open(encoding=encoding) as lines:
-        columns = next(lines, "").rstrip("\r\n").split(separator)
-    by_name = {column.partition(":")[0]: column for column in columns}
-    words = [column for column in columns if column.endswith(":token_seq")]
-    token, title = by_name.get(config["ITEM_ID_FIELD"]), by_name.get("title", *words[:1])
-    if token is None or title is None:
-        return {}
-    table = pd.read_csv(
-        path,
-        sep=separator,
-        usecols=[token, title],
-        dtype=str,
-        keep_default_na=False,
-        quoting=csv.QUOTE_NONE,
-        on_bad_lines="skip",
-        encoding=encoding,
-    )
-    table = table.drop_duplicates(token)
-    return dict(zip(table[token], table[title], strict=True))
-
-
 def _health(health: CodeHealth) -> list[str]:
     levels = range(len(health.usage))
     return [
@@ -107,7 +78,7 @@ def _tree(model: ETEGRecLlama, table: pd.DataFrame) -> list[str]:
     for code, size in by_centre.size().sort_values(ascending=False, kind="stable").items():
         counts = "".join(f"{below[depth][code]:12}" for depth in depths)
         rows = by_centre.get_group(code).head(_EXAMPLES).itertuples()
-        examples = "; ".join(_cut(row.title or row.token) for row in rows)
+        examples = "; ".join(cut(row.title or row.token) for row in rows)
         lines.append(f"{code:6}{size:8}{counts}  {examples}")
     return lines
 
@@ -128,7 +99,7 @@ def _neighbourhood(model: ETEGRecLlama, table: pd.DataFrame, row: int) -> str:
     width = max(5, 4 * len(levels))
     lines.append(f"shared  distance  {'codes':{width}}item")
     for _, other in others.head(_NEIGHBOURS).iterrows():
-        name = f"{other.token} {_cut(other.title)}".rstrip()
+        name = f"{other.token} {cut(other.title)}".rstrip()
         own = _codes(other, levels)
         lines.append(f"{other.shared:6}{other.distance:10.3f}  {own:{width}}{name}")
     return "\n".join(lines) + "\n"
@@ -136,7 +107,3 @@ def _neighbourhood(model: ETEGRecLlama, table: pd.DataFrame, row: int) -> str:
 
 def _codes(row: pd.Series, levels: range) -> str:
     return " ".join(str(row[level]) for level in levels)
-
-
-def _cut(title: str) -> str:
-    return title if len(title) <= _WIDTH else title[: _WIDTH - 3] + "..."

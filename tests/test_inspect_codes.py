@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recbole_etegrec.cli import main
-from recbole_etegrec.inspect_codes import read_titles
+from recbole_etegrec.data.item_file import read_titles
 from recbole_etegrec.quick_start import load_run, run
 from tests.conftest import write_interactions
 from tests.helpers import small_config, small_values

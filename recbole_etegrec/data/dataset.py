@@ -27,7 +27,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data.sequences import (
     Windows,
     join_rows,
-    run_indices,
+    pad_runs,
     sequence_offsets,
     whole_sequences,
 )
@@ -210,9 +210,7 @@ class WholeSequenceDataset(SequentialDataset):
             )
         order = order[missing:]
         ends, lengths = ends[order], lengths[order]
-        history = np.zeros((len(order), self.max_item_list_len), dtype=np.int64)
-        inside = np.arange(self.max_item_list_len) < lengths[:, None]  # [rows, T]
-        history[inside] = items[run_indices(ends, lengths)]
+        history = pad_runs(items, ends, lengths, self.max_item_list_len)  # [rows, T]
         feat = select_rows(feat, order)
         feat[self.item_id_list_field] = torch.from_numpy(history)
         feat[self.item_list_length_field] = torch.from_numpy(lengths)

@@ -58,6 +58,13 @@ def run_indices(ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(ends - lengths, lengths) + place_in_run(lengths)
 
 
+def pad_runs(items: np.ndarray, ends: np.ndarray, lengths: np.ndarray, width: int) -> np.ndarray:
+    """The runs ``ends - lengths : ends`` of some items as rows, padded with 0: ``[R, width]``."""
+    rows = np.zeros((len(ends), width), dtype=np.int64)
+    rows[np.arange(width) < lengths[:, None]] = items[run_indices(ends, lengths)]
+    return rows
+
+
 def whole_sequences(offsets: np.ndarray) -> Windows:
     """A window a sequence, of any length, in which every item but the first is a target."""
     return Windows(offsets[:-1], offsets[1:], offsets[:-1] + 1)

@@ -24,7 +24,12 @@ def autocast(config: Config, device_type: str | None = None) -> torch.autocast:
     Args:
         device_type: in place of the config's.
     """
-    device_type, dtype = device_type or config["device"].type, DTYPES[config["precision"]]
+    return autocast_to(config["precision"], device_type or config["device"].type)
+
+
+def autocast_to(precision: str, device_type: str) -> torch.autocast:
+    """Mixed precision of a name in `DTYPES` on a kind of device."""
+    dtype = DTYPES[precision]
     if dtype == torch.float32:
         return torch.autocast(device_type, enabled=False)
     return torch.autocast(device_type, dtype)

@@ -16,7 +16,7 @@ from recbole.utils import InputType
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch, load_item_embedding
 from recbole_etegrec.data.history import HistoryIndex
-from recbole_etegrec.decoding import ExactRanking, beam_search, score_items
+from recbole_etegrec.decoding import ExactRanking, beam_search, code_log_probs, score_items
 from recbole_etegrec.decoding.beam import Ranking
 from recbole_etegrec.losses import (
     preference_semantic_alignment,
@@ -63,6 +63,7 @@ class ETEGRecLlama(SequentialRecommender):
         self.sia_weight, self.psa_weight = config["sia_weight"], config["psa_weight"]
         self.num_beams, self.ranking = config["num_beams"], config["ranking"]
         self.seed, self.collision = config["seed"], config["collision"]
+        self.precision = config["precision"]
         if item_embedding is None:
             item_embedding = torch.from_numpy(load_item_embedding(config, dataset))
         self.register_buffer("item_embedding", item_embedding, persistent=False)
@@ -298,6 +299,13 @@ class ETEGRecLlama(SequentialRecommender):
     def score_candidates(self, interaction: Interaction, items: torch.Tensor) -> torch.Tensor:
         """``log p(item | history)`` of several items after each history: ``[B, n]``."""
         return score_items(self.recommender, self._encode(interaction), self.codes(items))
+
+    def predict_codes(self, interaction: Interaction) -> torch.Tensor:
+        """Log-probabilities of all codes at each level, given the codes before it of the item in
+        each row: ``[B, L, C]``. Those of the item's own codes sum to what `predict` returns.
+        """
+        codes = self.codes(interaction[self.ITEM_ID].unsqueeze(1))
+        return code_log_probs(self.recommender, self._encode(interaction), codes).squeeze(1)
 
     def _beams(
         self, interaction: Interaction, num_beams: int, excluded: HistoryIndex | None

@@ -7,7 +7,7 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.inspect_codes import read_titles
+from recbole_etegrec.data.item_file import read_titles
 from recbole_etegrec.model import MODELS, ETEGRecLlama
 from recbole_etegrec.model.build import autocast
 from recbole_etegrec.quick_start import load_run

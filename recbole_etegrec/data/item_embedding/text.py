@@ -4,13 +4,11 @@ No interaction is read. The texts come from the `.item` file itself, whatever co
 loads.
 """
 
-import csv
 import json
 import logging
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -19,6 +17,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.item_embedding.cache import cached, digest
 from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
+from recbole_etegrec.data.item_file import read_items
 from recbole_etegrec.errors import UserError, hub_refusal
 
 logger = logging.getLogger(__name__)
@@ -63,20 +62,9 @@ def text_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
 
 def item_texts(config: Config, dataset: WholeSequenceDataset) -> list[str]:
     """The text of each item but the padding item, empty where the `.item` file has none."""
-    path = Path(config["data_path"]) / f"{config['dataset']}.item"
-    table = pd.read_csv(
-        path,
-        sep=config["field_separator"],
-        encoding=config["encoding"] or "utf-8-sig",
-        dtype=str,
-        keep_default_na=False,
-        quoting=csv.QUOTE_NONE,
-    )
-    table.columns = [column.split(":")[0] for column in table.columns]
-    table = table.drop_duplicates(config["ITEM_ID_FIELD"])  # RecBole takes the first line, too
-    fields = table[list(config["text_fields"])].to_numpy()
-    joined = (". ".join(filter(None, map(str.strip, values))) for values in fields)
-    text_of = dict(zip(table[config["ITEM_ID_FIELD"]], joined, strict=True))
+    table = read_items(config, config["text_fields"])
+    joined = (". ".join(filter(None, map(str.strip, values))) for values in table.to_numpy())
+    text_of = dict(zip(table.index, joined, strict=True))
     return [text_of.get(token, "") for token in dataset.field2id_token[dataset.iid_field][1:]]
 
 

@@ -1,0 +1,155 @@
+"""Histories to recommend after: given ones, whole ones of a dataset's users, those of a split.
+
+They lie in memory as item ids; what a batch of them needs is made when it is asked for.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.data.interaction import Interaction
+
+from recbole_etegrec.data import WholeSequenceDataset
+from recbole_etegrec.data.history import FullSortLoader, HistoryIndex, SeenItems
+from recbole_etegrec.data.sequences import pad_runs, run_indices, sequence_offsets
+from recbole_etegrec.model import ETEGRecLlama
+
+SPLITS = ("valid", "test")
+
+
+class Histories(Protocol):
+    """Rows with a history each.
+
+    Attributes:
+        lengths: items of it that the model sees ``[rows]``.
+    """
+
+    lengths: np.ndarray
+
+    def batch(self, rows: np.ndarray) -> tuple[Interaction, HistoryIndex | None]:
+        """Some rows as the model's `recommend` wants them, and what it is not to rank."""
+
+
+class Runs:
+    """Histories that are runs of one array of items; the model sees the end of a long one.
+
+    Args:
+        ends: where in the array each history ends ``[rows]``.
+        lengths: items of each, 1 at least ``[rows]``.
+        exclude: whether the items of a history, all of them, are kept out of its ranking.
+    """
+
+    def __init__(
+        self,
+        model: ETEGRecLlama,
+        items: np.ndarray,
+        ends: np.ndarray,
+        lengths: np.ndarray,
+        exclude: bool,
+    ):
+        self._fields = model.ITEM_SEQ, model.ITEM_SEQ_LEN
+        self._items, self._ends, self._whole, self._exclude = items, ends, lengths, exclude
+        self.lengths = np.minimum(lengths, model.max_history)
+
+    def batch(self, rows: np.ndarray) -> tuple[Interaction, HistoryIndex | None]:
+        """See :class:`Histories`."""
+        lengths = self.lengths[rows]
+        history = pad_runs(self._items, self._ends[rows], lengths, lengths.max())
+        values = torch.from_numpy(history), torch.from_numpy(lengths)
+        interaction = Interaction(dict(zip(self._fields, values, strict=True)))
+        return interaction, self._excluded(rows) if self._exclude else None
+
+    def _excluded(self, rows: np.ndarray) -> HistoryIndex:
+        whole = self._whole[rows]
+        items = self._items[run_indices(self._ends[rows], whole)]
+        pairs = np.stack([np.repeat(np.arange(len(rows)), whole), items])
+        row, item = torch.from_numpy(np.unique(pairs, axis=1))
+        return row, item
+
+
+class SplitRows:
+    """The rows of a held-out part, as the evaluator ranks them.
+
+    Args:
+        loader: of the part.
+    """
+
+    def __init__(self, loader: FullSortLoader):
+        part = loader._dataset
+        self._loader = loader
+        self.lengths = part.inter_feat[part.item_list_length_field].numpy()
+
+    def batch(self, rows: np.ndarray) -> tuple[Interaction, HistoryIndex | None]:
+        """See :class:`Histories`."""
+        return self._loader.collate_fn(rows)[:2]
+
+
+class UserHistories(NamedTuple):
+    """Histories of users of a dataset, and whose each is: tokens ``[rows]``."""
+
+    users: np.ndarray
+    histories: Histories
+
+
+def given_histories(model: ETEGRecLlama, histories: Sequence[Sequence[int]], exclude: bool) -> Runs:
+    """Histories of item ids, none of them empty."""
+    lengths = np.array([len(history) for history in histories])
+    items = np.concatenate([np.asarray(history, dtype=np.int64) for history in histories])
+    return Runs(model, items, lengths.cumsum(), lengths, exclude)
+
+
+def whole_histories(
+    model: ETEGRecLlama, dataset: WholeSequenceDataset, exclude: bool
+) -> UserHistories:
+    """All that each user of a dataset has done, after its ``build``."""
+    feat = dataset.inter_feat
+    users, items = feat[dataset.uid_field].numpy(), feat[dataset.iid_field].numpy()
+    if dataset.histories is None:
+        offsets = sequence_offsets(users)
+        ends, lengths = offsets[1:], np.diff(offsets)
+        users = users[offsets[:-1]]
+    else:
+        users, items, ends, lengths = _last_rows(dataset, users, items)
+    tokens = dataset.field2id_token[dataset.uid_field][users]
+    return UserHistories(tokens, Runs(model, items, ends, lengths, exclude))
+
+
+def _last_rows(
+    dataset: WholeSequenceDataset, users: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Users, items, ends and lengths: of each user's last row, its history and its target.
+
+    The last is the one of the longest history in the last part that the user is in.
+    """
+    items, lengths = dataset.histories
+    part = np.repeat(np.arange(len(dataset.file_size_list)), dataset.file_size_list)
+    order = np.lexsort((lengths, part, users))
+    rows = order[sequence_offsets(users[order])[1:] - 1]
+    lengths = lengths[rows]
+    ends = np.cumsum(lengths + 1)
+    joined = np.empty(ends[-1], dtype=np.int64)
+    joined[ends - 1] = targets[rows]
+    joined[run_indices(ends - 1, lengths)] = items[
+        run_indices(dataset.histories.lengths.cumsum()[rows], lengths)
+    ]
+    return users[rows], joined, ends, lengths + 1
+
+
+def split_histories(
+    loaders: Sequence[AbstractDataLoader], split: str, exclude: bool
+) -> UserHistories:
+    """The histories before the held-out items of a split, as the evaluator ranks after them.
+
+    Args:
+        loaders: (train, valid, test).
+        split: one of `SPLITS`.
+    """
+    number = 1 + SPLITS.index(split)
+    parts = [loader._dataset for loader in loaders]
+    seen = SeenItems(parts[:number]) if exclude else None
+    part = parts[number]
+    loader = FullSortLoader(part.config, part, loaders[number]._sampler, seen)
+    users = part.field2id_token[part.uid_field][part.inter_feat[part.uid_field].numpy()]
+    return UserHistories(users, SplitRows(loader))
