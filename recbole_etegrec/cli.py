@@ -18,6 +18,8 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} compare --models=A,B [--seeds=1,2] [--ablations=X,Y] [--KEY=VALUE ...]
        {program} codes RUN_DIR [--item=TOKEN]
        {program} report RUN_DIR... [--out=FILE.html] [--examples=False]
+       {program} add-items RUN_DIR --items=FILE.item [--embeddings=FILE.npy]
+       {program} export RUN_DIR --out=DIR
        {program} doctor [--data_path=DIR]
        {program} check-data NAME [--data_path=DIR]
        {program} prepare amazon|csv|jsonl|etegrec --out=DIR [--KEY=VALUE ...]
@@ -31,6 +33,8 @@ other arguments goes on if that run has begun, and starts it if not.
 `compare` trains models on one dataset with each seed and writes one table; again, it goes on.
 `codes` prints how well a finished run codes its items, and the items near to one.
 `report` writes a page with the metrics, curves and recommendations of runs.
+`add-items` lets a finished run know and recommend items that it was not trained on.
+`export` writes the model of a run as one directory that needs no dataset.
 `doctor` prints versions, devices, models and datasets.
 `check-data` reads a dataset through and names file, line and field of what is wrong.
 `prepare` makes a dataset of a raw dump; without --out it says which arguments it takes.
@@ -131,10 +135,7 @@ def _compare(arguments: Sequence[str]) -> None:
 
 
 def _codes(arguments: Sequence[str]) -> None:
-    run_dir = "".join(arguments[:1])
-    if not run_dir or run_dir.startswith("-"):
-        raise UserError("codes: expected the directory of a run (see --help)")
-    values = parse_arguments(arguments[1:])
+    run_dir, values = _run_dir_and_values("codes", arguments)
 
     from recbole_etegrec.inspect_codes import report
 
@@ -153,12 +154,46 @@ def _report(arguments: Sequence[str]) -> None:
     sys.stdout.write(f"{report(run_dirs, values.pop('out', None), look, values)}\n")
 
 
+def _add_items(arguments: Sequence[str]) -> None:
+    run_dir, values = _run_dir_and_values("add-items", arguments)
+    if "items" not in values:
+        raise UserError("add-items: expected --items=FILE.item (see --help)")
+
+    from recbole_etegrec.inference.new_items import add_items
+    from recbole_etegrec.run_directory import start_logging
+
+    start_logging(None, "WARNING")
+    items, embeddings = values.pop("items"), values.pop("embeddings", None)
+    sys.stdout.write(add_items(run_dir, items, embeddings, values))
+
+
+def _export(arguments: Sequence[str]) -> None:
+    run_dir, values = _run_dir_and_values("export", arguments)
+    if "out" not in values:
+        raise UserError("export: expected --out=DIR (see --help)")
+
+    from recbole_etegrec.inference.export import export_run
+    from recbole_etegrec.run_directory import start_logging
+
+    start_logging(None, "WARNING")
+    sys.stdout.write(export_run(run_dir, values.pop("out"), values))
+
+
+def _run_dir_and_values(command: str, arguments: Sequence[str]) -> tuple[str, dict[str, str]]:
+    run_dir = "".join(arguments[:1])
+    if not run_dir or run_dir.startswith("-"):
+        raise UserError(f"{command}: expected the directory of a run (see --help)")
+    return run_dir, parse_arguments(arguments[1:])
+
+
 # By the first argument; without one of these a model is trained.
 COMMANDS = {
+    "add-items": _add_items,
     "check-data": _check_data,
     "codes": _codes,
     "compare": _compare,
     "doctor": _doctor,
+    "export": _export,
     "prepare": _prepare,
     "report": _report,
 }

@@ -129,10 +129,26 @@ class ETEGRecLlama(RanksItems, SequentialRecommender):
         self.copy_codebooks(to="recommender")
         return health
 
+    def append_items(self, item_embedding: torch.Tensor, codes: torch.Tensor) -> None:
+        """Take further items, their embeddings ``[n, d_z]`` and codes ``[n, L]``.
+
+        The log-probability of an item is a product over all codes of each level, whichever of
+        them stand for items, and is not divided among the items there are. So no other item's
+        changes, and a beam may still have less room for it.
+
+        Raises:
+            ValueError: one of them has the codes of another item.
+        """
+        self.codes.append(codes)
+        embedding = item_embedding.to(self.item_embedding)
+        self.item_embedding = torch.cat([self.item_embedding, embedding])
+        self.n_items += len(codes)
+        self._neighbours = None
+
     def fidelity(self) -> dict[str, float]:
         """What :class:`CodeHealth` says of item embeddings, for the present codes."""
         items, codes = self.item_embedding[1:], self.codes.table[1:, :-1]
-        if self._neighbours is None:  # embeddings never change
+        if self._neighbours is None:  # the embeddings of items never change
             self._neighbours = nearest_neighbours(items)
         nearest = self.codes.health(self.tokenizer.encode(items))
         return {
