@@ -67,7 +67,7 @@ def write_added_items(directory: RunDirectory, added: AddedItems) -> None:
     """Write the items added to a run, in place of those written before."""
     path = directory.added_items
     words = {"tokens": added.tokens, "titles": added.titles, "base": added.base}
-    tensors = {name: getattr(added, name).cpu().contiguous() for name in _TENSORS}
+    tensors = {name: getattr(added, name).cpu().clone() for name in _TENSORS}
     fresh = path.with_name(f".{path.name}.new")
     try:
         save_file(tensors, fresh, metadata={"items": json.dumps(words)})
