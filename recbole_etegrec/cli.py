@@ -17,6 +17,9 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} --check [the arguments of a run]
        {program} compare --models=A,B [--seeds=1,2] [--ablations=X,Y] [--KEY=VALUE ...]
        {program} codes RUN_DIR [--item=TOKEN]
+       {program} recommend RUN_DIR --users=A,B|--users-file=FILE|--all|--history=X,Y [--k=10]
+           [--exclude-history] [--split=valid|test] [--out=FILE.parquet|FILE.csv|FILE.jsonl]
+       {program} explain RUN_DIR --user=A|--history=X,Y [--item=TOKEN] [--alternatives=3]
        {program} report RUN_DIR... [--out=FILE.html] [--examples=False]
        {program} add-items RUN_DIR --items=FILE.item [--embeddings=FILE.npy]
        {program} export RUN_DIR --out=DIR
@@ -32,6 +35,8 @@ other arguments goes on if that run has begun, and starts it if not.
 `--check` takes a few steps on one batch and prints whether all that must learn does.
 `compare` trains models on one dataset with each seed and writes one table; again, it goes on.
 `codes` prints how well a finished run codes its items, and the items near to one.
+`recommend` ranks for users after all they have done, or after items; with --out, again, it goes on.
+`explain` prints how likely each code of a recommended item is, and the others there were.
 `report` writes a page with the metrics, curves and recommendations of runs.
 `add-items` lets a finished run know and recommend items that it was not trained on.
 `export` writes the model of a run as one directory that needs no dataset.
@@ -42,6 +47,7 @@ Exit codes: 0 success, 2 input you can mend, 130 or 143 interrupted, 1 anything 
 """
 
 NAMED = ("model", "dataset", "config_files")
+SWITCHES = ("--resume", "--plan", "--check", "--overwrite", "--all", "--exclude-history")
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
@@ -56,7 +62,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
     rest = iter(arguments)
     for argument in rest:
         key, equals, value = argument.removeprefix("--").partition("=")
-        if argument in ("--resume", "--plan", "--check", "--overwrite"):
+        if argument in SWITCHES:
             value = equals = "True"
         elif not equals and key in NAMED:
             value = next(rest, "")
@@ -134,12 +140,37 @@ def _compare(arguments: Sequence[str]) -> None:
     sys.stdout.write(compare(values))
 
 
+def _of_run(command: str, arguments: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The directory of a run, which comes first, and the other arguments."""
+    run_dir = "".join(arguments[:1])
+    if not run_dir or run_dir.startswith("-"):
+        raise UserError(f"{command}: expected the directory of a run (see --help)")
+    return run_dir, parse_arguments(arguments[1:])
+
+
 def _codes(arguments: Sequence[str]) -> None:
-    run_dir, values = _run_dir_and_values("codes", arguments)
+    run_dir, values = _of_run("codes", arguments)
 
     from recbole_etegrec.inspect_codes import report
 
     sys.stdout.write(report(run_dir, values.pop("item", None), values))
+
+
+def _recommend(arguments: Sequence[str]) -> None:
+    run_dir, values = _of_run("recommend", arguments)
+
+    from recbole_etegrec.inference.command import recommend_command
+
+    for text in recommend_command(run_dir, values):
+        sys.stdout.write(text)
+
+
+def _explain(arguments: Sequence[str]) -> None:
+    run_dir, values = _of_run("explain", arguments)
+
+    from recbole_etegrec.inference.command import explain_command
+
+    sys.stdout.write(explain_command(run_dir, values))
 
 
 def _report(arguments: Sequence[str]) -> None:
@@ -155,7 +186,7 @@ def _report(arguments: Sequence[str]) -> None:
 
 
 def _add_items(arguments: Sequence[str]) -> None:
-    run_dir, values = _run_dir_and_values("add-items", arguments)
+    run_dir, values = _of_run("add-items", arguments)
     if "items" not in values:
         raise UserError("add-items: expected --items=FILE.item (see --help)")
 
@@ -168,7 +199,7 @@ def _add_items(arguments: Sequence[str]) -> None:
 
 
 def _export(arguments: Sequence[str]) -> None:
-    run_dir, values = _run_dir_and_values("export", arguments)
+    run_dir, values = _of_run("export", arguments)
     if "out" not in values:
         raise UserError("export: expected --out=DIR (see --help)")
 
@@ -179,13 +210,6 @@ def _export(arguments: Sequence[str]) -> None:
     sys.stdout.write(export_run(run_dir, values.pop("out"), values))
 
 
-def _run_dir_and_values(command: str, arguments: Sequence[str]) -> tuple[str, dict[str, str]]:
-    run_dir = "".join(arguments[:1])
-    if not run_dir or run_dir.startswith("-"):
-        raise UserError(f"{command}: expected the directory of a run (see --help)")
-    return run_dir, parse_arguments(arguments[1:])
-
-
 # By the first argument; without one of these a model is trained.
 COMMANDS = {
     "add-items": _add_items,
@@ -193,8 +217,10 @@ COMMANDS = {
     "codes": _codes,
     "compare": _compare,
     "doctor": _doctor,
+    "explain": _explain,
     "export": _export,
     "prepare": _prepare,
+    "recommend": _recommend,
     "report": _report,
 }
 

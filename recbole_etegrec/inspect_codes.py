@@ -8,13 +8,13 @@ import torch
 
 from recbole_etegrec.data.item_file import read_titles
 from recbole_etegrec.errors import UserError, nearest
+from recbole_etegrec.inference.catalogue import cut
 from recbole_etegrec.model import MODELS, ETEGRecLlama
 from recbole_etegrec.quick_start import load_run
 from recbole_etegrec.run_directory import RunDirectory, start_logging
 from recbole_etegrec.tokenizer import CodeHealth
 
 _EXAMPLES, _NEIGHBOURS = 3, 20  # items named for a code, and for an item
-_WIDTH = 40  # characters of a title
 
 
 def report(run_dir: str, item: str | None = None, config_dict: dict[str, Any] | None = None) -> str:
@@ -78,7 +78,7 @@ def _tree(model: ETEGRecLlama, table: pd.DataFrame) -> list[str]:
     for code, size in by_centre.size().sort_values(ascending=False, kind="stable").items():
         counts = "".join(f"{below[depth][code]:12}" for depth in depths)
         rows = by_centre.get_group(code).head(_EXAMPLES).itertuples()
-        examples = "; ".join(_cut(row.title or row.token) for row in rows)
+        examples = "; ".join(cut(row.title or row.token) for row in rows)
         lines.append(f"{code:6}{size:8}{counts}  {examples}")
     return lines
 
@@ -99,7 +99,7 @@ def _neighbourhood(model: ETEGRecLlama, table: pd.DataFrame, row: int) -> str:
     width = max(5, 4 * len(levels))
     lines.append(f"shared  distance  {'codes':{width}}item")
     for _, other in others.head(_NEIGHBOURS).iterrows():
-        name = f"{other.token} {_cut(other.title)}".rstrip()
+        name = f"{other.token} {cut(other.title)}".rstrip()
         own = _codes(other, levels)
         lines.append(f"{other.shared:6}{other.distance:10.3f}  {own:{width}}{name}")
     return "\n".join(lines) + "\n"
@@ -107,7 +107,3 @@ def _neighbourhood(model: ETEGRecLlama, table: pd.DataFrame, row: int) -> str:
 
 def _codes(row: pd.Series, levels: range) -> str:
     return " ".join(str(row[level]) for level in levels)
-
-
-def _cut(title: str) -> str:
-    return title if len(title) <= _WIDTH else title[: _WIDTH - 3] + "..."

@@ -18,6 +18,18 @@ def score_items(
     Returns:
         Sums over the codes, in nats ``[B, n]``.
     """
+    log_probs = code_log_probs(recommender, history, codes)
+    return log_probs.gather(-1, codes.unsqueeze(-1)).sum(dim=(2, 3))
+
+
+@torch.no_grad()
+def code_log_probs(
+    recommender: Recommender, history: EncodedHistory, codes: torch.Tensor
+) -> torch.Tensor:
+    """Log-probabilities of all codes at each step of given paths ``[B, n, L, C]``, in nats.
+
+    Takes what `score_items` does; the codes of a path before a step are given.
+    """
     rows, candidates, length = codes.shape
     steps = length - 1  # the last code is predicted, never read
     device = codes.device
@@ -31,5 +43,4 @@ def score_items(
         history.cache.crop(-candidates * steps)
         states = torch.cat([states, further.unflatten(1, (candidates, steps))], dim=2)
     logits = recommender.code_embedding.logits(states.flatten(0, 1))  # [B * n, L, C]
-    chosen = logits.log_softmax(dim=-1).gather(-1, codes.flatten(0, 1).unsqueeze(-1))
-    return chosen.sum(dim=(1, 2)).view(rows, candidates)
+    return logits.log_softmax(dim=-1).unflatten(0, (rows, candidates))

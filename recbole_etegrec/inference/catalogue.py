@@ -11,6 +11,8 @@ from recbole.data.dataset import Dataset
 from recbole_etegrec.data.item_file import read_titles
 from recbole_etegrec.errors import UserError, nearest
 
+_WIDTH = 40  # characters of a title where it is printed
+
 
 class Catalogue:
     """Tokens of all items, in the order of their ids, and titles of those that have one.
@@ -66,3 +68,8 @@ class Catalogue:
     def name(self, item: int) -> str:
         """The title of an item, or its token where it has none."""
         return self.titles[item] or self.tokens[item]
+
+
+def cut(title: str) -> str:
+    """A title that is no longer than there is room for where it is printed."""
+    return title if len(title) <= _WIDTH else title[: _WIDTH - 3] + "..."

@@ -7,7 +7,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_etegrec.data.history import HistoryIndex
-from recbole_etegrec.decoding import ExactRanking, beam_search, score_items
+from recbole_etegrec.decoding import ExactRanking, beam_search, code_log_probs, score_items
 from recbole_etegrec.decoding.beam import Ranking
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 from recbole_etegrec.tokenizer import ItemCodes
@@ -77,6 +77,13 @@ class RanksItems:
     def score_candidates(self, interaction: Interaction, items: torch.Tensor) -> torch.Tensor:
         """``log p(item | history)`` of several items after each history: ``[B, n]``."""
         return score_items(self.recommender, self._encode(interaction), self.codes(items))
+
+    def predict_codes(self, interaction: Interaction) -> torch.Tensor:
+        """Log-probabilities of all codes at each level, given the codes before it of the item in
+        each row: ``[B, L, C]``. Those of the item's own codes sum to what `predict` returns.
+        """
+        codes = self.codes(interaction[self.ITEM_ID].unsqueeze(1))
+        return code_log_probs(self.recommender, self._encode(interaction), codes).squeeze(1)
 
     def _beams(
         self, interaction: Interaction, num_beams: int, excluded: HistoryIndex | None

@@ -1,0 +1,233 @@
+"""`recbole-etegrec recommend` and `explain`: a run's model for users of its dataset or others."""
+
+import hashlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.errors import Interrupted, UserError, nearest
+from recbole_etegrec.inference.catalogue import Catalogue, cut
+from recbole_etegrec.inference.explain import explain
+from recbole_etegrec.inference.histories import (
+    SPLITS,
+    UserHistories,
+    given_histories,
+    split_histories,
+    whole_histories,
+)
+from recbole_etegrec.inference.output import PartedFile, Row
+from recbole_etegrec.inference.recommend import item_ids, named, rank
+from recbole_etegrec.model import MODELS, ETEGRecLlama
+from recbole_etegrec.quick_start import load_run
+from recbole_etegrec.run_directory import RunDirectory, start_logging
+
+_WHOSE = ("users", "users-file", "all", "history")
+_BATCHES = 4  # of a part: their histories are sorted by length, so that batches hold less padding
+
+
+class Run(NamedTuple):
+    """A trained model and what it was trained on."""
+
+    directory: RunDirectory
+    config: Config
+    model: ETEGRecLlama
+    catalogue: Catalogue
+    data: tuple  # dataset, and its loaders (train, valid, test)
+
+    @property
+    def exclude(self) -> bool:
+        """Whether items of a history leave its ranking."""
+        return bool(self.config["exclude_history"])
+
+    def histories(self, split: str | None) -> UserHistories:
+        """Histories of all users: whole ones, or those before the held-out items of a split."""
+        dataset, *loaders = self.data
+        if split is None:
+            return whole_histories(self.model, dataset, self.exclude)
+        return split_histories(loaders, split, self.exclude)
+
+    def given(self, text: str) -> UserHistories:
+        """The history of item tokens, with commas between them, of somebody without a name."""
+        known = item_ids(self.catalogue, [_names(text)])
+        return UserHistories(np.array([""]), given_histories(self.model, known, self.exclude))
+
+
+def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
+    """Rank for users and write a file, or print a table; gives what is to be printed.
+
+    Args:
+        values: the arguments by their names; those that are not the command's override keys of
+            the run's config.
+
+    Raises:
+        UserError: anything the user can mend; of the users asked for, that none is known.
+        Interrupted: Ctrl-C came; with a file, the same command goes on.
+    """
+    whose = {key: values.pop(key) for key in _WHOSE if key in values}
+    if len(whose) != 1:
+        raise UserError("recommend: give one of --users, --users-file, --all and --history")
+    ((kind, text),) = whose.items()
+    asked = _names(text) if kind == "users" else _lines(text) if kind == "users-file" else None
+    k, split, out = _count("k", values, 10), values.pop("split", None), values.pop("out", None)
+    if split is not None and (split not in SPLITS or kind == "history"):
+        raise UserError(f"split ({split}): {' or '.join(SPLITS)}, for users of the dataset")
+    file = None if out is None else PartedFile(out)
+    run = _open(run_dir, values)
+    users, histories = run.given(text) if kind == "history" else run.histories(split)
+    rows = np.arange(len(users)) if asked is None else _rows(users, asked, run, split)
+    parts = _Parts(run, UserHistories(users, histories), rows, k)
+    if file is None:
+        yield from _table(parts)
+        return
+    weights = (run.directory.best / "model.safetensors").stat()
+    file.open(
+        {
+            "run_dir": str(run.directory.path),
+            "model": [weights.st_size, weights.st_mtime_ns],
+            "users": hashlib.sha256("\n".join(users[rows]).encode()).hexdigest(),
+            "k": k,
+            "split": split,
+            "history": text if kind == "history" else None,
+            "config": {**values, "eval_batch_size": run.config["eval_batch_size"]},
+        }
+    )
+    _write(parts, file)
+    yield f"{file.path}: {len(rows)} users, {k} items each at most\n"
+
+
+def explain_command(run_dir: str, values: dict[str, str]) -> str:
+    """The steps to an item, or to the first recommendation, as text.
+
+    Takes what `recommend_command` does.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    whose = {key: values.pop(key) for key in ("user", "history") if key in values}
+    if len(whose) != 1:
+        raise UserError("explain: give one of --user and --history")
+    ((kind, text),) = whose.items()
+    item, alternatives = values.pop("item", None), _count("alternatives", values, 3)
+    run = _open(run_dir, values)
+    users, histories = run.given(text) if kind == "history" else run.histories(None)
+    rows = _rows(users, [text], run, None) if kind == "user" else np.arange(1)
+    tokens, model = run.catalogue.tokens, run.model
+    history = [tokens[item] for item in histories.batch(rows)[0][model.ITEM_SEQ][0].tolist()]
+    if item is None:
+        item = tokens[rank(model, histories, rows, 1, 1).items[0, 0]]
+    return str(explain(model, run.catalogue, history, item, alternatives))
+
+
+def _open(run_dir: str, values: dict[str, str]) -> Run:
+    directory = RunDirectory(run_dir)
+    name = directory.read_yaml("config.yaml").get("model")
+    if name not in MODELS:
+        raise UserError(f"run_dir {run_dir}: a run of {name}; only {', '.join(MODELS)} are read")
+    if not directory.best.is_dir():
+        raise UserError(f"run_dir {run_dir}: the run has no best/, its model was not kept")
+    if "exclude-history" in values:
+        values["exclude_history"] = values.pop("exclude-history")
+    start_logging(None)
+    config, model, *data = load_run(run_dir, values)
+    return Run(directory, config, model, Catalogue.from_dataset(data[0]), tuple(data))
+
+
+def _count(key: str, values: dict[str, str], default: int) -> int:
+    text = values.pop(key, str(default))
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{key} ({text}): must be a whole number, at least 1")
+    return int(text)
+
+
+def _names(text: str) -> list[str]:
+    return list(filter(None, map(str.strip, text.split(","))))
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return list(filter(None, map(str.strip, Path(path).read_text("utf-8").splitlines())))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"users-file {path}: {reason}") from error
+
+
+def _rows(users: np.ndarray, asked: list[str], run: Run, split: str | None) -> np.ndarray:
+    """The rows of some users, in their order; those that have none are told on stderr.
+
+    Raises:
+        UserError: none of them has a row.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, user in enumerate(users.tolist()):
+        rows.setdefault(user, []).append(row)
+    asked = list(dict.fromkeys(asked))
+    unknown = [user for user in asked if user not in rows]
+    where = f"in {run.config['dataset']}" if split is None else f"among the {split} users"
+    if len(unknown) == len(asked):
+        hint = nearest(unknown[0], rows) if len(unknown) == 1 else ""
+        raise UserError(f"users: none is {where}: {', '.join(unknown)}{hint}")
+    if unknown:
+        sys.stderr.write(f"left out, not {where}: {', '.join(unknown)}\n")
+    return np.array([row for user in asked if user in rows for row in rows[user]])
+
+
+class _Parts:
+    """The rankings of some rows, a part of them at a time."""
+
+    def __init__(self, run: Run, source: UserHistories, rows: np.ndarray, k: int):
+        self.run, self.source, self.k = run, source, k
+        size = run.config["eval_batch_size"] * _BATCHES
+        self.rows = [rows[start : start + size] for start in range(0, len(rows), size)]
+        self.users = source.users[rows]
+
+    def rank(self, number: int) -> list[Row]:
+        """The rows of a part's rankings."""
+        rows = self.rows[number]
+        size = self.run.config["eval_batch_size"]
+        ranking = rank(self.run.model, self.source.histories, rows, self.k, size)
+        return [
+            (user, place, *recommendation)
+            for user, found in zip(
+                self.source.users[rows], named(self.run.catalogue, ranking), strict=True
+            )
+            for place, recommendation in enumerate(found, start=1)
+        ]
+
+
+def _write(parts: _Parts, file: PartedFile) -> None:
+    bar = tqdm(
+        desc="Recommend",
+        total=len(parts.users),
+        unit="user",
+        disable=not parts.run.config["show_progress"],
+        ncols=100,
+    )
+    try:
+        with bar:
+            for number, rows in enumerate(parts.rows):
+                if not file.has(number):
+                    file.write(number, parts.rank(number))
+                bar.update(len(rows))
+            file.join(len(parts.rows))
+    except KeyboardInterrupt as error:
+        message = (
+            f"{file.path}: stopped after {bar.n} of {bar.total} users; the same command goes on"
+        )
+        raise Interrupted(signal.SIGINT, message) from error
+
+
+def _table(parts: _Parts) -> Iterator[str]:
+    """Lines of text, a part at a time."""
+    users = max(4, *map(len, parts.users))
+    items = max(4, *map(len, parts.run.catalogue.tokens))
+    yield f"{'user':{users}}  rank  {'item':{items}}   log p  title\n"
+    for number in range(len(parts.rows)):
+        for user, place, item, title, value in parts.rank(number):
+            line = f"{user:{users}}{place:6}  {item:{items}}{value:8.3f}  {cut(title or '')}"
+            yield f"{line.rstrip()}\n"
