@@ -201,25 +201,19 @@ class _Parts:
 
 
 def _write(parts: _Parts, file: PartedFile) -> None:
-    bar = tqdm(
-        desc="Recommend",
-        total=len(parts.users),
-        unit="user",
-        disable=not parts.run.config["show_progress"],
-        ncols=100,
-    )
+    users, show = len(parts.users), parts.run.config["show_progress"]
+    done = 0
     try:
-        with bar:
+        with tqdm(desc="Recommend", total=users, unit="user", disable=not show, ncols=100) as bar:
             for number, rows in enumerate(parts.rows):
                 if not file.has(number):
                     file.write(number, parts.rank(number))
+                done += len(rows)
                 bar.update(len(rows))
-            file.join(len(parts.rows))
+        file.join(len(parts.rows))
     except KeyboardInterrupt as error:
-        message = (
-            f"{file.path}: stopped after {bar.n} of {bar.total} users; the same command goes on"
-        )
-        raise Interrupted(signal.SIGINT, message) from error
+        stopped = f"{file.path}: stopped after {done} of {users} users; the same command goes on"
+        raise Interrupted(signal.SIGINT, stopped) from error
 
 
 def _table(parts: _Parts) -> Iterator[str]:
