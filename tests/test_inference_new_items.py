@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.data.interaction import Interaction
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from recbole_etegrec import Catalogue, add_items, load_run, recommend, run
@@ -232,12 +233,18 @@ def test_load_run_is_refused_when_added_items_are_damaged_or_of_another_model(ru
     add_items(str(run_dir), *new)
     path = run_dir / "added_items.safetensors"
     whole = path.read_bytes()
-    tensors = load_file(path)
+    tensors, whole_file = load_file(path), shutil.copy(path, run_dir / "whole")
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="added_items.safetensors is damaged"):
         load_run(str(run_dir))
     save_file(tensors, path)  # without the words
     with pytest.raises(UserError, match="is damaged .'items'"):
+        load_run(str(run_dir))
+    with safe_open(whole_file, "pt") as file:
+        metadata = file.metadata()
+    tensors["codes"][0, 0] = (tensors["codes"][0, 0] + 1) % 16
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(UserError, match="is damaged .it is not as it was written"):
         load_run(str(run_dir))
     path.write_bytes(whole)
     weights = run_dir / "best" / "model.safetensors"

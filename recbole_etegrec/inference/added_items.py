@@ -4,6 +4,7 @@
 sees the items of before or all of the new ones.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from recbole_etegrec.data import WholeSequenceDataset
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.model.etegrec_llama import digest
 from recbole_etegrec.run_directory import RunDirectory
 
 _TENSORS = ("embedding", "codes", "mean", "scale")
@@ -54,23 +56,23 @@ def read_added_items(directory: RunDirectory) -> AddedItems | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            words = json.loads((file.metadata() or {})["items"])
-            added = AddedItems(**words, **{name: file.get_tensor(name) for name in _TENSORS})
-        if not len(added.tokens) == len(added.codes) == len(added.embedding):
-            raise ValueError(f"{len(added.tokens)} tokens, {len(added.codes)} rows of codes")
-        return added
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        if metadata.get("digest") != _digest(metadata["items"], tensors):
+            raise ValueError("it is not as it was written")
+        return AddedItems(**json.loads(metadata["items"]), **tensors)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise _damaged(directory, error) from error
 
 
 def write_added_items(directory: RunDirectory, added: AddedItems) -> None:
     """Write the items added to a run, in place of those written before."""
     path = directory.added_items
-    words = {"tokens": added.tokens, "titles": added.titles, "base": added.base}
+    words = json.dumps({"tokens": added.tokens, "titles": added.titles, "base": added.base})
     tensors = {name: getattr(added, name).cpu().clone() for name in _TENSORS}
     fresh = path.with_name(f".{path.name}.new")
     try:
-        save_file(tensors, fresh, metadata={"items": json.dumps(words)})
+        save_file(tensors, fresh, metadata={"items": words, "digest": _digest(words, tensors)})
         os.replace(fresh, path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"run_dir: {path} cannot be written ({error})") from error
@@ -92,13 +94,12 @@ def take_added_items(
             f"run_dir: {directory.added_items} has items of another model than {directory.best}: "
             "delete it and add the items again"
         )
-    try:
-        if ((added.codes < 0) | (added.codes >= model.codes.code_num)).any():
-            raise ValueError("codes out of range")
-        model.append_items(added.embedding, added.codes)
-    except (ValueError, RuntimeError) as error:
-        raise _damaged(directory, error) from error
+    model.append_items(added.embedding, added.codes)
     dataset.append_items(added.tokens, added.titles)
+
+
+def _digest(words: str, tensors: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(f"{words} {digest(tensors)}".encode()).hexdigest()
 
 
 def _damaged(directory: RunDirectory, error: Exception) -> UserError:

@@ -90,6 +90,7 @@ def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
         {
             "run_dir": str(run.directory.path),
             "model": [weights.st_size, weights.st_mtime_ns],
+            "items": len(run.catalogue),
             "users": hashlib.sha256("\n".join(users[rows]).encode()).hexdigest(),
             "k": k,
             "split": split,

@@ -131,10 +131,11 @@ def _check_new(dataset: WholeSequenceDataset, tokens: list[str], items: str) -> 
 def _before(
     directory: RunDirectory, config: Config, model: ETEGRecLlama, trained_on: WholeSequenceDataset
 ) -> AddedItems:
-    """The items added before, if any; the run's own standard is kept with them."""
-    added = read_added_items(directory)
-    if added is not None:
-        return added
+    """The items added before, if any; the run's own standard is kept with them.
+
+    Raises:
+        UserError: the run's vectors are not those of its training.
+    """
     embedding, table = model.item_embedding[1:], model.codes.table[1:]
     same = float((model.tokenizer.encode(embedding)[:, 0] == table[:, 0]).float().mean())
     if same < _SAME_SPACE:
@@ -143,6 +144,9 @@ def _before(
             "code that they have, so they are not those that the run was trained with: bring back "
             "the same files and text_model"
         )
+    added = read_added_items(directory)
+    if added is not None:
+        return added
     standard = embedding_standard(config, trained_on)
     return AddedItems(
         tokens=[],
