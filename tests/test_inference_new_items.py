@@ -140,6 +140,13 @@ def test_added_items_are_recommended_and_evaluated_when_the_run_is_loaded(run_di
 NEW = ("n1", "n2", "n3")
 
 
+def test_codes_shows_added_items_with_their_titles(run_dir, new, capsys):
+    add_items(str(run_dir), *new)
+    assert main(["codes", str(run_dir), "--item=n1"]) == 0
+    shown = capsys.readouterr().out
+    assert "item n1 Title of n1" in shown and "n3 Title of n3" in shown
+
+
 def test_add_items_adds_to_what_was_added_when_it_is_called_again(run_dir, new, tmp_path):
     add_items(str(run_dir), *new)
     _, before, *_ = load_run(str(run_dir))

@@ -93,7 +93,7 @@ into, `items.json` the items' tokens and titles by id. The dataset is not needed
 {metrics}
 ## Licence
 
-{licence} may restrict what this model may be used for. Neither has been checked here.
+{licence} may restrict what this model may be used for: that is for you to check.
 
 ## Training
 

@@ -191,5 +191,6 @@ def _summary(directory: RunDirectory, model: ETEGRecLlama, codes: torch.Tensor) 
     for length in range(1, codes.shape[1]):
         prefixes = set(map(tuple, known[:, :length].tolist()))
         found = sum(tuple(row) in prefixes for row in codes[:, :length].tolist())
-        lines.append(f"{found} of them begin with {length} codes of an item known before")
+        prefix = "first code" if length == 1 else f"first {length} codes"
+        lines.append(f"{found} share their {prefix} with an item known before")
     return "\n".join(lines) + "\n"
