@@ -219,7 +219,7 @@ def top_lists(
     Args:
         nearest: what the baseline scores all items ``[B, N]``.
     """
-    longest = max(CUTOFFS)
+    longest = min(max(CUTOFFS), len(is_cold) - 1)
     with autocast_to(model.precision, nearest.device.type):
         model.ranking = "beam"
         lists = {"model, beam": model.recommend(batch, longest, excluded).items}
