@@ -76,6 +76,18 @@ def test_split_histories_remove_what_the_evaluator_would_when_only_the_caller_wa
         assert all(map(torch.equal, found, expected))
 
 
+def test_split_histories_are_ranked_over_all_items_when_the_evaluation_samples_them(tiny_data):
+    values = {"eval_args": {"mode": {"valid": "uni10", "test": "uni10"}}}
+    model, sampled = small_model(small_config(tiny_data, **values))
+    full = small_data(small_config(tiny_data))[1]
+    found = []
+    for loaders in (sampled, full):  # RecBole orders the one by user
+        users, rows = split_histories(loaders, "test", exclude=False)
+        items = rank(model, rows, np.arange(len(users)), 20, batch_size=64).items.tolist()
+        found.append(dict(zip(users, items, strict=True)))
+    assert len(found[0]) > 50 and found[0] == found[1]
+
+
 @pytest.mark.parametrize("exclude", [True, False])
 def test_recommend_gives_what_full_ranking_gives_when_beams_are_enough(exclude, tiny_data):
     """And beam and exact ranking agree, whatever histories share a batch."""

@@ -66,9 +66,9 @@ class WholeSequenceDataset(SequentialDataset):
 
     Attributes:
         offsets: of the training part: where sequences begin in its interactions ``[S + 1]``.
-        further_titles: by token, of items that were taken by :meth:`append_items`.
         windows: of the training part: which interactions are targets, and what of their sequence
             is their history; of any length.
+        further_titles: by token, of items that were taken by :meth:`append_items`.
     """
 
     offsets: np.ndarray
