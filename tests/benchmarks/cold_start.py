@@ -93,9 +93,7 @@ def measure(options: argparse.Namespace, values: dict[str, str], folder: Path) -
     cold = set(rng.choice(items, round(options.share * len(items)), replace=False))
     write_split(config, fields, table, cold, folder)
     queries = sample(queries_of(table, cold), options.histories, rng)
-    values |= {"data_path": str(folder), "run_dir": str(folder / "run")}
-    values |= dict.fromkeys(("user_inter_num_interval", "item_inter_num_interval"), "[0,inf)")
-    outcome = run(options.model, options.dataset, config_dict=values)
+    outcome = run(options.model, known_name(config), config_dict=known_values(config, folder))
     vectors = values["item_embedding_file"] if values["item_embedding"] == "file" else None
     summary = add_items(str(folder / "run"), str(folder / "new.item"), vectors)
     _, model, dataset, *_ = load_run(str(folder / "run"))
@@ -104,7 +102,7 @@ def measure(options: argparse.Namespace, values: dict[str, str], folder: Path) -
         "model": options.model,
         "dataset": options.dataset,
         "seed": options.seed,
-        "settings": {k: v for k, v in values.items() if k not in ("data_path", "run_dir")},
+        "settings": {k: v for k, v in values.items() if k != "data_path"},
         "items": len(items),
         "cold_items": len(cold),
         "interactions_taken_out": int(table.item.isin(cold).sum()),
@@ -113,6 +111,19 @@ def measure(options: argparse.Namespace, values: dict[str, str], folder: Path) -
         "codes": summary.splitlines()[1:],
         **rank_all(model, catalogue, queries, cold),
     }
+
+
+def known_name(config: Config) -> str:
+    """The dataset without the cold items; RecBole would look for some names in its own package."""
+    return f"{config['dataset']}-known"
+
+
+def known_values(config: Config, folder: Path) -> dict:
+    """The configuration of the run: as the whole dataset's, whose filters have been applied."""
+    intervals = ("user_inter_num_interval", "item_inter_num_interval")
+    paths = {"data_path": str(folder), "run_dir": str(folder / "run")}
+    inputs = {k: v for k, v in config.inputs.items() if k not in ("model", "dataset")}
+    return {**inputs, **dict.fromkeys(intervals, "[0,inf)"), **paths}
 
 
 def read_interactions(config: Config) -> tuple[pd.DataFrame, tuple[str, str, str]]:
@@ -138,12 +149,12 @@ def write_split(
     folder: Path,
 ) -> None:
     """The dataset without the cold items, and ``new.item`` with their rows."""
-    name, separator = config["dataset"], config["field_separator"]
+    name, separator = known_name(config), config["field_separator"]
     (folder / name).mkdir()
     known = table[~table.item.isin(cold)]
     header = [f"{fields[0]}:token", f"{fields[1]}:token", f"{fields[2]}:float"]
     known.to_csv(folder / name / f"{name}.inter", sep=separator, index=False, header=header)
-    path = Path(config["data_path"]) / f"{name}.item"
+    path = Path(config["data_path"]) / f"{config['dataset']}.item"
     if not path.is_file():
         lines = "".join(f"{token}\n" for token in sorted(cold))
         (folder / "new.item").write_text(f"{fields[1]}:token\n{lines}", encoding="utf-8")
