@@ -121,7 +121,12 @@ def known_name(config: Config) -> str:
 def known_values(config: Config, folder: Path) -> dict:
     """The configuration of the run: as the whole dataset's, whose filters have been applied."""
     intervals = ("user_inter_num_interval", "item_inter_num_interval")
-    paths = {"data_path": str(folder), "run_dir": str(folder / "run")}
+    columns = [config[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]
+    paths = {
+        "load_col": {"inter": columns},
+        "data_path": str(folder),
+        "run_dir": str(folder / "run"),
+    }
     inputs = {k: v for k, v in config.inputs.items() if k not in ("model", "dataset")}
     return {**inputs, **dict.fromkeys(intervals, "[0,inf)"), **paths}
 
