@@ -182,6 +182,7 @@ class _Parts:
         return {
             "run_dir": str(self.run.directory.path),
             "model": [weights.st_size, weights.st_mtime_ns],
+            "items": len(self.run.catalogue),  # some may have been added since
             "users": hashlib.sha256("\n".join(self.users).encode()).hexdigest(),
             "eval_batch_size": self.run.config["eval_batch_size"],
         }
