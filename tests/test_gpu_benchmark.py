@@ -7,9 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from recbole_etegrec.data import SequenceBatch
-from tests.benchmarks import gpu
-from tests.benchmarks.gpu_checks import CHECKS
-from tests.benchmarks.measure import useful_flops
+from tests.benchmarks.gpu.__main__ import TINY, main
+from tests.benchmarks.gpu.bench import write_random_weights
+from tests.benchmarks.gpu.checks import CHECKS
+from tests.benchmarks.gpu.measure import useful_flops
 from tests.helpers import small_config, small_model
 
 
@@ -20,7 +21,7 @@ def test_check_passes_when_the_device_is_a_cpu(name):
 
 
 def test_useful_flops_are_those_torch_counts_when_nothing_is_padded(tiny_data, tmp_path):
-    gpu.write_random_weights(gpu.TINY, str(tmp_path), torch.device("cpu"))
+    write_random_weights(TINY, str(tmp_path), torch.device("cpu"))
     values = {"base_model": str(tmp_path), "tuning": "lora", "lora_r": 4}
     config = small_config(tiny_data, **values, attn_implementation="eager")
     model, _ = small_model(config)
@@ -32,14 +33,14 @@ def test_useful_flops_are_those_torch_counts_when_nothing_is_padded(tiny_data, t
         sum(part.sum() for part in output).backward()
     rows, tokens = len(batch.items), batch.items.shape[1] * 4 - 1
     hidden = rows * tokens * (tokens - 1) // 2  # pairs that eager computes, and masks
-    spared = 12 * gpu.TINY["hidden_size"] * gpu.TINY["num_hidden_layers"] * hidden
+    spared = 12 * TINY["hidden_size"] * TINY["num_hidden_layers"] * hidden
     expected = counter.get_total_flops() - spared
     assert useful_flops(model.recommender, [batch]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_rows_are_written_without_an_error_when_rehearsed(tiny_data, tmp_path):
     out = tmp_path / "rows.json"
-    gpu.main(
+    main(
         [
             "--rehearse",
             "--sections=train,decode",

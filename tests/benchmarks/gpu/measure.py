@@ -23,15 +23,20 @@ def now(device: torch.device) -> float:
 
 
 def clear(device: torch.device) -> None:
-    """Free what nothing uses, and start to look for a new peak."""
-    gc.collect()
+    """Free what nothing uses."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin to look for the most memory in use."""
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_gib(device: torch.device) -> float | None:
-    """The most memory in use since `clear`; None where torch does not count it."""
+    """The most memory in use since `reset_peak`; None where torch does not count it."""
     return torch.cuda.max_memory_allocated(device) / GIB if device.type == "cuda" else None
 
 

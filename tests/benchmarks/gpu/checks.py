@@ -17,7 +17,7 @@ from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, Recommender
 from recbole_etegrec.recommender.backbone import checkpoint_activations
 from recbole_etegrec.recommender.base_model import add_lora
 from recbole_etegrec.tokenizer import ItemCodes
-from tests.benchmarks.first_design import rerunning_beams
+from tests.benchmarks.gpu.first_design import rerunning_beams
 
 N_ITEMS, LEVELS, CODES, USERS, LONGEST = 300, 4, 64, 4, 12
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.15}  # nats
