@@ -69,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape", type=Path)
     parser.add_argument("--rehearse", action="store_true")
     options, rest = parser.parse_known_args(arguments)
-    sections = [SECTIONS[name] for name in options.sections.split(",")]
+    names = options.sections.split(",")
+    if unknown := [name for name in names if name not in SECTIONS]:
+        parser.error(f"--sections ({unknown[0]}): there are {', '.join(SECTIONS)}")
     values = {**(REHEARSAL if options.rehearse else {}), **parse_arguments(rest)}
     values = {"dataset": "Beauty", "show_progress": False, "state": "WARNING", **values}
     device = Config("ETEGRecLlama", None, [SMALL_CARD], values)["device"]
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_random_weights(_shape(options), folder, device)
         PartialState().wait_for_everyone()
         bench = Bench(options, values, folder)
-        for section in sections:
+        for section in map(SECTIONS.get, names):
             try:
                 section(bench)
             except Exception as error:  # the others are measured all the same

@@ -103,7 +103,7 @@ class Bench:
         """Print a row and write all there are."""
         self.rows.append({"section": section, "name": name, **figures})
         shown = (f"{key} {_short(value)}" for key, value in figures.items() if value is not None)
-        self.say(f"{section:8}{name:48}" + "  ".join(shown))
+        self.say(f"{section:9}{name:48}" + "  ".join(shown))
         if self.out and self.main:
             fresh = self.out.with_suffix(".tmp")
             fresh.write_text(json.dumps({**self.facts, "rows": self.rows}, indent=1) + "\n")
