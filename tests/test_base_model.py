@@ -322,6 +322,29 @@ def test_merge_is_refused_when_there_are_no_adapters(tiny_data):
         model.merge_adapters()
 
 
+@pytest.mark.parametrize(("autocast", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_adapter_reads_its_input_as_it_is_when_autocast_would_cast_it_back(
+    autocast, dtype, llama, tiny_data
+):
+    values = {**LORA, "base_model": llama, "precision": "bf16"}
+    model, loaders = small_model(small_config(tiny_data, **values))
+    layers = [m for m in model.recommender.backbone.modules() if hasattr(m, "lora_A")]
+    seen = set()
+    for layer in layers:
+        torch.nn.init.normal_(layer.lora_B["default"].weight)  # which starts as zeros
+        layer.lora_dropout["default"].register_forward_pre_hook(
+            lambda _, inputs: seen.add(inputs[0].dtype)
+        )
+    batch = next(iter(loaders.train))[0]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model.losses(("recommendation",), batch)["recommendation"]
+        assert seen == {dtype}
+        for layer in layers:
+            del layer._cast_input_dtype  # for peft's own
+        assert model.losses(("recommendation",), batch)["recommendation"] == loss
+    assert seen == {torch.float32, dtype}
+
+
 def test_checkpointing_changes_no_gradient_when_adapters_train(llama, tiny_data):
     gradients = []
     for checkpointing in (False, True):

@@ -1,0 +1,60 @@
+"""The benchmark's own arithmetic and slow paths, and all of it once on a tiny decoder."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from recbole_etegrec.data import SequenceBatch
+from tests.benchmarks.gpu.__main__ import TINY, main
+from tests.benchmarks.gpu.bench import write_random_weights
+from tests.benchmarks.gpu.checks import CHECKS
+from tests.benchmarks.gpu.measure import useful_flops
+from tests.helpers import small_config, small_model
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_check_passes_when_the_device_is_a_cpu(name):
+    figures = CHECKS[name](torch.device("cpu"))
+    assert figures["passed"], figures
+
+
+def test_useful_flops_are_those_torch_counts_when_nothing_is_padded(tiny_data, tmp_path):
+    write_random_weights(TINY, str(tmp_path), torch.device("cpu"))
+    values = {"base_model": str(tmp_path), "tuning": "lora", "lora_r": 4}
+    config = small_config(tiny_data, **values, attn_implementation="eager")
+    model, _ = small_model(config)
+    items, index = torch.randint(1, model.n_items, (3, 8)), torch.arange(3 * 7)
+    targets = items[:, 1:].flatten()
+    batch = SequenceBatch(items, index, targets, targets, index, len(index), items.numel(), 1)
+    with FlopCounterMode(display=False) as counter:
+        output = model.recommender(model.codes(batch.items), batch.target_index)
+        sum(part.sum() for part in output).backward()
+    rows, tokens = len(batch.items), batch.items.shape[1] * 4 - 1
+    hidden = rows * tokens * (tokens - 1) // 2  # pairs that eager computes, and masks
+    spared = 12 * TINY["hidden_size"] * TINY["num_hidden_layers"] * hidden
+    expected = counter.get_total_flops() - spared
+    assert useful_flops(model.recommender, [batch]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_rows_are_written_without_an_error_when_rehearsed(tiny_data, tmp_path):
+    out = tmp_path / "rows.json"
+    main(
+        [
+            "--rehearse",
+            "--sections=train,decode",
+            f"--out={out}",
+            "--dataset=tiny",
+            f"--data_path={tiny_data}",
+            "--max_tokens=256",
+            "--eval_batch_size=8",
+            "--use_gpu=False",
+        ]
+    )
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["section"] for row in rows} == {"load", "train", "decode"}
+    assert [row for row in rows if "error" in row] == []
+    found = {row["name"]: row for row in rows}
+    assert found["first design"]["times_slower"] > 1
+    assert found["4 users run again, longest"]["scores_differ_by"] < 0.1
