@@ -17,7 +17,7 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} --check [the arguments of a run]
        {program} compare --models=A,B [--seeds=1,2] [--ablations=X,Y] [--KEY=VALUE ...]
        {program} codes RUN_DIR [--item=TOKEN]
-       {program} report RUN_DIR... [--out=FILE.html] [--examples=False]
+       {program} report RUN_DIR... [--out=FILE.html] [--png] [--examples=False]
        {program} doctor [--data_path=DIR]
        {program} check-data NAME [--data_path=DIR]
        {program} prepare amazon|csv|jsonl|etegrec --out=DIR [--KEY=VALUE ...]
@@ -30,7 +30,7 @@ other arguments goes on if that run has begun, and starts it if not.
 `--check` takes a few steps on one batch and prints whether all that must learn does.
 `compare` trains models on one dataset with each seed and writes one table; again, it goes on.
 `codes` prints how well a finished run codes its items, and the items near to one.
-`report` writes a page with the metrics, curves and recommendations of runs.
+`report` writes a page with the metrics, curves and recommendations of runs, or of a comparison.
 `doctor` prints versions, devices, models and datasets.
 `check-data` reads a dataset through and names file, line and field of what is wrong.
 `prepare` makes a dataset of a raw dump; without --out it says which arguments it takes.
@@ -52,7 +52,7 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
     rest = iter(arguments)
     for argument in rest:
         key, equals, value = argument.removeprefix("--").partition("=")
-        if argument in ("--resume", "--plan", "--check", "--overwrite"):
+        if argument in ("--resume", "--plan", "--check", "--overwrite", "--png"):
             value = equals = "True"
         elif not equals and key in NAMED:
             value = next(rest, "")
@@ -147,10 +147,11 @@ def _report(arguments: Sequence[str]) -> None:
         raise UserError("report: expected the directories of runs (see --help)")
     values = parse_arguments([argument for argument in arguments if argument.startswith("-")])
     look = values.pop("examples", "True").lower() != "false"
+    png = values.pop("png", "False").lower() != "false"
 
     from recbole_etegrec.report import report
 
-    sys.stdout.write(f"{report(run_dirs, values.pop('out', None), look, values)}\n")
+    sys.stdout.write(f"{report(run_dirs, values.pop('out', None), look, values, png)}\n")
 
 
 # By the first argument; without one of these a model is trained.
