@@ -20,7 +20,7 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} recommend RUN_DIR --users=A,B|--users-file=FILE|--all|--history=X,Y [--k=10]
            [--exclude-history] [--split=valid|test] [--out=FILE.parquet|FILE.csv|FILE.jsonl]
        {program} explain RUN_DIR --user=A|--history=X,Y [--item=TOKEN] [--alternatives=3]
-       {program} report RUN_DIR... [--out=FILE.html] [--examples=False]
+       {program} report RUN_DIR... [--out=FILE.html] [--png] [--examples=False]
        {program} add-items RUN_DIR --items=FILE.item [--embeddings=FILE.npy]
        {program} export RUN_DIR --out=DIR
        {program} doctor [--data_path=DIR]
@@ -37,7 +37,7 @@ other arguments goes on if that run has begun, and starts it if not.
 `codes` prints how well a finished run codes its items, and the items near to one.
 `recommend` ranks for users after all they have done, or after items; with --out, again, it goes on.
 `explain` prints how likely each code of a recommended item is, and the others there were.
-`report` writes a page with the metrics, curves and recommendations of runs.
+`report` writes a page with the metrics, curves and recommendations of runs, or of a comparison.
 `add-items` lets a finished run know and recommend items that it was not trained on.
 `export` writes the model of a run as one directory that needs no dataset.
 `doctor` prints versions, devices, models and datasets.
@@ -47,7 +47,7 @@ Exit codes: 0 success, 2 input you can mend, 130 or 143 interrupted, 1 anything 
 """
 
 NAMED = ("model", "dataset", "config_files")
-SWITCHES = ("--resume", "--plan", "--check", "--overwrite", "--all", "--exclude-history")
+SWITCHES = ("--resume", "--plan", "--check", "--overwrite", "--all", "--exclude-history", "--png")
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
@@ -179,10 +179,11 @@ def _report(arguments: Sequence[str]) -> None:
         raise UserError("report: expected the directories of runs (see --help)")
     values = parse_arguments([argument for argument in arguments if argument.startswith("-")])
     look = values.pop("examples", "True").lower() != "false"
+    png = values.pop("png", "False").lower() != "false"
 
     from recbole_etegrec.report import report
 
-    sys.stdout.write(f"{report(run_dirs, values.pop('out', None), look, values)}\n")
+    sys.stdout.write(f"{report(run_dirs, values.pop('out', None), look, values, png)}\n")
 
 
 def _add_items(arguments: Sequence[str]) -> None:

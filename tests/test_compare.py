@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -284,6 +285,23 @@ def test_table_has_mean_deviation_and_paired_test_when_seeds_are_several(tiny_da
     assert "| Pop | 1, 2 | 0.2000 ± 0.1414 | 0.2000 ± 0.1414 | **7** ± 0 |" in table
     assert "| BPR | 1, 2 | **0.4000** ± 0.0000 |" in table
     assert "| SASRec | none; seed 1: broken at once |" in table
+
+
+def test_table_has_plots_and_who_beats_our_models_when_baselines_are_better(tiny_data, tmp_path):
+    values = {"dataset": "tiny", "data_path": tiny_data, "out": str(tmp_path)}
+    plan = make_plan({**values, "models": "Pop,BPR,ETEGRecLlama"})
+    for run, users in zip(
+        plan.runs, ([0.3, 0.5, 0.4, 0.6], [0.1] * 4, [0.2, 0.3, 0.3, 0.4]), strict=True
+    ):
+        leave_result(run, sum(users) / 4, users)
+    table = write_table(plan)
+    # Differences .1 .2 .1 .2 have mean .15 and standard error .0289: t = 5.2 with 3 degrees.
+    assert "- ETEGRecLlama: beaten on test NDCG@10 by Pop (significant, p = 0.014)." in table
+    assert f"--models=Pop,BPR,ETEGRecLlama`\n- Seeds: {plan.runs[0].config['seed']}" in table
+    for name in ("kept_ndcg@10.svg", "kept_seconds.svg"):
+        assert f"(plots/{name})" in table
+        root = ElementTree.parse(tmp_path / "plots" / name).getroot()
+        assert root.tag.endswith("svg") and "var(" not in (tmp_path / "plots" / name).read_text()
 
 
 def test_table_warns_when_models_were_tested_on_other_pairs(tiny_data, tmp_path):

@@ -144,6 +144,27 @@ def test_report_marks_the_best_of_each_metric_when_there_are_several_runs(
     assert "What differs" in page.text and "only runs of ETEGRecLlama" in page.text
 
 
+def test_report_has_tables_and_pngs_when_a_whole_comparison_is_given(finished, tmp_path):
+    pytest.importorskip("resvg_py")
+    shutil.copytree(finished, tmp_path / "run")
+    columns = {"ndcg@10": {"mean": 0.125, "std": None}}
+    rows = [{"model": "ETEGRecLlama", "columns": columns}]
+    comparison = {
+        "dataset": "titled",
+        "valid_metric": "NDCG@10",
+        "tables": {"kept": rows, "excluded": rows},
+        "runs": [{"run_dir": "/moved/run"}, {"run_dir": "/moved/not_begun"}],
+    }
+    (tmp_path / "comparison.json").write_text(json.dumps(comparison))
+    assert main(["report", str(tmp_path), "--png", "--examples=False"]) == 0
+    page = Page(tmp_path / "report.html")
+    assert page.html.count('<td class="number best">0.1250</td>') == 2
+    assert "test, history kept" in page.text and "test, history excluded" in page.text
+    pngs = sorted((tmp_path / "report.png").iterdir())
+    assert len(pngs) == page.html.count("<svg")
+    assert all(png.read_bytes().startswith(b"\x89PNG") for png in pngs)
+
+
 def test_report_is_refused_in_one_line_when_input_is_bad(finished, tmp_path, capsys):
     cases = {
         (str(tmp_path),): "no config.yaml; is it the directory of a run?",

@@ -15,8 +15,8 @@ def per_user_file(run_dir: Path, history: str) -> Path:
 
 
 def read_measures(run_dir: Path) -> dict[str, Any]:
-    """``memory_gib``, ``parameters``, tested ``pairs`` and their ``digest``, and a ``test_result``
-    for each history; or an ``error``.
+    """``memory_gib``, ``parameters``, tested ``pairs`` and their ``digest``, ``machine``, counts
+    of the ``dataset``, and a ``test_result`` for each history; or an ``error``.
 
     Of a run that has not begun there is an empty ``test_result`` alone.
     """

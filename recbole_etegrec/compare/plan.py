@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,7 @@ class Plan(NamedTuple):
 
     Attributes:
         histories: how the finished models are tested, values of `HISTORIES`.
+        command: the command line that asked for this.
         notes: which keys were applied to some of the models only, lines of text.
         jobs: runs at a time.
     """
@@ -51,6 +53,7 @@ class Plan(NamedTuple):
     runs: list[Run]
     out: Path
     histories: list[str]
+    command: str
     notes: list[str]
     jobs: int
 
@@ -95,7 +98,9 @@ def make_plan(values: Mapping[str, str]) -> Plan:
     fetch_dataset(runs[0].config)
     for run in runs[:: len(seeds)]:
         check_dataset_files(run.config)
-    return Plan(runs, out, _histories(runs, both), notes, int(jobs))
+    command = [f"--{key}={value}" for key, value in values.items()]
+    command = shlex.join(["recbole-etegrec", "compare", *command])
+    return Plan(runs, out, _histories(runs, both), command, notes, int(jobs))
 
 
 def _rows(models: list[str], ablations: list[str]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -12,19 +12,24 @@ from scipy.stats import ttest_rel
 
 from recbole_etegrec.compare.measures import is_finished, per_user_file, read_measures
 from recbole_etegrec.compare.plan import HISTORIES, Plan, Run
+from recbole_etegrec.compare.plots import plots
 from recbole_etegrec.config import Config
+from recbole_etegrec.model import MODELS
+from recbole_etegrec.report.pictures import write_svgs
 from recbole_etegrec.run_directory import RunDirectory, replace_text
 
 # What a model costs, and how that is printed; all else is a metric.
 _COSTS = {"parameters": "{:,.0f}", "seconds": "{:,.0f}", "memory_gib": "{:.2f}"}
+_SIGNIFICANT = 0.05
 
 
 def write_table(plan: Plan) -> str:
-    """Write `comparison.json`, `.csv` and `.md` of the runs that are finished; returns the last."""
+    """Write `comparison.json`, `.csv`, `.md` and `plots/` of finished runs; returns the `.md`."""
     records = [_record(run, plan.histories) for run in plan.runs]
     config = plan.runs[0].config
     tables = {history: _rows(records, history, config) for history in plan.histories}
     comparison = {
+        "command": plan.command,
         "dataset": config["dataset"],
         "valid_metric": config["valid_metric"],
         "eval_args": config["eval_args"],
@@ -34,7 +39,8 @@ def write_table(plan: Plan) -> str:
     }
     RunDirectory(plan.out).write_json("comparison.json", comparison)
     replace_text(plan.out / "comparison.csv", _csv(tables))
-    text = _markdown(comparison, plan.notes)
+    pictures = write_svgs(plan.out / "plots", plots(comparison))
+    text = _markdown(comparison, plan.notes, pictures)
     replace_text(plan.out / "comparison.md", text)
     return text
 
@@ -84,7 +90,11 @@ def _mean_and_deviation(values: list[float]) -> dict[str, float | None]:
 
 
 def _compare_users(rows: list[dict], records: list[dict], history: str, metric: str) -> None:
-    """Add to each row but the best the p-value of a paired t-test over users against the best."""
+    """Add the p-values of paired t-tests over users.
+
+    To each row but the best ``p``, against the best; to each of the plugin's models ``beaten_by``,
+    the baselines with a better mean and the p of each.
+    """
     users = {row["model"]: _per_user(records, row["model"], history) for row in rows}
     tested = [row for row in rows if users[row["model"]] is not None]
     if not tested:
@@ -92,11 +102,33 @@ def _compare_users(rows: list[dict], records: list[dict], history: str, metric: 
     best = _best(tested, metric)
     for row in tested:
         if row is not best:
-            pair = [users[best["model"]], users[row["model"]]]
-            first, second = pd.concat(pair, axis=1, join="inner").to_numpy().T
-            # Of one user, or of equal ones, the test has no value.
-            nothing = len(first) < 2 or np.array_equal(first, second)
-            row["p"] = 1.0 if nothing else float(ttest_rel(first, second).pvalue)
+            row["p"] = _paired_p(users[best["model"]], users[row["model"]])
+        if _is_own(row):
+            row["beaten_by"] = [
+                {
+                    "model": other["model"],
+                    "p": _paired_p(users[other["model"]], users[row["model"]]),
+                }
+                for other in tested
+                if not _is_own(other) and _better(other, row, metric)
+            ]
+
+
+def _is_own(row: dict[str, Any]) -> bool:
+    """Whether a row is of the plugin's models; an ablation is named after its model."""
+    return row["model"].partition(" ")[0] in MODELS
+
+
+def _better(one: dict[str, Any], other: dict[str, Any], column: str) -> bool:
+    means = [row["columns"][column]["mean"] for row in (one, other)]
+    return means[0] != means[1] and _best([one, other], column) is one
+
+
+def _paired_p(one: pd.Series, other: pd.Series) -> float:
+    first, second = pd.concat([one, other], axis=1, join="inner").to_numpy().T
+    # Of one user, or of equal ones, the test has no value.
+    nothing = len(first) < 2 or np.array_equal(first, second)
+    return 1.0 if nothing else float(ttest_rel(first, second).pvalue)
 
 
 def _per_user(records: list[dict], label: str, history: str) -> pd.Series | None:
@@ -138,7 +170,7 @@ def _csv(tables: dict[str, list[dict]]) -> str:
     return pd.DataFrame(lines).to_csv(index=False)
 
 
-def _markdown(comparison: dict[str, Any], notes: list[str]) -> str:
+def _markdown(comparison: dict[str, Any], notes: list[str], pictures: list[str]) -> str:
     evaluation, metric = comparison["eval_args"], comparison["valid_metric"]
     mode, split = evaluation["mode"]["test"], evaluation["split"]
     lines = [
@@ -154,8 +186,47 @@ def _markdown(comparison: dict[str, Any], notes: list[str]) -> str:
     for history, rows in comparison["tables"].items():
         lines += ["", f"## Items of a user's history {history}, for every model alike", ""]
         lines += _markdown_table(rows)
-    lines += ["", *(f"- {note}" for note in notes)] if notes else []
+        lines += ["", *_losses(rows, metric)]
+        own = [name for name in pictures if name.startswith(f"{history}_")]
+        lines += ["", *(f"![{name.removesuffix('.svg')}](plots/{name})" for name in own)]
+    lines += ["", "## How", "", *(f"- {note}" for note in [*_facts(comparison), *notes])]
     return "\n".join(lines) + "\n"
+
+
+def _losses(rows: list[dict], metric: str) -> list[str]:
+    """For each of the plugin's models, a line of the baselines that beat it."""
+    lines = []
+    for row in rows:
+        if "beaten_by" in row:
+            found = [f"{one['model']} ({_significance(one['p'])})" for one in row["beaten_by"]]
+            beaten = f"beaten on test {metric} by {', '.join(found) or 'no baseline here'}"
+            lines.append(f"- {row['model']}: {beaten}.")
+    return lines
+
+
+def _significance(p: float) -> str:
+    return f"{'significant' if p < _SIGNIFICANT else 'not significant'}, p = {p:.2g}"
+
+
+def _facts(comparison: dict[str, Any]) -> list[str]:
+    """Under what the runs were made: command, seeds, dataset, machine and time."""
+    runs = comparison["runs"]
+    seeds = ", ".join(map(str, dict.fromkeys(run["seed"] for run in runs)))
+    # Each once; models may filter a dataset differently, and runs may be of several machines.
+    counts = dict.fromkeys(
+        ", ".join(f"{count:,} {name}" for name, count in run["dataset"].items())
+        for run in runs
+        if "dataset" in run
+    )
+    machines = dict.fromkeys(run["machine"] for run in runs if "machine" in run)
+    minutes = sum(run.get("seconds", 0) for run in runs) / 60
+    return [
+        f"Command: `{comparison['command']}`",
+        f"Seeds: {seeds}",
+        f"{comparison['dataset']}: {' or '.join(counts) or 'not counted'}",
+        f"Machine: {' or '.join(machines) or 'not known'}",
+        f"Time of the finished runs: {minutes:,.1f} minutes",
+    ]
 
 
 def _sameness(records: list[dict]) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import resource
 import sys
 from pathlib import Path
@@ -50,6 +51,7 @@ def work(config: dict[str, Any], path: Path, histories: list[str]) -> None:
         resume = config["model"] in MODELS  # RecBole's own start anew
         run(config_dict={**config, "run_dir": str(path), "resume": resume})
         measures["memory_gib"] = _peak_memory_gib()
+        measures["machine"] = _machine()
         write_measures(path, measures)
     for history in histories:
         if history not in measures["test_result"]:
@@ -65,10 +67,21 @@ def _peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def _machine() -> str:
+    """The names of the CPU and of the GPU, where one is used."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line for line in info.read_text("utf-8").splitlines() if "model name" in line]
+        cpu = names[0].partition(":")[2].strip() if names else cpu
+    found = f"{cpu}, {os.cpu_count()} cores"
+    return f"{found}; {torch.cuda.get_device_name()}" if torch.cuda.is_initialized() else found
+
+
 def _measure(run_dir: RunDirectory, history: str, known: dict[str, dict]) -> dict[str, Any]:
     """Measures of a finished run's model, with the test metrics of one more of `HISTORIES`."""
     exclude = next(key for key, name in HISTORIES.items() if name == history)
-    config, model, _, train_data, _, test_data = load_run(
+    config, model, dataset, train_data, _, test_data = load_run(
         str(run_dir.path), {"exclude_history": exclude}
     )
     if not isinstance(test_data, FullSortEvalDataLoader):  # nothing is excluded, no user ranked
@@ -83,6 +96,11 @@ def _measure(run_dir: RunDirectory, history: str, known: dict[str, dict]) -> dic
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         **_tested(test_data._dataset),
+        "dataset": {  # without the padding
+            "users": dataset.user_num - 1,
+            "items": dataset.item_num - 1,
+            "interactions": dataset.inter_num,
+        },
         "test_result": {**known, history: result},
     }
 

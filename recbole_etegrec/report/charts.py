@@ -49,7 +49,7 @@ class Axis(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """Attributes: what is measured, its value, and half the width of its 95 % interval."""
+    """Attributes: what is measured, its value, and half the width of the line over its end."""
 
     name: str
     value: float
@@ -96,8 +96,8 @@ def line_chart(title: str, series: Sequence[Series], axis: Axis, number: str = "
     return _figure(title, bottom + _BOTTOM, parts)
 
 
-def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
-    """A figure of bars from the left, a group a row; values stand at their ends."""
+def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[Bar]]], number: str = ".3f") -> str:
+    """A figure of bars from the left, a group a row; values stand at their ends as `number`."""
     high = max((bar.value + bar.margin for _, bars in groups for bar in bars), default=0) or 1
     left, scale = 104, (_WIDTH - 104 - 108) / high
     parts, y = [], 4
@@ -113,7 +113,7 @@ def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
                 f'<path class="margin" d="M{left + scale * low:.1f} {middle}'
                 f'H{left + scale * top:.1f}"/>'
             )
-            name = f"{bar.value:.3f} {bar.name if row == 0 else ''}"
+            name = f"{bar.value:{number}} {bar.name if row == 0 else ''}"
             parts.append(_text(left + scale * top + 4, y + 10, name))
             y += 14
         y += 8

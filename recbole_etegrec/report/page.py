@@ -10,11 +10,12 @@ from recbole.evaluator.register import smaller_metrics
 
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.report.charts import bar_chart
+from recbole_etegrec.report.compared import compared_runs, read_comparisons, rows_of
 from recbole_etegrec.report.curves import Run, code_charts, comparison, loss_charts, read_run
+from recbole_etegrec.report.pictures import CHART_STYLE, STYLE, check_png, write_pngs
 from recbole_etegrec.report.ranking import Example, Rankings, by_bins, examples, rank
 from recbole_etegrec.run_directory import replace_text, start_logging
 
-_STYLE = Path(__file__).with_name("style.css")
 # Keys that say where files are, or stand in the first table.
 _KNOWN = {"data_path", "embedding_cache", "checkpoint_dir", "model", "dataset", "seed"}
 _STAGES = (
@@ -28,13 +29,16 @@ def report(
     out: str | None = None,
     look: bool = True,
     config_dict: dict[str, Any] | None = None,
+    png: bool = False,
 ) -> Path:
     """Write a page about runs, finished or not.
 
     Args:
-        out: the file; ``report.html`` in the first run's directory if not given.
+        run_dirs: of runs, or of whole comparisons.
+        out: the file; ``report.html`` in the first of these directories if not given.
         look: whether runs are loaded, to see for whom they are right, and examples.
         config_dict: overrides keys of the runs' configs when they are loaded.
+        png: whether each chart is written as a PNG too, in a folder beside the file.
 
     Returns:
         The file.
@@ -43,22 +47,28 @@ def report(
         UserError: a directory is no run's, a run cannot be loaded, or the file cannot be written.
     """
     start_logging(None, "WARNING")
+    if png:
+        check_png()
+    first = Path(run_dirs[0])
+    run_dirs = compared_runs(run_dirs)
     runs = [read_run(path) for path in run_dirs]
     if len({run.name for run in runs}) < len(runs):
         runs = [run._replace(name=path) for run, path in zip(runs, run_dirs, strict=True)]
     sections = [_section(run, look, config_dict) for run in runs]
-    path = Path(out) if out else runs[0].directory.path / "report.html"
+    path = Path(out) if out else first.absolute() / "report.html"
     title = f"{len(runs)} runs" if len(runs) > 1 else runs[0].name
     html = (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}'
         '</title><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>\n{_STYLE.read_text('utf-8')}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n"
+        f"<style>\n{STYLE}{CHART_STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n"
         f"{_head(runs)}\n{''.join(sections)}</body></html>\n"
     )
     try:
         replace_text(path, html)
     except OSError as error:
         raise UserError(f"out {path}: cannot be written ({error.strerror or error})") from error
+    if png:
+        write_pngs(path.with_suffix(".png"), html)
     return path
 
 
@@ -68,6 +78,7 @@ def report(
 def _head(runs: list[Run]) -> str:
     facts = ("Model", "Dataset", "Seed", "Date", "Epochs", "Time")
     parts = [_table("Runs", ("Run", *facts), [[run.name, *_facts(run)] for run in runs])]
+    parts += [_compared(comparison) for comparison in read_comparisons(runs)]
     parts.append(_metrics("Test", runs, "test_result"))
     parts.append(_metrics("Validation, all users", runs, "best_valid_result"))
     if len(runs) > 1:
@@ -119,6 +130,29 @@ def _metrics(caption: str, runs: list[Run], key: str) -> str:
         rows.append("".join(cells))
     head = "<th>Run</th>" + "".join(f'<th class="number">{escape(name)}</th>' for name in names)
     return _rows(caption, head, rows)
+
+
+def _compared(comparison: dict[str, Any]) -> str:
+    """The tables of `compare`, one for each way in which histories are ranked."""
+    parts = []
+    for history, rows in comparison["tables"].items():
+        names, body = rows_of(rows)
+        if not names:
+            continue
+        cells = [
+            f"<td>{escape(label)}</td>"
+            + "".join(f'<td class="number{" best" if best else ""}">{v}</td>' for v, best in row)
+            for label, row in body
+        ]
+        head = "<th>Model</th>" + "".join(f'<th class="number">{escape(n)}</th>' for n in names)
+        caption = f"{comparison['dataset']}, models compared: test, history {history}"
+        parts.append(_rows(caption, head, cells))
+    note = (
+        "Means over seeds ± standard deviation; the best are marked. p: paired t-test over users "
+        f"against the best on test {comparison['valid_metric']}; marked where it does not tell "
+        "them apart (p ≥ 0.05)."
+    )
+    return "\n".join([*parts, _note(note)]) if parts else ""
 
 
 def _differences(runs: list[Run]) -> str:

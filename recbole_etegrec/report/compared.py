@@ -1,0 +1,68 @@
+"""What a report takes from `compare`: the runs of a comparison, and its tables."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole.evaluator.register import smaller_metrics
+
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.report.curves import Run
+
+_FILE = "comparison.json"
+_COSTS = {"parameters": ",.0f", "seconds": ",.0f", "memory_gib": ".2f"}
+_SIGNIFICANT = 0.05
+
+
+def compared_runs(paths: Sequence[str]) -> list[str]:
+    """The paths, in place of each comparison's directory those of its runs that have begun.
+
+    Raises:
+        UserError: a comparison has none.
+    """
+    found: dict[str, None] = {}
+    for path in paths:
+        file = Path(path, _FILE)
+        if not file.is_file():
+            found[path] = None
+            continue
+        # By name: the directory may have been moved.
+        names = [Path(run["run_dir"]).name for run in json.loads(file.read_text("utf-8"))["runs"]]
+        runs = [str(Path(path, name)) for name in names if Path(path, name, "config.yaml").exists()]
+        if not runs:
+            raise UserError(f"{path}: no run of this comparison has begun")
+        found |= dict.fromkeys(runs)
+    return list(found)
+
+
+def read_comparisons(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """What `compare` has written above these runs, each comparison once."""
+    files = dict.fromkeys(run.directory.path.parent / _FILE for run in runs)
+    return [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
+
+
+def rows_of(rows: list[dict]) -> tuple[list[str], list[tuple[str, list[tuple[str, bool]]]]]:
+    """Titles of the columns, and for each model its cells, text and whether it is marked."""
+    names = list(dict.fromkeys(name for row in rows for name in row["columns"]))
+    body = []
+    for row in rows:
+        cells = [_cell(row, name, rows) for name in names]
+        p = row.get("p")
+        cells.append(("" if p is None else f"{p:.2g}", p is not None and p >= _SIGNIFICANT))
+        body.append((row["model"], cells))
+    return ([*(name.replace("_", " ") for name in names), "p"] if names else []), body
+
+
+def _cell(row: dict, name: str, rows: list[dict]) -> tuple[str, bool]:
+    column = row["columns"].get(name)
+    if column is None:
+        return "–", False
+    means = [other["columns"][name]["mean"] for other in rows if name in other["columns"]]
+    metric = name.removeprefix("valid ").partition("@")[0].lower()
+    best = min if name in _COSTS or metric in smaller_metrics else max
+    form = _COSTS.get(name, ".4f")
+    text = format(column["mean"], form)
+    if column["std"] is not None:
+        text += f" ± {format(column['std'], form)}"
+    return text, column["mean"] == best(means)
