@@ -27,6 +27,8 @@ CHOICES = {
     "attn_implementation": ("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
     "optimizer": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "gradient_checkpointing": (True, False),
+    "joint": (True, False),
+    "restart_recommender": (True, False),
 }
 COUNTS = ("tokenizer_epochs", "epochs", "warm_epochs", "finetune_epochs")
 COUNTS += ("valid_users", "stopping_step", "save_steps", "max_bad_steps", "seed")
@@ -191,6 +193,15 @@ def _contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
     yield (
         config["backbone"] == "llama" and not config["base_model"] and size % 2 == 1,
         f"head_size ({size}) must be even with backbone (llama): its positions turn pairs",
+    )
+    yield (
+        config["joint"] and config["cycle_epochs"] < 2,
+        f"joint ({config['joint']}) needs cycles with an epoch of each module: cycle_epochs >= 2",
+    )
+    yield (
+        config["restart_recommender"] and not config["finetune_epochs"],
+        f"restart_recommender ({config['restart_recommender']}) needs a final stage: "
+        "finetune_epochs >= 1",
     )
     split, order = config["eval_args"]["split"], config["eval_args"]["order"]
     files = config["benchmark_filename"]

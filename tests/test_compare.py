@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -25,7 +26,9 @@ ABLATIONS = {
     "no_sia": {"sia_weight"},
     "no_psa": {"psa_weight"},
     "no_alignment": {"sia_weight", "psa_weight"},
-    "no_alternation": {"epochs", "finetune_epochs"},
+    "no_alternation": {"joint"},
+    "no_end_to_end": {"restart_recommender"},
+    "fixed_codes": {"epochs", "finetune_epochs"},
     "tokenizer_only": {"codebook_update"},
     "mean_pooling": {"alignment_pooling"},
     "prefixes": {"training_rows"},
@@ -149,6 +152,26 @@ def test_compare_goes_on_with_a_run_when_it_was_interrupted(tiny_data, tmp_path)
     assert begun and whole.startswith(begun) and len(whole) > len(begun)
 
 
+def test_compare_gives_the_same_table_when_runs_go_side_by_side(tiny_data, tmp_path, monkeypatch):
+    starts: list[float] = []
+    popen = subprocess.Popen
+
+    def watched(*positional, **named):
+        starts.append(time.monotonic())
+        return popen(*positional, **named)
+
+    monkeypatch.setattr(subprocess, "Popen", watched)
+    rows = []
+    for jobs in ("1", "2"):
+        values = arguments(tiny_data, tmp_path / jobs, models="Pop,ETEGRecLlama", jobs=jobs)
+        compare(values)
+        table = json.loads((tmp_path / jobs / "comparison.json").read_text())["tables"]["kept"]
+        rows.append([(row["model"], row["columns"]["ndcg@10"]["mean"]) for row in table])
+    assert rows[0] == rows[1]
+    alone, side_by_side = starts[1] - starts[0], starts[3] - starts[2]
+    assert side_by_side < 1 < alone
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -158,6 +181,7 @@ def test_compare_goes_on_with_a_run_when_it_was_interrupted(tiny_data, tmp_path)
         ({"models": "Pop,ETEGRecLlama", "num_beams": "4"}, "must be >= max(topk) (20)"),
         ({"models": "Pop", "ablations": "no_sai"}, "did you mean 'no_sia'?"),
         ({"models": "Pop", "seeds": "1,two"}, "seeds (1,two): must be whole numbers"),
+        ({"models": "Pop", "jobs": "0"}, "jobs (0): must be a whole number above 0"),
         ({"models": "Pop", "seed": "1"}, "--seed is not taken: give --seeds"),
         ({"models": "Pop", "dataset": "nothing"}, "dataset 'nothing': no file"),
         ({"models": "Pop", "exclude_history": "None"}, "Pop: exclude_history (None) must be"),

@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from scipy import sparse
 
 from recbole_etegrec import quick_start
 from recbole_etegrec.data import create_dataset, load_item_embedding
+from recbole_etegrec.data.item_embedding.cache import cached
 from recbole_etegrec.data.item_embedding.collaborative import cooccurrence, ppmi_svd
 from recbole_etegrec.errors import UserError
 from tests.conftest import write_interactions
@@ -165,7 +168,21 @@ def test_ppmi_svd_gives_the_tables_angles_when_the_rank_suffices():
 
 
 def cache_files(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir())
+    return sorted(folder.glob("*.safetensors"))
+
+
+def test_cache_has_vectors_made_once_when_several_runs_want_them(tmp_path):
+    made: list[int] = []
+
+    def make() -> np.ndarray:
+        made.append(1)
+        time.sleep(0.2)
+        return np.full((2, 3), len(made), dtype=np.float32)
+
+    with ThreadPoolExecutor(3) as pool:
+        wanted = [pool.submit(cached, tmp_path, {"source": "slow"}, make) for _ in range(3)]
+    assert made == [1]
+    assert all(np.array_equal(each.result(), np.ones((2, 3))) for each in wanted)
 
 
 def test_cache_gives_the_same_array_when_hit(tiny_data, tmp_path):

@@ -102,7 +102,7 @@ def test_cache_is_not_hit_when_what_sasrec_learns_from_differs(tiny_data, tmp_pa
     values = {"item_embedding": "sasrec", "sasrec_epochs": 1, "embedding_cache": str(tmp_path)}
     first = embedding_of(tiny_data, **values)
     assert np.array_equal(embedding_of(tiny_data, cooccurrence_window=2, **values), first)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
     different = [
         {"sasrec_epochs": 2},
         {"semantic_hidden_size": 8},
@@ -111,7 +111,7 @@ def test_cache_is_not_hit_when_what_sasrec_learns_from_differs(tiny_data, tmp_pa
     ]
     for more in different:
         embedding_of(tiny_data, **{**values, **more})
-    assert len(list(tmp_path.iterdir())) == 1 + len(different)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1 + len(different)
 
 
 def test_config_refuses_sasrec_when_its_heads_do_not_divide_the_width(tiny_data):

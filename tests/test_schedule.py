@@ -1,13 +1,15 @@
 """The order of stages: cycles of alternation, then fine-tuning."""
 
+from dataclasses import replace
+
 import pytest
 
 from recbole_etegrec.trainer.schedule import Stage, alternation, finetuning
 
 
-def alternate(epochs: int, cycle: int, warm: int = 0) -> list[Stage]:
-    weights = {"sia_weight": 0.3, "psa_weight": 0.2}
-    return list(alternation(epochs=epochs, cycle_epochs=cycle, warm_epochs=warm, **weights))
+def alternate(epochs: int, cycle: int, warm: int = 0, joint: bool = False) -> list[Stage]:
+    more = {"sia_weight": 0.3, "psa_weight": 0.2, "joint": joint}
+    return list(alternation(epochs=epochs, cycle_epochs=cycle, warm_epochs=warm, **more))
 
 
 def tokenizer_stage(sia: float, psa: float) -> Stage:
@@ -44,6 +46,28 @@ def test_alternation_evaluates_at_the_end_of_a_cycle_when_it_has_four_epochs():
 
 def test_alternation_trains_the_recommender_alone_when_a_cycle_has_one_epoch():
     assert alternate(3, 1) == [recommender_stage(0.3, 0.2, True)] * 3
+
+
+def test_alternation_takes_no_turns_when_training_is_joint():
+    both = Stage("alternation", "both", 1.0, 0.3, 0.2, 1.0, rebuild_codes=True, evaluate=True)
+    assert alternate(6, 2, joint=True) == [both] * 3
+    assert (
+        alternate(6, 3, joint=True)
+        == [
+            replace(both, evaluate=False),
+            recommender_stage(0.3, 0.2, True),
+        ]
+        * 2
+    )
+
+
+def test_stage_has_a_part_for_each_module_when_both_learn():
+    both = Stage("alternation", "both", 1.0, 0.3, 0.2, 1.0, rebuild_codes=True)
+    tokenizer, recommender = both.parts
+    assert (tokenizer.trains, recommender.trains) == ("tokenizer", "recommender")
+    assert tokenizer.weights == {"sia": 0.3, "psa": 0.2, "quantization": 1.0}
+    assert recommender.weights == {"recommendation": 1.0, "sia": 0.3, "psa": 0.2}
+    assert tokenizer.parts == (tokenizer,)
 
 
 def test_schedules_are_empty_when_there_are_no_epochs():

@@ -158,6 +158,81 @@ def test_stages_change_only_their_own_when_they_alternate(tiny_data, tmp_path):
     assert len(changed_since(trainer.model.recommender, before)) == len(before)
 
 
+def test_both_modules_learn_in_each_step_when_training_is_joint(tiny_data, tmp_path):
+    rate = {"alternation_tokenizer_learning_rate": 0.05}
+    trainer = ready_trainer(tiny_data, tmp_path / "run", **rate)
+    changed, names, codes_changed = changes(
+        trainer, Stage("alternation", "both", 1.0, 0.1, 0.1, 1.0, rebuild_codes=True)
+    )
+    assert changed == names
+    assert codes_changed
+    model, (line,) = trainer.model, metrics_lines(trainer)
+    books = model.recommender.code_embedding.codebooks
+    assert torch.equal(books, model.tokenizer.quantizer.codebooks)
+    losses = [line[name] for name in Stage.LOSSES]
+    assert all(0 < loss < 100 for loss in losses)
+    assert trainer.progress.schedule == dict.fromkeys(
+        ("tokenizer", "recommender"), len(trainer.train_data)
+    )
+
+
+def test_joint_step_takes_the_parts_one_after_the_other_when_it_trains_both(tiny_data, tmp_path):
+    """The recommender's part meets the codebooks that the tokenizer's part has moved."""
+    both = Stage("alternation", "both", 1.0, 0.1, 0.1, 1.0)
+    models = []
+    for name in ("joint", "in_turn"):
+        trainer = ready_trainer(tiny_data, tmp_path / name)
+        engine = trainer.engine
+        pieces = next(iter(trainer.train_data))
+        if name == "joint":
+            engine.step(pieces, both)
+        else:
+            for part, to in zip(both.parts, ("recommender", "tokenizer"), strict=True):
+                engine.freeze_all_but(part.trains)
+                engine.step(pieces, part)
+                engine.model.copy_codebooks(to=to)
+        models.append(parameters_of(engine.model))
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_final_stage_starts_from_the_untrained_recommender_when_it_restarts(
+    tiny_data, tmp_path, monkeypatch
+):
+    """Also when the run is stopped in that stage, whose scores are its own."""
+    values = {"restart_recommender": True, "epochs": 4, **METRICS}
+    trainer, loaders = make_trainer(tiny_data, tmp_path / "run", **values)
+    model = trainer.model
+    first = {k: v for k, v in parameters_of(model).items() if k.startswith("recommender.")}
+    starts, run_stages_of = [], trainer._run
+
+    def watched(stages, *more):
+        starts.append(parameters_of(model))
+        run_stages_of(stages, *more)
+
+    def stopped(*_):
+        if trainer.progress.phase == "finetune":
+            raise KeyboardInterrupt
+        return evaluate_as_before(*_)
+
+    evaluate_as_before = trainer._evaluate
+    monkeypatch.setattr(trainer, "_run", watched)
+    monkeypatch.setattr(trainer, "_evaluate", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(loaders.train, loaders.valid)
+    _, final = starts
+    for name, value in first.items():
+        assert torch.equal(final[name], value) == (name != BOOKS)
+    assert torch.equal(final[BOOKS], final[TOKENIZER_BOOKS])
+    assert trainer.best_valid_score == -math.inf
+    assert trainer.keeper.best_description["phase"] == "alternation"
+
+    resumed = ETEGRecTrainer(trainer.config, trainer.model, trainer.run_dir)
+    resumed._resume()
+    assert resumed.best_valid_score == -math.inf
+    resumed.fit(loaders.train, loaders.valid, resume=True)
+    assert resumed.keeper.best_description["phase"] == "finetune"
+
+
 # What follows a tokenizer epoch -----------------------------------------------------------------
 
 

@@ -1,11 +1,15 @@
-"""`recbole-etegrec compare`: one run after the other, and the table after each."""
+"""`recbole-etegrec compare`: one run after the other, or several at a time, and their table."""
 
 import logging
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from queue import SimpleQueue
 
+import torch
 import yaml
 
 from recbole_etegrec.compare.measures import is_finished, read_measures, write_error
@@ -34,45 +38,92 @@ def compare(values: Mapping[str, str]) -> str:
     start_logging(RunDirectory(plan.out), plan.runs[0].config["state"])
     for note in plan.notes:
         logger.info(note)
-    for number, run in enumerate(plan.runs, 1):
-        where = f"{number}/{len(plan.runs)} {run.path.name}"
-        if is_finished(run.path, plan.histories):
-            logger.info("%s: has run already", where)
-            continue
-        logger.info("%s: starts", where)
-        _start(run, plan)
-        if error := read_measures(run.path).get("error"):
-            logger.error("%s: %s", where, error)
-        write_table(plan)
+    waiting = [run for run in plan.runs if not is_finished(run.path, plan.histories)]
+    logger.info(
+        "%d runs, %d of them finished already", len(plan.runs), len(plan.runs) - len(waiting)
+    )
+    _Workers(plan).work(waiting)
     return write_table(plan)
 
 
-def _start(run: Run, plan: Plan) -> None:
-    """Run one worker to its end. In a session of its own it gets each signal once, from here."""
-    order = {"config": run.config.inputs, "path": str(run.path), "histories": plan.histories}
-    received: list[int] = []
+class _Workers:
+    """Processes that each do one run, `plan.jobs` at a time, spread over the GPUs there are."""
 
-    def forward(number: int, _frame) -> None:
-        received.append(number)
-        process.send_signal(number)
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.devices: SimpleQueue[str | None] = SimpleQueue()
+        visible = _visible_gpus() if plan.runs[0].config["use_gpu"] else []
+        for slot in range(plan.jobs):
+            self.devices.put(visible[slot % len(visible)] if visible else None)
+        self.processes: set[subprocess.Popen] = set()
+        self.received: list[int] = []
 
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recbole_etegrec.compare.worker"],
-        stdin=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    former = {number: signal.signal(number, forward) for number in _SIGNALS}
-    try:
-        process.communicate(yaml.safe_dump(order, sort_keys=False))
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-    if received:
-        write_table(plan)
-        raise Interrupted(
-            received[0], f"stopped in {run.path}; the same command goes on, {plan.out} has the rest"
+    def work(self, runs: list[Run]) -> None:
+        """Do runs; the table is written after each.
+
+        Raises:
+            Interrupted: by a signal, which all workers were sent.
+        """
+        former = {number: signal.signal(number, self._forward) for number in _SIGNALS}
+        try:
+            with ThreadPoolExecutor(self.plan.jobs) as pool:
+                for done in as_completed(pool.submit(self._do, run) for run in runs):
+                    done.result()
+                    write_table(self.plan)
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+        if self.received:
+            write_table(self.plan)
+            raise Interrupted(
+                self.received[0], f"stopped; the same command goes on, {self.plan.out} has the rest"
+            )
+
+    def _forward(self, number: int, _frame) -> None:
+        self.received.append(number)
+        for process in tuple(self.processes):
+            process.send_signal(number)
+
+    def _do(self, run: Run) -> None:
+        """Run one worker to its end; why it failed, if it did, is noted in its directory."""
+        if self.received:
+            return
+        device = self.devices.get()
+        try:
+            logger.info("%s: starts", run.path.name)
+            code = self._finish(run, device)
+        finally:
+            self.devices.put(device)
+        if code < 0 and not self.received:
+            name = signal.Signals(-code).name
+            write_error(run.path, f"ended by {name}; SIGKILL is often for want of memory")
+        if error := read_measures(run.path).get("error"):
+            logger.error("%s: %s", run.path.name, error)
+        elif not self.received:
+            logger.info("%s: finished", run.path.name)
+
+    def _finish(self, run: Run, device: str | None) -> int:
+        order = {
+            "config": run.config.inputs,
+            "path": str(run.path),
+            "histories": self.plan.histories,
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "recbole_etegrec.compare.worker"],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a signal of the terminal comes once, from here
+            env=os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device},
         )
-    if process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
-        write_error(run.path, f"ended by {name}; SIGKILL is often for want of memory")
+        self.processes.add(process)
+        if self.received:  # while it was being started
+            process.send_signal(self.received[0])
+        process.communicate(yaml.safe_dump(order, sort_keys=False))
+        self.processes.discard(process)
+        return process.returncode
+
+
+def _visible_gpus() -> list[str]:
+    """The names by which CUDA_VISIBLE_DEVICES knows the GPUs that this process may use."""
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named or [str(number) for number in range(torch.cuda.device_count())]

@@ -45,12 +45,14 @@ class Plan(NamedTuple):
     Attributes:
         histories: how the finished models are tested, values of `HISTORIES`.
         notes: which keys were applied to some of the models only, lines of text.
+        jobs: runs at a time.
     """
 
     runs: list[Run]
     out: Path
     histories: list[str]
     notes: list[str]
+    jobs: int
 
 
 def make_plan(values: Mapping[str, str]) -> Plan:
@@ -69,6 +71,9 @@ def make_plan(values: Mapping[str, str]) -> Plan:
     given = {**files, **{key: value for key, value in values.items() if key != "config_files"}}
     dataset = given.pop("dataset", DEFAULT_DATASET)
     seeds = _seeds(given.pop("seeds", str(given.get("seed", 2020))))
+    jobs = str(given.pop("jobs", 1))
+    if not jobs.isdecimal() or not int(jobs):
+        raise UserError(f"jobs ({jobs}): must be a whole number above 0, of runs at a time")
     out = Path(given.pop("out", f"saved/compare-{dataset}")).absolute()
     rows = _rows(_names(given.pop("models", "")), _names(given.pop("ablations", "")))
     both = str(given.get("exclude_history")).lower() == "both"
@@ -90,7 +95,7 @@ def make_plan(values: Mapping[str, str]) -> Plan:
     fetch_dataset(runs[0].config)
     for run in runs[:: len(seeds)]:
         check_dataset_files(run.config)
-    return Plan(runs, out, _histories(runs, both), notes)
+    return Plan(runs, out, _histories(runs, both), notes, int(jobs))
 
 
 def _rows(models: list[str], ablations: list[str]) -> list[tuple[str, str, dict[str, Any]]]:

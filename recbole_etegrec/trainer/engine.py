@@ -125,12 +125,35 @@ class Engine:
             recommender = torch.no_grad()(recommender)
         return self.model.losses(stage.weights, batch, recommender, self._logsumexp())
 
+    def norm_names(self, stage: Stage) -> list[str]:
+        """What the norms of a stage's steps are of."""
+        return [name for part in stage.parts for name in self.groups[part.trains]]
+
     def step(self, micro_batches: list[SequenceBatch], stage: Stage) -> StepResult:
-        """One optimizer step; where it meets a NaN or infinity, nothing moves.
+        """One step of a stage: one of an optimizer, or of one after the other where both learn.
+
+        Where a part meets a NaN or infinity, nothing moves in it.
 
         Raises:
-            TrainingError: after ``max_bad_steps`` such steps in a row.
+            TrainingError: after ``max_bad_steps`` such parts in a row.
         """
+        if stage.trains != "both":
+            return self._step(micro_batches, stage)
+        losses, norms, skipped = {}, [], False
+        for part in stage.parts:
+            self.freeze_all_but(part.trains)
+            result = self._step(micro_batches, part)
+            losses |= dict(zip(part.weights, result.losses, strict=True))
+            norms.append(result.norms)
+            skipped |= result.skipped
+            self.model.copy_codebooks(
+                to="recommender" if part.trains == "tokenizer" else "tokenizer"
+            )
+        return StepResult(
+            torch.stack([losses[name] for name in stage.weights]), torch.cat(norms), skipped
+        )
+
+    def _step(self, micro_batches: list[SequenceBatch], stage: Stage) -> StepResult:
         total = torch.zeros(len(stage.weights), device=self.device)
         for batch in micro_batches:
             batch = batch.to(self.device)

@@ -5,7 +5,7 @@ loss weights, and what follows. The trainer runs stages and knows nothing of the
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 
@@ -15,7 +15,8 @@ class Stage:
 
     Attributes:
         phase: ``alternation`` or ``finetune``.
-        trains: the module that learns, ``tokenizer`` or ``recommender``; the other is fixed.
+        trains: the module that learns, ``tokenizer`` or ``recommender``, the other being fixed; or
+            ``both``.
         recommendation: weight of ``L_REC``.
         sia: weight ``mu`` of sequence-item alignment.
         psa: weight ``lambda`` of preference-semantic alignment.
@@ -41,6 +42,14 @@ class Stage:
         return {name: getattr(self, name) for name in self.LOSSES if getattr(self, name)}
 
     @property
+    def parts(self) -> tuple["Stage", ...]:
+        """What each step consists of, one part for each module that learns."""
+        if self.trains != "both":
+            return (self,)
+        tokenizer = replace(self, trains="tokenizer", recommendation=0.0)
+        return tokenizer, replace(self, trains="recommender", quantization=0.0)
+
+    @property
     def shares_codebooks(self) -> bool:
         """Whether codebooks moved by the recommender go back to the tokenizer.
 
@@ -51,7 +60,13 @@ class Stage:
 
 
 def alternation(
-    *, epochs: int, cycle_epochs: int, warm_epochs: int, sia_weight: float, psa_weight: float
+    *,
+    epochs: int,
+    cycle_epochs: int,
+    warm_epochs: int,
+    sia_weight: float,
+    psa_weight: float,
+    joint: bool = False,
 ) -> Iterator[Stage]:
     """Cycles of a tokenizer epoch, new codes, then recommender epochs.
 
@@ -63,15 +78,22 @@ def alternation(
         epochs: in all.
         cycle_epochs: a cycle; the first is the tokenizer's.
         warm_epochs: before the alignment losses start.
+        joint: no turns are taken: of a cycle's epochs the first, the tokenizer's, is left out, and
+            both modules learn in each step of the next.
     """
     for epoch in range(epochs):
         position = epoch % cycle_epochs
         aligned = epoch >= warm_epochs
         sia, psa = (sia_weight, psa_weight) if aligned else (0.0, 0.0)
+        last = position == cycle_epochs - 1 or epoch == epochs - 1
         if position == 0 and cycle_epochs > 1:
-            yield Stage("alternation", "tokenizer", 0.0, sia, psa, 1.0, rebuild_codes=True)
+            if not joint:
+                yield Stage("alternation", "tokenizer", 0.0, sia, psa, 1.0, rebuild_codes=True)
+        elif position == 1 and joint:
+            yield Stage(
+                "alternation", "both", 1.0, sia, psa, 1.0, rebuild_codes=True, evaluate=last
+            )
         else:
-            last = position == cycle_epochs - 1 or epoch == epochs - 1
             yield Stage("alternation", "recommender", 1.0, sia, psa, evaluate=last)
 
 

@@ -5,7 +5,6 @@ business.
 """
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -26,13 +25,13 @@ from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer import checkpoint
 from recbole_etegrec.trainer.checkpoint import Progress
 from recbole_etegrec.trainer.engine import Engine
+from recbole_etegrec.trainer.epoch_sums import EpochSums, log_epoch
 from recbole_etegrec.trainer.evaluation import evaluate, sample_users
 from recbole_etegrec.trainer.interruption import Interruption
 from recbole_etegrec.trainer.keeper import Keeper
 from recbole_etegrec.trainer.memory import (
     EVALUATION_KNOBS,
     TRAINING_KNOBS,
-    memory_gib,
     out_of_memory_explained,
 )
 from recbole_etegrec.trainer.pretraining import pretraining_epoch, pretraining_epochs
@@ -60,7 +59,7 @@ class ETEGRecTrainer(AbstractTrainer):
         self.accelerator = self.engine.accelerator
         self.interruption = Interruption(self.accelerator)
         self.bigger = config["valid_metric_bigger"]
-        self.best_valid_score = -float("inf") if self.bigger else float("inf")
+        self._forget_score()
         self.best_valid_result: dict | None = None
         self.keeper = Keeper(self.engine, run_dir)
         self.resumed_optimizers: checkpoint.State | None = None
@@ -106,18 +105,22 @@ class ETEGRecTrainer(AbstractTrainer):
         )
         self.valid_sample = sample_users(config, valid_data, config["valid_users"])
         self.accelerator.init_trackers("")
+        untrained = {}
+        if config["restart_recommender"]:
+            untrained = checkpoint.trained_state(self.model, ("recommender.",))
         if resume:
             self._resume()
         with self.interruption:
             if self.progress.phase == "pretraining":
                 self._pretrain()
-                if config["projector_init"] == "matched":
-                    self.engine.match_scale(train_data.first_step())
+                self._match_scale()
                 self.progress.enter("alternation")
             if self.progress.phase == "alternation":
                 self._run(self._alternation(), config["learning_rate"], _constant)
                 if self.keeper.best_state is not None:
                     checkpoint.restore(self.model, self.keeper.best_state)
+                if untrained:
+                    self._restart_recommender(untrained)
                 self.progress.enter("finetune")
             final = finetuning(epochs=config["finetune_epochs"], eval_step=config["eval_step"])
             self._run(list(final), config["finetune_learning_rate"], _cosine)
@@ -188,8 +191,23 @@ class ETEGRecTrainer(AbstractTrainer):
         self.engine.share(model.tokenizer)
         self.keeper.record({"phase": "codes", **self._rebuild_codes()})
 
+    def _match_scale(self) -> None:
+        if self.config["projector_init"] == "matched":
+            self.engine.match_scale(self.train_data.first_step())
+
+    def _restart_recommender(self, untrained: checkpoint.State) -> None:
+        """Make the recommender what it was at the start, on the present codes and codebooks."""
+        checkpoint.restore(self.model, untrained)
+        self.model.copy_codebooks(to="recommender")
+        self._match_scale()
+        self._forget_score()
+
+    def _forget_score(self) -> None:
+        """Let the next evaluated model be better than those before."""
+        self.best_valid_score = -float("inf") if self.bigger else float("inf")
+
     def _alternation(self) -> list[Stage]:
-        keys = ("epochs", "cycle_epochs", "warm_epochs", "sia_weight", "psa_weight")
+        keys = ("epochs", "cycle_epochs", "warm_epochs", "sia_weight", "psa_weight", "joint")
         return list(alternation(**{key: self.config[key] for key in keys}))
 
     def _run(self, stages: list[Stage], learning_rate: float, make_scheduler: Callable) -> None:
@@ -200,7 +218,7 @@ class ETEGRecTrainer(AbstractTrainer):
         schedulers = self._start_optimizers(stages, learning_rate, make_scheduler)
         for stage in stages[progress.index :]:
             if not progress.trained:
-                self._train_epoch(stage, schedulers[stage.trains])
+                self._train_epoch(stage, [schedulers[part.trains] for part in stage.parts])
             record, stop = progress.epoch["record"], False
             if stage.evaluate and self.valid_data is not None:
                 result = self._evaluate(self.valid_sample, "Validation")
@@ -229,7 +247,8 @@ class ETEGRecTrainer(AbstractTrainer):
         steps = dict.fromkeys(self.engine.optimizers, 0)
         for epoch, stage in enumerate(stages, progress.epochs_done - progress.index):
             self.train_data.draw(epoch)
-            steps[stage.trains] += len(self.train_data)
+            for part in stage.parts:
+                steps[part.trains] += len(self.train_data)
         rates = {
             "tokenizer": self.config["alternation_tokenizer_learning_rate"],
             "recommender": learning_rate,
@@ -259,15 +278,12 @@ class ETEGRecTrainer(AbstractTrainer):
         if self.resumed_optimizers is not None:
             checkpoint.restore_optimizers({name: optimizer}, self.resumed_optimizers)
 
-    def _train_epoch(self, stage: Stage, scheduler: LambdaLR) -> None:
+    def _train_epoch(self, stage: Stage, schedulers: list[LambdaLR]) -> None:
         """One pass over the training sequences; `progress.epoch` ends up with its record."""
         progress, engine = self.progress, self.engine
         engine.freeze_all_but(stage.trains)
         self.train_data.draw(progress.epochs_done)
-        names = [*stage.weights, *(f"norm_{group}" for group in engine.groups[stage.trains])]
-        totals = progress.epoch or {"targets": 0, "tokens": 0, "skipped": 0, "seconds": 0.0}
-        sums = torch.tensor(totals.pop("sums", [0.0] * len(names)), device=engine.device)
-        start, first = time.perf_counter(), progress.step
+        sums, first = EpochSums(engine, stage, progress.epoch), progress.step
         bar = tqdm(
             self.train_data.iterate(first),
             f"Epoch {progress.epochs_done} {stage.phase}: {stage.trains}",
@@ -276,7 +292,6 @@ class ETEGRecTrainer(AbstractTrainer):
             disable=not self.show_progress,
             ncols=100,
         )
-        losses, processes = len(stage.weights), self.accelerator.num_processes
         with (
             self.interruption.waiting(),
             out_of_memory_explained(f"{stage.phase} ({stage.trains})", TRAINING_KNOBS),
@@ -285,27 +300,19 @@ class ETEGRecTrainer(AbstractTrainer):
                 rank = self.accelerator.process_index  # each has dropout of its own
                 torch.manual_seed(seed_of(self.config["seed"], progress.epochs_done, step, rank))
                 result = engine.step(micro_batches, stage)
-                if not result.skipped:
-                    scheduler.step()
-                    targets = micro_batches[0].step_targets
-                    sums += torch.cat([result.losses * targets, result.norms])
-                    totals["targets"] += targets
-                totals["skipped"] += result.skipped
-                totals["tokens"] += micro_batches[0].step_items * self.config["code_length"]
-                progress.step, progress.schedule[stage.trains] = step + 1, scheduler.last_epoch
+                sums.add(result, micro_batches[0], self.config["code_length"])
+                for part, scheduler in zip(stage.parts, schedulers, strict=True):
+                    if not result.skipped:
+                        scheduler.step()
+                    progress.schedule[part.trains] = scheduler.last_epoch
+                progress.step = step + 1
                 number, every = self.interruption.requested(), self.config["save_steps"]
                 if number or (every and progress.step % every == 0):
-                    shares = self.engine.sum_over_processes(sums[:losses]) / processes
-                    seconds = totals["seconds"] + time.perf_counter() - start
-                    kept = torch.cat([shares, sums[losses:]]).tolist()
-                    progress.epoch = {**totals, "seconds": seconds, "sums": kept}
+                    progress.epoch = sums.keep()
                     self.keeper.save_last()
                 if number:
                     raise Interrupted(number, f"stopped at {progress}")
-        sums[:losses] = self.engine.sum_over_processes(sums[:losses]) / max(totals["targets"], 1)
-        sums[losses:] /= max(len(self.train_data) - totals["skipped"], 1)
-        means = dict(zip(names, sums.tolist(), strict=True))
-        totals["seconds"] += time.perf_counter() - start  # after a read that waits for the device
+        means, counts = sums.means(len(self.train_data))
         if stage.shares_codebooks and self.config["codebook_update"] == "shared":
             self.model.copy_codebooks(to="tokenizer")
         record = {
@@ -313,28 +320,14 @@ class ETEGRecTrainer(AbstractTrainer):
             "phase": stage.phase,
             "trains": stage.trains,
             **means,
-            "lr": scheduler.get_last_lr()[0],
-            **totals,
+            "lr": schedulers[-1].get_last_lr()[0],
+            **counts,
         }
-        self._log_epoch(record)
+        log_epoch(record, engine.device)
         if stage.rebuild_codes:
             record.update(self._rebuild_codes())
         progress.trained, progress.epoch = True, {"record": record}
         self.keeper.save_last()
-
-    def _log_epoch(self, record: dict) -> None:
-        losses = (f"{k} {record[k]:.4f}" for k in Stage.LOSSES if k in record)
-        logger.info(
-            "epoch %d %s %s: %s, lr %.1e, %.1f s, %.0f tokens/s, memory %.1f GiB",
-            record["epoch"],
-            record["phase"],
-            record["trains"],
-            ", ".join(losses),
-            record["lr"],
-            record["seconds"],
-            record["tokens"] / record["seconds"],
-            memory_gib(self.engine.device),
-        )
 
     # Codes --------------------------------------------------------------------------------------
 
@@ -376,6 +369,7 @@ class ETEGRecTrainer(AbstractTrainer):
                 "model": self.config["model"],
                 "dataset": self.config["dataset"],
                 "epoch": self.progress.epochs_done,
+                "phase": self.progress.phase,
                 "codes": self.model.codes.digest(),
                 "frozen": self.model.frozen_digest,
                 "valid_result": result,
@@ -384,7 +378,10 @@ class ETEGRecTrainer(AbstractTrainer):
 
     def _resume(self) -> None:
         self.resumed_optimizers = self.keeper.resume()
-        if result := self.keeper.best_description.get("valid_result"):
+        best, phase = self.keeper.best_description, self.progress.phase
+        if self.config["restart_recommender"] and phase != best.get("phase"):
+            return  # it was the recommender before the restart
+        if result := best.get("valid_result"):
             self.best_valid_result, self.best_valid_score = result, self._score(result)
 
 

@@ -5,11 +5,13 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -22,30 +24,47 @@ logger = logging.getLogger(__name__)
 def cached(folder: Path, manifest: dict[str, Any], make: Callable[[], np.ndarray]) -> np.ndarray:
     """The array stored under a manifest, made and stored where there is none.
 
+    Of several runs at a time that want it one makes it, and the others wait.
+
     Raises:
         UserError: it cannot be stored, and other processes count on reading it.
     """
     text = json.dumps(manifest, sort_keys=True)
     path = folder / f"{digest(text.encode())[:16]}.safetensors"
-    vectors = _read(path, text)
-    if vectors is not None:
-        logger.info("item embeddings (%s): read from %s", manifest["source"], path)
-        return vectors
-    vectors = make()
+    with _lock(path):
+        vectors = _read(path, text)
+        if vectors is not None:
+            logger.info("item embeddings (%s): read from %s", manifest["source"], path)
+            return vectors
+        vectors = make()
+        _write(path, vectors, text)
+    return vectors
+
+
+def _lock(path: Path) -> AbstractContextManager:
+    """A lock beside a file; none where nothing can be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_suffix(".lock"))
+        with lock:
+            return lock
+    except OSError:
+        return nullcontext()
+
+
+def _write(path: Path, vectors: np.ndarray, manifest: str) -> None:
+    try:
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        metadata = {"manifest": text, "sha256": digest(vectors.tobytes())}
+        metadata = {"manifest": manifest, "sha256": digest(vectors.tobytes())}
         save_file({"embedding": vectors}, temporary, metadata=metadata)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
+        problem = f"embedding_cache: {path.parent} cannot be written ({error})"
         if PartialState().num_processes > 1:
             raise UserError(
-                f"embedding_cache: {folder} cannot be written ({error}): several processes share "
-                "the vectors there; choose another"
+                f"{problem}: several processes share the vectors there; choose another"
             ) from error
-        logger.warning("embedding_cache: %s cannot be written (%s), going on", folder, error)
-    return vectors
+        logger.warning("%s, going on", problem)
 
 
 def digest(content: bytes) -> str:

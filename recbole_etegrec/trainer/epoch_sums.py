@@ -1,0 +1,71 @@
+"""What the steps of an epoch add up to: kept in checkpoints, averaged in its record."""
+
+import logging
+import time
+
+import torch
+
+from recbole_etegrec.data import SequenceBatch
+from recbole_etegrec.trainer.engine import Engine, StepResult
+from recbole_etegrec.trainer.memory import memory_gib
+from recbole_etegrec.trainer.schedule import Stage
+
+logger = logging.getLogger(__name__)
+
+
+class EpochSums:
+    """Sums of an epoch's losses and gradient norms, and its counts.
+
+    Args:
+        engine: its processes share the losses; numbers stay on its device until they are read.
+        stage: names what is summed.
+        kept: what :meth:`keep` gave of the same epoch, to go on from.
+    """
+
+    def __init__(self, engine: Engine, stage: Stage, kept: dict):
+        self.engine, self.losses = engine, len(stage.weights)
+        self.names = [*stage.weights, *(f"norm_{name}" for name in engine.norm_names(stage))]
+        counts = {"targets": 0, "tokens": 0, "skipped": 0, "seconds": 0.0}
+        self.counts = {name: kept.get(name, start) for name, start in counts.items()}
+        start = kept.get("sums", [0.0] * len(self.names))
+        self.sums = torch.tensor(start, device=engine.device)
+        self.started = time.perf_counter() - self.counts["seconds"]
+
+    def add(self, result: StepResult, batch: SequenceBatch, code_length: int) -> None:
+        """Add a step, of which `batch` is a piece."""
+        if not result.skipped:
+            self.sums += torch.cat([result.losses * batch.step_targets, result.norms])
+            self.counts["targets"] += batch.step_targets
+        self.counts["skipped"] += result.skipped
+        self.counts["tokens"] += batch.step_items * code_length
+
+    def keep(self) -> dict:
+        """All of it as JSON; every process takes part."""
+        processes = self.engine.accelerator.num_processes
+        shares = self.engine.sum_over_processes(self.sums[: self.losses]) / processes
+        sums = torch.cat([shares, self.sums[self.losses :]]).tolist()
+        return {**self.counts, "seconds": time.perf_counter() - self.started, "sums": sums}
+
+    def means(self, steps: int) -> tuple[dict[str, float], dict[str, float]]:
+        """Losses by target and norms by step, and the counts; every process takes part."""
+        losses = self.engine.sum_over_processes(self.sums[: self.losses])
+        losses /= max(self.counts["targets"], 1)
+        norms = self.sums[self.losses :] / max(steps - self.counts["skipped"], 1)
+        means = torch.cat([losses, norms]).tolist()
+        self.counts["seconds"] = time.perf_counter() - self.started  # the read waited for all
+        return dict(zip(self.names, means, strict=True)), self.counts
+
+
+def log_epoch(record: dict, device: torch.device) -> None:
+    """One line of what an epoch came to."""
+    logger.info(
+        "epoch %d %s %s: %s, lr %.1e, %.1f s, %.0f tokens/s, memory %.1f GiB",
+        record["epoch"],
+        record["phase"],
+        record["trains"],
+        ", ".join(f"{name} {record[name]:.4f}" for name in Stage.LOSSES if name in record),
+        record["lr"],
+        record["seconds"],
+        record["tokens"] / record["seconds"],
+        memory_gib(device),
+    )
