@@ -21,6 +21,8 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
            [--exclude-history] [--split=valid|test] [--out=FILE.parquet|FILE.csv|FILE.jsonl]
        {program} explain RUN_DIR --user=A|--history=X,Y [--item=TOKEN] [--alternatives=3]
        {program} report RUN_DIR... [--out=FILE.html] [--examples=False]
+       {program} add-items RUN_DIR --items=FILE.item [--embeddings=FILE.npy]
+       {program} export RUN_DIR --out=DIR
        {program} doctor [--data_path=DIR]
        {program} check-data NAME [--data_path=DIR]
        {program} prepare amazon|csv|jsonl|etegrec --out=DIR [--KEY=VALUE ...]
@@ -36,6 +38,8 @@ other arguments goes on if that run has begun, and starts it if not.
 `recommend` ranks for users after all they have done, or after items; with --out, again, it goes on.
 `explain` prints how likely each code of a recommended item is, and the others there were.
 `report` writes a page with the metrics, curves and recommendations of runs.
+`add-items` lets a finished run know and recommend items that it was not trained on.
+`export` writes the model of a run as one directory that needs no dataset.
 `doctor` prints versions, devices, models and datasets.
 `check-data` reads a dataset through and names file, line and field of what is wrong.
 `prepare` makes a dataset of a raw dump; without --out it says which arguments it takes.
@@ -181,13 +185,40 @@ def _report(arguments: Sequence[str]) -> None:
     sys.stdout.write(f"{report(run_dirs, values.pop('out', None), look, values)}\n")
 
 
+def _add_items(arguments: Sequence[str]) -> None:
+    run_dir, values = _of_run("add-items", arguments)
+    if "items" not in values:
+        raise UserError("add-items: expected --items=FILE.item (see --help)")
+
+    from recbole_etegrec.inference.new_items import add_items
+    from recbole_etegrec.run_directory import start_logging
+
+    start_logging(None, "WARNING")
+    items, embeddings = values.pop("items"), values.pop("embeddings", None)
+    sys.stdout.write(add_items(run_dir, items, embeddings, values))
+
+
+def _export(arguments: Sequence[str]) -> None:
+    run_dir, values = _of_run("export", arguments)
+    if "out" not in values:
+        raise UserError("export: expected --out=DIR (see --help)")
+
+    from recbole_etegrec.inference.export import export_run
+    from recbole_etegrec.run_directory import start_logging
+
+    start_logging(None, "WARNING")
+    sys.stdout.write(export_run(run_dir, values.pop("out"), values))
+
+
 # By the first argument; without one of these a model is trained.
 COMMANDS = {
+    "add-items": _add_items,
     "check-data": _check_data,
     "codes": _codes,
     "compare": _compare,
     "doctor": _doctor,
     "explain": _explain,
+    "export": _export,
     "prepare": _prepare,
     "recommend": _recommend,
     "report": _report,

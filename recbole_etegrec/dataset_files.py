@@ -40,13 +40,13 @@ def check_dataset_files(config: "Config") -> None:
         _check_parts([folder / f"{name}.{part}.inter" for part in parts], fields, config)
     else:
         time = {config["TIME_FIELD"]} if config["eval_args"]["order"] == "TO" else set()
-        _check_atomic_file(folder / f"{name}.inter", fields | time, config)
+        check_atomic_file(folder / f"{name}.inter", fields | time, config)
     if "text" in embedding_sources(config):
         fields = {config["ITEM_ID_FIELD"], *config["text_fields"]}
-        _check_atomic_file(folder / f"{name}.item", fields, config, quoted=False)
+        check_atomic_file(folder / f"{name}.item", fields, config, quoted=False)
     for suffix, wanted in load_col.items():
         if suffix != "inter" and wanted:
-            _check_atomic_file(folder / f"{name}.{suffix}", _named(wanted), config)
+            check_atomic_file(folder / f"{name}.{suffix}", _named(wanted), config)
 
 
 def _named(columns: Any) -> set[str]:
@@ -58,7 +58,7 @@ def _check_parts(paths: list[Path], fields: set[str], config: "Config") -> None:
     """Pre-split files: times and histories may be missing, but in all of them alike."""
     lists = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
     optional = {config["TIME_FIELD"], lists}
-    present = [set(_check_atomic_file(path, fields - optional, config)) for path in paths]
+    present = [set(check_atomic_file(path, fields - optional, config)) for path in paths]
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and "num_beams" not in config:
         for path, found in zip(paths, present, strict=True):
             if lists not in found:
@@ -72,12 +72,13 @@ def _check_parts(paths: list[Path], fields: set[str], config: "Config") -> None:
                 raise UserError(f"{path}: missing field '{field}', which the other parts have")
 
 
-def _check_atomic_file(
+def check_atomic_file(
     path: Path, fields: set[str], config: "Config", quoted: bool = True
 ) -> list[str]:
-    """The fields that the file has.
+    """Read an atomic file through; returns the fields that it has.
 
     Args:
+        fields: that it must have.
         quoted: whether it will be read by RecBole, which takes quotation marks for more than text.
     """
     if not path.is_file():

@@ -6,9 +6,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from recbole_etegrec.data.item_file import read_titles
 from recbole_etegrec.errors import UserError, nearest
-from recbole_etegrec.inference.catalogue import cut
+from recbole_etegrec.inference.catalogue import Catalogue, cut
 from recbole_etegrec.model import MODELS, ETEGRecLlama
 from recbole_etegrec.quick_start import load_run
 from recbole_etegrec.run_directory import RunDirectory, start_logging
@@ -32,13 +31,13 @@ def report(run_dir: str, item: str | None = None, config_dict: dict[str, Any] | 
         raise UserError(f"run_dir {run_dir}: items of {name} have no codes")
     start_logging(None, "WARNING")
     config, model, dataset, *_ = load_run(run_dir, config_dict)
-    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field][1:]]
+    catalogue = Catalogue.from_dataset(dataset)
+    tokens = catalogue.tokens[1:]
     if item is not None and item not in tokens:
         raise UserError(f"item '{item}' is not in {config['dataset']}{nearest(item, tokens)}")
-    titles = read_titles(config)
     table = pd.DataFrame(model.codes.table[1:].cpu().numpy())  # [N - 1, L]
     table["token"] = tokens
-    table["title"] = [titles.get(token, "") for token in tokens]
+    table["title"] = [title or "" for title in catalogue.titles[1:]]
     if item is not None:
         return _neighbourhood(model, table, tokens.index(item))
     health = model.codes.health(model.codes.table[1:, :-1])

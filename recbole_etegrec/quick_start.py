@@ -23,6 +23,7 @@ from recbole_etegrec.data import (
 from recbole_etegrec.dataset_files import check_dataset_counts, check_dataset_files
 from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.gradient_check import GradientCheck, check_gradients
+from recbole_etegrec.inference.added_items import take_added_items
 from recbole_etegrec.memory_plan import MemoryPlan
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.model.build import check_base_model
@@ -126,11 +127,14 @@ def run_etegrec(
 def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
     """The model of a finished run and its data; `config_dict` overrides keys of its config.
 
+    Items that were added to the run since are items of the model and of the dataset, and are
+    ranked with the others.
+
     Returns:
         ``(config, model, dataset, train_data, valid_data, test_data)``.
 
     Raises:
-        UserError: `run_dir` is not a run's, or the dataset is gone.
+        UserError: `run_dir` is not a run's or is damaged, or the dataset is gone.
     """
     directory = RunDirectory(run_dir)
     config = Config(config_dict={**directory.read_yaml("config.yaml"), **(config_dict or {})})
@@ -140,6 +144,7 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
         return load_baseline(config, directory)
     model, dataset, *loaders = _prepare(config)
     load_model(model, directory.best)
+    take_added_items(directory, model, dataset)
     return config, model.to(config["device"]).eval(), dataset, *loaders
 
 

@@ -29,6 +29,7 @@ class RunDirectory:
         self.best = self.path / "best"
         self.last = self.path / "last"
         self.previous = self.path / "previous"
+        self.added_items = self.path / "added_items.safetensors"
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.result = self.path / "result.json"
@@ -52,6 +53,7 @@ class RunDirectory:
             run_dir.path.mkdir(parents=True, exist_ok=True)
             run_dir.metrics.write_text("")
             shutil.rmtree(run_dir.best, ignore_errors=True)
+            run_dir.added_items.unlink(missing_ok=True)
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"run_dir {run_dir.path}: cannot be written ({reason})") from error

@@ -10,7 +10,7 @@ pre-split files that ``benchmark_filename`` names.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -68,6 +68,7 @@ class WholeSequenceDataset(SequentialDataset):
         offsets: of the training part: where sequences begin in its interactions ``[S + 1]``.
         windows: of the training part: which interactions are targets, and what of their sequence
             is their history; of any length.
+        further_titles: by token, of items that were taken by :meth:`append_items`.
     """
 
     offsets: np.ndarray
@@ -76,6 +77,7 @@ class WholeSequenceDataset(SequentialDataset):
     def __init__(self, config: Config):
         self.item_id_list_field = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
         self.histories: Histories | None = None
+        self.further_titles: dict[str, str] = {}
         super().__init__(config)
 
     def _load_feat(self, filepath: str, source: FeatureSource) -> pd.DataFrame | None:
@@ -142,6 +144,16 @@ class WholeSequenceDataset(SequentialDataset):
             if rows == 0:
                 raise UserError(self._empty(name))
         return parts
+
+    def append_items(self, tokens: Sequence[str], titles: Mapping[str, str]) -> None:
+        """Take further items, which no interaction has; copies of the dataset know them too."""
+        known = self.field2id_token[self.iid_field]
+        every = np.append(known, np.array(tokens, dtype=object)).astype(str)
+        ids = {token: number for number, token in enumerate(every)}
+        for field, ids_of_field in self.field2id_token.items():
+            if ids_of_field is known:  # the items, and lists of them
+                self.field2id_token[field], self.field2token_id[field] = every, ids
+        self.further_titles.update(titles)
 
     def _sort_files(self) -> np.ndarray:
         """Sort pre-split files by user and time; the part of each interaction, as a number."""

@@ -35,7 +35,9 @@ class Catalogue:
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> "Catalogue":
         """The items of a dataset of RecBole's, with titles from its `.item` file."""
-        return cls(dataset.field2id_token[dataset.iid_field], read_titles(dataset.config))
+        further = getattr(dataset, "further_titles", {})  # not of RecBole's own datasets
+        titles = {**read_titles(dataset.config), **further}
+        return cls(dataset.field2id_token[dataset.iid_field], titles)
 
     def __len__(self) -> int:
         """Items, the padding item included."""

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -85,18 +85,8 @@ def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
     if file is None:
         yield from _table(parts)
         return
-    weights = (run.directory.best / "model.safetensors").stat()
-    file.open(
-        {
-            "run_dir": str(run.directory.path),
-            "model": [weights.st_size, weights.st_mtime_ns],
-            "users": hashlib.sha256("\n".join(users[rows]).encode()).hexdigest(),
-            "k": k,
-            "split": split,
-            "history": text if kind == "history" else None,
-            "config": {**values, "eval_batch_size": run.config["eval_batch_size"]},
-        }
-    )
+    arguments = {"k": k, "split": split, "history": whose.get("history"), "config": values}
+    file.open({**parts.identity(), **arguments})
     _write(parts, file)
     yield f"{file.path}: {len(rows)} users, {k} items each at most\n"
 
@@ -186,6 +176,17 @@ class _Parts:
         self.rows = [rows[start : start + size] for start in range(0, len(rows), size)]
         self.users = source.users[rows]
 
+    def identity(self) -> dict[str, Any]:
+        """What tells these parts from those of another model, other users or another size."""
+        weights = (self.run.directory.best / "model.safetensors").stat()
+        return {
+            "run_dir": str(self.run.directory.path),
+            "model": [weights.st_size, weights.st_mtime_ns],
+            "items": len(self.run.catalogue),  # some may have been added since
+            "users": hashlib.sha256("\n".join(self.users).encode()).hexdigest(),
+            "eval_batch_size": self.run.config["eval_batch_size"],
+        }
+
     def rank(self, number: int) -> list[Row]:
         """The rows of a part's rankings."""
         rows = self.rows[number]
@@ -201,25 +202,19 @@ class _Parts:
 
 
 def _write(parts: _Parts, file: PartedFile) -> None:
-    bar = tqdm(
-        desc="Recommend",
-        total=len(parts.users),
-        unit="user",
-        disable=not parts.run.config["show_progress"],
-        ncols=100,
-    )
+    users, show = len(parts.users), parts.run.config["show_progress"]
+    done = 0
     try:
-        with bar:
+        with tqdm(desc="Recommend", total=users, unit="user", disable=not show, ncols=100) as bar:
             for number, rows in enumerate(parts.rows):
                 if not file.has(number):
                     file.write(number, parts.rank(number))
+                done += len(rows)
                 bar.update(len(rows))
-            file.join(len(parts.rows))
+        file.join(len(parts.rows))
     except KeyboardInterrupt as error:
-        message = (
-            f"{file.path}: stopped after {bar.n} of {bar.total} users; the same command goes on"
-        )
-        raise Interrupted(signal.SIGINT, message) from error
+        stopped = f"{file.path}: stopped after {done} of {users} users; the same command goes on"
+        raise Interrupted(signal.SIGINT, stopped) from error
 
 
 def _table(parts: _Parts) -> Iterator[str]:

@@ -14,7 +14,7 @@ from recbole.data.interaction import Interaction
 from recbole_etegrec.data import WholeSequenceDataset
 from recbole_etegrec.data.history import FullSortLoader, HistoryIndex, SeenItems
 from recbole_etegrec.data.sequences import pad_runs, run_indices, sequence_offsets
-from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.model.ranking import RanksItems
 
 SPLITS = ("valid", "test")
 
@@ -43,7 +43,7 @@ class Runs:
 
     def __init__(
         self,
-        model: ETEGRecLlama,
+        model: RanksItems,
         items: np.ndarray,
         ends: np.ndarray,
         lengths: np.ndarray,
@@ -93,7 +93,7 @@ class UserHistories(NamedTuple):
     histories: Histories
 
 
-def given_histories(model: ETEGRecLlama, histories: Sequence[Sequence[int]], exclude: bool) -> Runs:
+def given_histories(model: RanksItems, histories: Sequence[Sequence[int]], exclude: bool) -> Runs:
     """Histories of item ids, none of them empty."""
     lengths = np.array([len(history) for history in histories])
     items = np.concatenate([np.asarray(history, dtype=np.int64) for history in histories])
@@ -101,7 +101,7 @@ def given_histories(model: ETEGRecLlama, histories: Sequence[Sequence[int]], exc
 
 
 def whole_histories(
-    model: ETEGRecLlama, dataset: WholeSequenceDataset, exclude: bool
+    model: RanksItems, dataset: WholeSequenceDataset, exclude: bool
 ) -> UserHistories:
     """All that each user of a dataset has done, after its ``build``."""
     feat = dataset.inter_feat

@@ -53,7 +53,7 @@ class PartedFile:
             UserError: what is left is of another order, or nothing can be written.
         """
         note = self._folder / "order.json"
-        text = json.dumps(order, indent=2, default=str)
+        text = json.dumps(order, indent=2)
         try:
             self._folder.mkdir(exist_ok=True)
             if not note.is_file():

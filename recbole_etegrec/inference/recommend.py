@@ -11,8 +11,8 @@ from recbole_etegrec.decoding.beam import Ranking
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.histories import Histories, given_histories
-from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import autocast_to
+from recbole_etegrec.model.ranking import RanksItems
 
 
 class Recommendation(NamedTuple):
@@ -24,7 +24,7 @@ class Recommendation(NamedTuple):
 
 
 def recommend(
-    model: ETEGRecLlama,
+    model: RanksItems,
     items: Catalogue | Dataset,
     histories: Sequence[Sequence[str]],
     k: int = 10,
@@ -35,8 +35,8 @@ def recommend(
     """The ``k`` best items after each history, best first, on the device of the model.
 
     Args:
-        model: trained, as `load_run` returns it.
-        items: the dataset that `load_run` returns, or a catalogue: of the same items.
+        model: trained, as `load_run` or `load_exported` returns it.
+        items: the dataset or the catalogue that came with it, or one of the same items.
         histories: item tokens, the most recent last; of a long history the model sees the last
             ``MAX_ITEM_LIST_LENGTH``.
         exclude_history: whether items of a history are kept out of its ranking; where that
@@ -57,7 +57,7 @@ def recommend(
     return named(catalogue, ranking)
 
 
-def catalogue_of(model: ETEGRecLlama, items: Catalogue | Dataset) -> Catalogue:
+def catalogue_of(model: RanksItems, items: Catalogue | Dataset) -> Catalogue:
     """The catalogue of a model.
 
     Raises:
@@ -89,7 +89,7 @@ def item_ids(catalogue: Catalogue, histories: Sequence[Sequence[str]]) -> list[l
 
 @torch.no_grad()
 def rank(
-    model: ETEGRecLlama, histories: Histories, rows: np.ndarray, k: int, batch_size: int
+    model: RanksItems, histories: Histories, rows: np.ndarray, k: int, batch_size: int
 ) -> Ranking:
     """The ``k`` best items of some rows, in their order, on the CPU.
 
@@ -97,7 +97,7 @@ def rank(
     that come in order of length are ranked in batches as they come.
     """
     model.eval()
-    device = model.item_embedding.device
+    device = model.codes.table.device
     order = np.argsort(histories.lengths[rows], kind="stable")
     rankings = []
     for start in range(0, len(rows), batch_size):

@@ -1,7 +1,11 @@
 """The recommender that a config describes: its backbone, what of it learns, its heads."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
-from transformers import AutoModel, PreTrainedModel
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from recbole_etegrec.checks import launched_with
 from recbole_etegrec.config import Config, properties_dir
@@ -49,6 +53,30 @@ def build_recommender(
         with torch.device("meta"):
             return _assemble(config, _backbone_shapes(config), semantic_hidden_size, e_dim)
     return _assemble(config, _backbone(config), semantic_hidden_size, e_dim)
+
+
+def rebuild_recommender(
+    values: Mapping[str, Any],
+    base: dict[str, Any] | None,
+    dtype: torch.dtype,
+    semantic_hidden_size: int,
+    e_dim: int,
+) -> Recommender:
+    """A recommender whose weights are to be put in place of those on the meta device.
+
+    Args:
+        values: of the config that it was trained by; adapters are part of its weights by now.
+        base: the configuration of its backbone where that was pretrained, as transformers has it.
+        dtype: of a pretrained backbone.
+    """
+    values = {**values, "base_model": None, "tuning": "full", "gradient_checkpointing": False}
+    with init_empty_weights(include_buffers=False):
+        if base is None:
+            backbone = _backbone(values)
+        else:
+            backbone = AutoModel.from_config(AutoConfig.for_model(**base), dtype=dtype)
+            drop_token_table(backbone)
+        return _assemble(values, backbone, semantic_hidden_size, e_dim)
 
 
 def check_base_model(config: Config) -> None:

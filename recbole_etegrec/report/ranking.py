@@ -7,7 +7,7 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.data.item_file import read_titles
+from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.model import MODELS, ETEGRecLlama
 from recbole_etegrec.model.build import autocast
 from recbole_etegrec.quick_start import load_run
@@ -84,8 +84,7 @@ def rank(directory: RunDirectory, config_dict: dict[str, Any] | None = None) -> 
     last = length[:, None] - np.arange(_HISTORY, 0, -1)  # [U, 8]
     shown = np.take_along_axis(history, np.maximum(last, 0), axis=1)
     trained = train_data._dataset.inter_feat[dataset.iid_field].numpy()
-    tokens = [str(token) for token in dataset.field2id_token[dataset.iid_field]]
-    titles = read_titles(config)
+    catalogue = Catalogue.from_dataset(dataset)
     return Rankings(
         k=k,
         place=np.where(hits.any(axis=1), hits.argmax(axis=1), k),
@@ -93,8 +92,8 @@ def rank(directory: RunDirectory, config_dict: dict[str, Any] | None = None) -> 
         target=target,
         history=np.where(last >= 0, shown, 0),
         length=length,
-        popularity=np.bincount(trained, minlength=len(tokens))[target],
-        names=[titles.get(token) or token for token in tokens],
+        popularity=np.bincount(trained, minlength=len(catalogue))[target],
+        names=[catalogue.name(item) for item in range(len(catalogue))],
         tested=len(test_data._dataset.inter_feat),
         seed=config["seed"],
     )

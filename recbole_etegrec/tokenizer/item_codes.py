@@ -65,6 +65,33 @@ class ItemCodes(nn.Module):
         changed = float((self.table[1:] != old).any(dim=1).float().mean())
         return replace(health, changed=changed)
 
+    def codes_for(self, semantic_codes: torch.Tensor) -> torch.Tensor:
+        """Full code tuples for further items ``[n, L - 1]`` → ``[n, L]``; no item's codes change.
+
+        Each gets the smallest collision code that is free among the items of its semantic codes;
+        where none is, one of ``C`` or above, which the caller has to refuse.
+        """
+        known = len(self.table) - 1
+        semantic = torch.cat([self.table[1:, :-1], semantic_codes])
+        old = torch.cat([self.table[1:, -1], semantic_codes.new_full((len(semantic_codes),), -1)])
+        stays = torch.arange(len(old), device=old.device) < known
+        collision = collision_codes(group_ids(semantic, self.code_num), old, stays)
+        return torch.cat([semantic, collision.unsqueeze(1)], dim=1)[known:]
+
+    def append(self, codes: torch.Tensor) -> None:
+        """Take the full code tuples ``[n, L]`` of further items, after the present ones.
+
+        Raises:
+            ValueError: one of them has the codes of another item.
+        """
+        table, trie = self.table, self.trie
+        self.table = torch.cat([table, codes.to(table)])
+        try:
+            self.build_trie()
+        except ValueError:
+            self.table, self.trie = table, trie
+            raise
+
     def health(self, semantic_codes: torch.Tensor) -> CodeHealth:
         """What a table of these semantic codes would look like ``[items - 1, L - 1]``."""
         changed = (semantic_codes != self.table[1:, :-1]).any(dim=1)

@@ -6,6 +6,7 @@ vectors become is unknown here.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -87,9 +88,32 @@ def embedding_sources(config: Config) -> list:
     return list(chosen) if isinstance(chosen, (list, tuple)) else [chosen]
 
 
+class Standard(NamedTuple):
+    """What is taken from vectors, and by what they are divided: ``[width]`` each."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        """Standardise vectors ``[n, width]`` as those of the known items were."""
+        return ((vectors - self.mean) / self.scale).astype(np.float32)
+
+
+def embedding_standard(config: Config, dataset: WholeSequenceDataset) -> Standard:
+    """How :func:`load_item_embedding` standardises the columns of all sources."""
+    parts = [
+        _standard(ITEM_EMBEDDINGS[name](config, dataset)) for name in embedding_sources(config)
+    ]
+    return Standard(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
 def standardised(vectors: np.ndarray) -> np.ndarray:
     """Centre the items' vectors ``[items, width]`` and scale them to unit mean square."""
-    known = vectors[1:]
-    known = known - known.mean(axis=0)
-    known /= max(float(np.sqrt(np.mean(known**2))), 1e-12)
-    return np.concatenate([np.zeros_like(vectors[:1]), known]).astype(np.float32)
+    known = _standard(vectors).apply(vectors[1:])
+    return np.concatenate([np.zeros_like(known[:1]), known])
+
+
+def _standard(vectors: np.ndarray) -> Standard:
+    mean = vectors[1:].mean(axis=0)
+    scale = max(float(np.sqrt(np.mean((vectors[1:] - mean) ** 2))), 1e-12)
+    return Standard(mean, np.full_like(mean, scale))

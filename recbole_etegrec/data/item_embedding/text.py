@@ -9,6 +9,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
@@ -51,7 +52,7 @@ def text_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
         "model": _identity(config["text_model"]),
     }
     folder = Path(config["embedding_cache"])
-    encoded = cached(folder, manifest, lambda: _encode(config, list(rows)))
+    encoded = cached(folder, manifest, lambda: encode_texts(config, list(rows)))
     vectors = np.zeros((len(texts) + 1, encoded.shape[1]), dtype=np.float32)
     for item, text in enumerate(texts, start=1):
         if text:
@@ -62,10 +63,14 @@ def text_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
 
 def item_texts(config: Config, dataset: WholeSequenceDataset) -> list[str]:
     """The text of each item but the padding item, empty where the `.item` file has none."""
-    table = read_items(config, config["text_fields"])
-    joined = (". ".join(filter(None, map(str.strip, values))) for values in table.to_numpy())
-    text_of = dict(zip(table.index, joined, strict=True))
+    text_of = join_fields(read_items(config, config["text_fields"]))
     return [text_of.get(token, "") for token in dataset.field2id_token[dataset.iid_field][1:]]
+
+
+def join_fields(table: pd.DataFrame) -> dict[str, str]:
+    """The text of each item of a table of its fields, by its token."""
+    joined = (". ".join(filter(None, map(str.strip, values))) for values in table.to_numpy())
+    return dict(zip(table.index, joined, strict=True))
 
 
 def check_text_model(text_model: str) -> None:
@@ -98,7 +103,12 @@ def _is_on_hub(model: str, file: str) -> bool:
         return False
 
 
-def _encode(config: Config, texts: list[str]) -> np.ndarray:
+def encode_texts(config: Config, texts: list[str]) -> np.ndarray:
+    """Vectors ``[n, width]`` of texts by the config's ``text_model``.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     from sentence_transformers import SentenceTransformer  # optional, and slow to import
 
     name = config["text_model"]

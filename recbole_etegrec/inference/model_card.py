@@ -1,0 +1,102 @@
+"""The page that goes with an exported model: what it was trained on, how, and how well."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_etegrec.config import Config, read_config_files
+from recbole_etegrec.data import WholeSequenceDataset
+from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.run_directory import RunDirectory
+
+_PATHS = {"embedding_cache", "item_embedding_file", "sasrec_run"}  # of one machine
+
+
+def model_card(
+    directory: RunDirectory, config: Config, model: ETEGRecLlama, dataset: WholeSequenceDataset
+) -> str:
+    """A page of Markdown."""
+    counts = {
+        "users": dataset.user_num - 1,
+        "items": model.n_items - 1,
+        "interactions": len(dataset.inter_feat),
+        "parameters": sum(p.numel() for p in model.recommender.parameters()),
+    }
+    base = config["base_model"] and Path(config["base_model"]).name
+    licence = "The licence of the data"
+    if base:
+        licence += f" and that of the base model, {base},"
+    return _PAGE.format(
+        model=config["model"],
+        dataset=config["dataset"],
+        counts=_table(("", "count"), {name: f"{count:,}" for name, count in counts.items()}),
+        metrics=_metrics(directory),
+        licence=licence,
+        config=yaml.safe_dump(_settings(config), sort_keys=False),
+    )
+
+
+def _metrics(directory: RunDirectory) -> str:
+    """A row for each metric, of the run's own test and validation."""
+    if not directory.result.is_file():
+        return "The run was not finished; there are none.\n"
+    result = json.loads(directory.result.read_text("utf-8"))
+    found = {"valid": result["best_valid_result"], "test": result["test_result"]}
+    rows = {
+        name: " | ".join(f"{part[name]:.4f}" for part in found.values()) for name in found["test"]
+    }
+    table = _table(("metric", "valid | test"), rows)
+    if directory.added_items.exists():
+        table += "\nMeasured before items were added to the run.\n"
+    return table
+
+
+def _table(head: tuple[str, str], rows: dict[str, str]) -> str:
+    rule = "|".join("---" for _ in " | ".join(head).split(" | "))
+    lines = [f"| {name} | {values} |" for name, values in rows.items()]
+    return "\n".join([f"| {head[0]} | {head[1]} |", f"|{rule}|", *lines]) + "\n"
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Values of the model's own keys and of the evaluation, paths left out."""
+    keys = read_config_files(["overall", "model/ETEGRecLlama"]).keys() - _PATHS
+    keys = [key for key in config.inputs if key in keys]
+    settings = {key: config.inputs[key] for key in ["seed", *keys]}
+    for key in ("base_model", "text_model"):
+        if settings[key]:
+            settings[key] = Path(settings[key]).name
+    return settings
+
+
+_PAGE = """\
+# {model} on {dataset}
+
+A generative recommender: each item is a tuple of codes, which the model says one after another.
+
+```python
+from recbole_etegrec import load_exported, recommend
+
+model, items = load_exported("DIRECTORY")
+recommend(model, items, [["ITEM", "ITEM"]], k=10)
+```
+
+`model.safetensors` holds the weights and the table of codes, `config.json` what they are built
+into, `items.json` the items' tokens and titles by id. The dataset is not needed.
+
+## Data
+
+{counts}
+## Metrics
+
+{metrics}
+## Licence
+
+{licence} may restrict what this model may be used for: that is for you to check.
+
+## Training
+
+```yaml
+{config}```
+"""

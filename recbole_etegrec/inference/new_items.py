@@ -1,0 +1,196 @@
+"""What `recbole-etegrec add-items` does: items that a trained run does not know become known.
+
+Nothing is trained. New items get vectors in the space of the run's own, codes by its trained
+tokenizer, and a place in its code table; no other item's codes change.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.data import WholeSequenceDataset
+from recbole_etegrec.data.item_embedding import Standard, embedding_sources, embedding_standard
+from recbole_etegrec.data.item_embedding.file import vectors_for
+from recbole_etegrec.data.item_embedding.text import encode_texts, join_fields
+from recbole_etegrec.data.item_file import read_rows, read_titles
+from recbole_etegrec.dataset_files import check_atomic_file
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.inference.added_items import AddedItems, read_added_items, write_added_items
+from recbole_etegrec.model import MODELS, ETEGRecLlama
+from recbole_etegrec.quick_start import load_run
+from recbole_etegrec.run_directory import RunDirectory
+
+_SAME_SPACE = 0.5  # share of known items that must still get the first code they have
+
+
+def add_items(
+    run_dir: str,
+    items: str,
+    embeddings: str | None = None,
+    config_dict: dict[str, Any] | None = None,
+) -> str:
+    """Add the items of a file to a trained run; `load_run` knows them from then on.
+
+    The log-probabilities of the other items stay as they are: they are products over all codes
+    of each level, whichever of them stand for items, and nothing is divided among the items there
+    are. (`ranking: exact` computes them in other batches, so that last digits may differ.) New
+    items take part in every ranking, so metrics measured after this are of a larger catalogue.
+
+    Args:
+        items: an atomic `.item` file; its ``title`` becomes the items' title, and its
+            ``text_fields`` are read where the run's embeddings are made of text.
+        embeddings: vectors of the items in the space that the run's sources give, before it is
+            standardised (of several sources, side by side): a file as ``item_embedding_file``
+            names one, or a matrix alone with a row for each line of `items`. Needed where the
+            run's own source is not text.
+        config_dict: overrides keys of the run's config.
+
+    Returns:
+        How many there are now, and how much of their codes was known before.
+
+    Raises:
+        UserError: a file is missing or damaged, an item is known or named twice, has no text or
+            vector, or there is no free collision code for it.
+    """
+    directory = RunDirectory(run_dir)
+    values = directory.read_yaml("config.yaml")
+    if values.get("model") not in MODELS:
+        raise UserError(f"run_dir {run_dir}: items of {values.get('model')} have no codes")
+    config = Config(config_dict={**values, **(config_dict or {})})
+    tokens = _read_tokens(config, Path(items))
+    raw = _vectors(config, Path(items), tokens, embeddings)
+    config, model, dataset, train_data, *_ = load_run(run_dir, config_dict)
+    _check_new(dataset, tokens, items)
+    before = _before(directory, config, model, train_data._dataset)
+    embedding = _standardised(model, before, raw)
+    codes = _codes(model, embedding, tokens)
+    write_added_items(
+        directory,
+        AddedItems(
+            before.tokens + tokens,
+            {**before.titles, **read_titles(config, Path(items))},
+            torch.cat([before.embedding, embedding.cpu()]),
+            torch.cat([before.codes, codes.cpu()]),
+            before.mean,
+            before.scale,
+            before.base,
+        ),
+    )
+    return _summary(directory, model, codes)
+
+
+def _read_tokens(config: Config, path: Path) -> list[str]:
+    """The tokens of the new items, in the order of their file."""
+    field = config["ITEM_ID_FIELD"]
+    check_atomic_file(path, {field}, config, quoted=False)
+    tokens = read_rows(path, config, []).index
+    if (tokens == "").any():
+        raise UserError(f"items: {path} has a line without {field}")
+    if tokens.has_duplicates:
+        twice = tokens[tokens.duplicated()][0]
+        raise UserError(f"items: {path} has '{twice}' more than once: keep one line for each")
+    return tokens.tolist()
+
+
+def _vectors(config: Config, items: Path, tokens: list[str], embeddings: str | None) -> np.ndarray:
+    """Vectors of the new items as the run's sources give them ``[n, d_z]``."""
+    if embeddings is not None:
+        return vectors_for(Path(embeddings), tokens, "embeddings", in_order=True)
+    sources = embedding_sources(config)
+    if sources != ["text"]:
+        why = {"file": "vectors made elsewhere", "text": "text"}
+        known = [f"{name} ({why.get(name, 'from interactions')})" for name in sources]
+        raise UserError(
+            f"item_embedding: the run's vectors are {' and '.join(known)}, which new items do not "
+            "come with: give --embeddings=FILE.npy with vectors of the same space and width, or "
+            "train a run with item_embedding: text"
+        )
+    check_atomic_file(items, {config["ITEM_ID_FIELD"], *config["text_fields"]}, config, False)
+    texts = join_fields(read_rows(items, config, config["text_fields"]))
+    empty = [token for token, text in texts.items() if not text]
+    if empty:
+        raise UserError(
+            f"items: {len(empty)} of {len(texts)} items in {items} have no text in "
+            f"{', '.join(config['text_fields'])}, first '{empty[0]}': write some, or remove them"
+        )
+    return encode_texts(config, list(texts.values()))
+
+
+def _check_new(dataset: WholeSequenceDataset, tokens: list[str], items: str) -> None:
+    known = [token for token in tokens if token in dataset.field2token_id[dataset.iid_field]]
+    if known:
+        raise UserError(
+            f"items: {len(known)} of the {len(tokens)} items in {items} are known to the run, "
+            f"first '{known[0]}': remove their lines"
+        )
+
+
+def _before(
+    directory: RunDirectory, config: Config, model: ETEGRecLlama, trained_on: WholeSequenceDataset
+) -> AddedItems:
+    """The items added before, if any; the run's own standard is kept with them.
+
+    Raises:
+        UserError: the run's vectors are not those of its training.
+    """
+    embedding, table = model.item_embedding[1:], model.codes.table[1:]
+    same = float((model.tokenizer.encode(embedding)[:, 0] == table[:, 0]).float().mean())
+    if same < _SAME_SPACE:
+        raise UserError(
+            f"item_embedding: by its vectors {same:.0%} of the known items would get the first "
+            "code that they have, so they are not those that the run was trained with: bring back "
+            "the same files and text_model"
+        )
+    added = read_added_items(directory)
+    if added is not None:
+        return added
+    standard = embedding_standard(config, trained_on)
+    return AddedItems(
+        tokens=[],
+        titles={},
+        embedding=embedding[:0].cpu(),
+        codes=table[:0].cpu(),
+        mean=torch.from_numpy(standard.mean),
+        scale=torch.from_numpy(standard.scale),
+        base=model.codes.digest(),
+    )
+
+
+def _standardised(model: ETEGRecLlama, before: AddedItems, raw: np.ndarray) -> torch.Tensor:
+    width = len(before.mean)
+    if raw.shape[1] != width:
+        raise UserError(
+            f"embeddings: vectors of width {raw.shape[1]}, those of the run have {width}: make "
+            "them as the run's own were made"
+        )
+    standard = Standard(before.mean.numpy(), before.scale.numpy())
+    return torch.from_numpy(standard.apply(raw)).to(model.item_embedding)
+
+
+def _codes(model: ETEGRecLlama, embedding: torch.Tensor, tokens: list[str]) -> torch.Tensor:
+    """Codes of new items ``[n, L]``: the nearest, and the first free collision code."""
+    codes = model.codes.codes_for(model.tokenizer.encode(embedding))
+    full = torch.nonzero(codes[:, -1] >= model.codes.code_num).flatten().tolist()
+    if full:
+        group = " ".join(map(str, codes[full[0], :-1].tolist()))
+        raise UserError(
+            f"items: no collision code is free for {len(full)} of them, first '{tokens[full[0]]}': "
+            f"all {model.codes.code_num} of the semantic codes {group} are taken; leave them out, "
+            "or train a run with them"
+        )
+    return codes
+
+
+def _summary(directory: RunDirectory, model: ETEGRecLlama, codes: torch.Tensor) -> str:
+    """What was added, in lines; `model` does not have it yet."""
+    count, known = len(codes), model.codes.table[1:]
+    lines = [f"{count} items added to {directory.path}: {len(known)} -> {len(known) + count} items"]
+    for length in range(1, codes.shape[1]):
+        prefixes = set(map(tuple, known[:, :length].tolist()))
+        found = sum(tuple(row) in prefixes for row in codes[:, :length].tolist())
+        prefix = "first code" if length == 1 else f"first {length} codes"
+        lines.append(f"{found} share their {prefix} with an item known before")
+    return "\n".join(lines) + "\n"
