@@ -155,9 +155,7 @@ def _step(
     return Step(choices[0], choices[1:])
 
 
-def _below(
-    model: RanksItems, catalogue: Catalogue, depth: int, node: int
-) -> tuple[int, list[str]]:
+def _below(model: RanksItems, catalogue: Catalogue, depth: int, node: int) -> tuple[int, list[str]]:
     """How many items are under a node of a depth, and names of some."""
     items = model.codes.trie.items[model.codes.trie.nodes[depth] == node]
     order = items.argsort()
