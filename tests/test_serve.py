@@ -64,7 +64,8 @@ def catalogue(finished) -> Catalogue:
 @contextmanager
 def serving(app) -> Iterator[httpx.Client]:
     """A client of a server in a thread of its own."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = command._bound("127.0.0.1", "0")
+    listener.listen()
     server = make_server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -188,6 +189,13 @@ def test_requests_are_ranked_together_when_they_come_at_once(model, catalogue, g
         assert count("etegrec_batch_size_count") == 2 and count("etegrec_batch_size_sum") == 20
         for body, items in zip(bodies, found, strict=True):
             assert_same(items, items_of(client.post("/recommend", json=body)))
+
+
+def test_answers_are_not_held_back_when_a_connection_is_kept(client):
+    started = time.monotonic()
+    for _ in range(30):
+        client.get("/health")
+    assert time.monotonic() - started < 0.6  # Nagle's algorithm would hold back each for 40 ms
 
 
 def test_items_are_found_when_their_words_are_asked_for(client):
