@@ -23,6 +23,7 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} report RUN_DIR... [--out=FILE.html] [--png] [--examples=False]
        {program} add-items RUN_DIR --items=FILE.item [--embeddings=FILE.npy]
        {program} export RUN_DIR --out=DIR
+       {program} serve RUN_DIR|EXPORT_DIR [--host=127.0.0.1] [--port=8000] [--exclude-history]
        {program} doctor [--data_path=DIR]
        {program} check-data NAME [--data_path=DIR]
        {program} prepare amazon|csv|jsonl|etegrec --out=DIR [--KEY=VALUE ...]
@@ -40,6 +41,7 @@ other arguments goes on if that run has begun, and starts it if not.
 `report` writes a page with the metrics, curves and recommendations of runs, or of a comparison.
 `add-items` lets a finished run know and recommend items that it was not trained on.
 `export` writes the model of a run as one directory that needs no dataset.
+`serve` answers requests for recommendations over HTTP, and shows a page to try them on.
 `doctor` prints versions, devices, models and datasets.
 `check-data` reads a dataset through and names file, line and field of what is wrong.
 `prepare` makes a dataset of a raw dump; without --out it says which arguments it takes.
@@ -211,6 +213,14 @@ def _export(arguments: Sequence[str]) -> None:
     sys.stdout.write(export_run(run_dir, values.pop("out"), values))
 
 
+def _serve(arguments: Sequence[str]) -> None:
+    directory, values = _of_run("serve", arguments)
+
+    from recbole_etegrec.serve.command import serve_command
+
+    serve_command(directory, values)
+
+
 # By the first argument; without one of these a model is trained.
 COMMANDS = {
     "add-items": _add_items,
@@ -223,6 +233,7 @@ COMMANDS = {
     "prepare": _prepare,
     "recommend": _recommend,
     "report": _report,
+    "serve": _serve,
 }
 
 

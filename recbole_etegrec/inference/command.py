@@ -58,6 +58,28 @@ class Run(NamedTuple):
         return UserHistories(np.array([""]), given_histories(self.model, known, self.exclude))
 
 
+def open_run(run_dir: str, values: dict[str, str]) -> Run:
+    """A finished run of one of the plugin's models.
+
+    Args:
+        values: override keys of its config; ``exclude-history`` stands for ``exclude_history``.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    directory = RunDirectory(run_dir)
+    name = directory.read_yaml("config.yaml").get("model")
+    if name not in MODELS:
+        raise UserError(f"run_dir {run_dir}: a run of {name}; only {', '.join(MODELS)} are read")
+    if not directory.best.is_dir():
+        raise UserError(f"run_dir {run_dir}: the run has no best/, its model was not kept")
+    if "exclude-history" in values:
+        values["exclude_history"] = values.pop("exclude-history")
+    start_logging(None)
+    config, model, *data = load_run(run_dir, values)
+    return Run(directory, config, model, Catalogue.from_dataset(data[0]), tuple(data))
+
+
 def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
     """Rank for users and write a file, or print a table; gives what is to be printed.
 
@@ -78,7 +100,7 @@ def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
     if split is not None and (split not in SPLITS or kind == "history"):
         raise UserError(f"split ({split}): {' or '.join(SPLITS)}, for users of the dataset")
     file = None if out is None else PartedFile(out)
-    run = _open(run_dir, values)
+    run = open_run(run_dir, values)
     users, histories = run.given(text) if kind == "history" else run.histories(split)
     rows = np.arange(len(users)) if asked is None else _rows(users, asked, run, split)
     parts = _Parts(run, UserHistories(users, histories), rows, k)
@@ -104,7 +126,7 @@ def explain_command(run_dir: str, values: dict[str, str]) -> str:
         raise UserError("explain: give one of --user and --history")
     ((kind, text),) = whose.items()
     item, alternatives = values.pop("item", None), _count("alternatives", values, 3)
-    run = _open(run_dir, values)
+    run = open_run(run_dir, values)
     users, histories = run.given(text) if kind == "history" else run.histories(None)
     rows = _rows(users, [text], run, None) if kind == "user" else np.arange(1)
     tokens, model = run.catalogue.tokens, run.model
@@ -112,20 +134,6 @@ def explain_command(run_dir: str, values: dict[str, str]) -> str:
     if item is None:
         item = tokens[rank(model, histories, rows, 1, 1).items[0, 0]]
     return str(explain(model, run.catalogue, history, item, alternatives))
-
-
-def _open(run_dir: str, values: dict[str, str]) -> Run:
-    directory = RunDirectory(run_dir)
-    name = directory.read_yaml("config.yaml").get("model")
-    if name not in MODELS:
-        raise UserError(f"run_dir {run_dir}: a run of {name}; only {', '.join(MODELS)} are read")
-    if not directory.best.is_dir():
-        raise UserError(f"run_dir {run_dir}: the run has no best/, its model was not kept")
-    if "exclude-history" in values:
-        values["exclude_history"] = values.pop("exclude-history")
-    start_logging(None)
-    config, model, *data = load_run(run_dir, values)
-    return Run(directory, config, model, Catalogue.from_dataset(data[0]), tuple(data))
 
 
 def _count(key: str, values: dict[str, str], default: int) -> int:

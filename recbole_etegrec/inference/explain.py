@@ -16,8 +16,8 @@ from recbole.data.interaction import Interaction
 from recbole_etegrec.inference.catalogue import Catalogue, cut
 from recbole_etegrec.inference.histories import given_histories
 from recbole_etegrec.inference.recommend import catalogue_of, item_ids
-from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import autocast_to
+from recbole_etegrec.model.ranking import RanksItems
 
 _EXAMPLES = 3
 
@@ -30,7 +30,8 @@ class Choice(NamedTuple):
         log_probability: given the history and the codes before, over all codes of the level, in
             nats.
         items: items that begin with the codes so far and this one.
-        examples: names of the few of these that are nearest to their mean item embedding.
+        examples: names of the few of these that are nearest to their mean item embedding; of an
+            exported model, which has no embeddings, of the first few.
     """
 
     code: int
@@ -65,7 +66,7 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    model: ETEGRecLlama,
+    model: RanksItems,
     items: Catalogue | Dataset,
     history: Sequence[str],
     item: str,
@@ -74,7 +75,7 @@ def explain(
     """How likely each code of an item is after a history, and what the others stand for.
 
     Args:
-        model: trained, as `load_run` returns it.
+        model: trained, as `load_run` or `load_exported` returns it.
         items: the dataset that `load_run` returns, or a catalogue: of the same items.
         history: item tokens, the most recent last.
         item: token of the item; any, recommended or not.
@@ -83,29 +84,55 @@ def explain(
     Raises:
         UserError: the history is empty, or items are not known.
     """
+    return explain_each(model, items, history, [item], alternatives)[0]
+
+
+def explain_each(
+    model: RanksItems,
+    items: Catalogue | Dataset,
+    history: Sequence[str],
+    wanted: Sequence[str],
+    alternatives: int = 3,
+) -> list[Explanation]:
+    """What `explain` says of several items after one history, with one pass through the model."""
     catalogue = catalogue_of(model, items)
     given = given_histories(model, item_ids(catalogue, [history]), exclude=False)
-    (number,) = catalogue.ids([item])
-    log_probs = _log_probs(model, given.batch(np.arange(1))[0], number)
+    numbers = catalogue.ids(wanted)
+    interaction, _ = given.batch(np.zeros(len(numbers), dtype=np.int64))
+    return [
+        _explanation(model, catalogue, number, log_probs, alternatives)
+        for number, log_probs in zip(numbers, _log_probs(model, interaction, numbers), strict=True)
+    ]
+
+
+def _explanation(
+    model: RanksItems,
+    catalogue: Catalogue,
+    item: int,
+    log_probs: torch.Tensor,
+    alternatives: int,
+) -> Explanation:
     steps = [
-        _step(model, catalogue, level, log_probs[level], number, alternatives)
+        _step(model, catalogue, level, log_probs[level], item, alternatives)
         for level in range(len(log_probs))
     ]
     total = sum(step.chosen.log_probability for step in steps)
-    return Explanation(catalogue.tokens[number], catalogue.titles[number], total, steps)
+    return Explanation(catalogue.tokens[item], catalogue.titles[item], total, steps)
 
 
-def _log_probs(model: ETEGRecLlama, interaction: Interaction, item: int) -> torch.Tensor:
-    """Of all codes at each level, given the codes of the item before it: ``[L, C]``, on the CPU."""
+def _log_probs(model: RanksItems, interaction: Interaction, items: list[int]) -> torch.Tensor:
+    """Of all codes at each level, given the codes of each item before it: ``[B, L, C]``, on the
+    CPU.
+    """
     model.eval()
-    device = model.item_embedding.device
-    interaction.update(Interaction({model.ITEM_ID: torch.tensor([item])}))
+    device = model.codes.table.device
+    interaction.update(Interaction({model.ITEM_ID: torch.tensor(items)}))
     with autocast_to(model.precision, device.type):
-        return model.predict_codes(interaction.to(device))[0].cpu()
+        return model.predict_codes(interaction.to(device)).cpu()
 
 
 def _step(
-    model: ETEGRecLlama,
+    model: RanksItems,
     catalogue: Catalogue,
     level: int,
     log_probs: torch.Tensor,
@@ -128,15 +155,16 @@ def _step(
     return Step(choices[0], choices[1:])
 
 
-def _below(
-    model: ETEGRecLlama, catalogue: Catalogue, depth: int, node: int
-) -> tuple[int, list[str]]:
+def _below(model: RanksItems, catalogue: Catalogue, depth: int, node: int) -> tuple[int, list[str]]:
     """How many items are under a node of a depth, and names of some."""
     items = model.codes.trie.items[model.codes.trie.nodes[depth] == node]
-    embedding = model.item_embedding[items]
-    distance = (embedding - embedding.mean(dim=0)).norm(dim=1)
-    nearest = items[distance.argsort(stable=True)[:_EXAMPLES]]
-    return len(items), [catalogue.name(item) for item in nearest.tolist()]
+    order = items.argsort()
+    if hasattr(model, "item_embedding"):
+        embedding = model.item_embedding[items]
+        distance = (embedding - embedding.mean(dim=0)).norm(dim=1)
+        order = distance.argsort(stable=True)
+    examples = items[order[:_EXAMPLES]].tolist()
+    return len(items), [catalogue.name(item) for item in examples]
 
 
 def _line(head: str, choice: Choice) -> str:

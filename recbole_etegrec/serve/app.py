@@ -1,0 +1,176 @@
+"""The paths of the server: what is asked is read and checked here, and answers are worded.
+
+An error is ``{"error": "one sentence"}`` with a status of its own.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from recbole_etegrec import __version__
+from recbole_etegrec.inference.catalogue import Catalogue, cut
+from recbole_etegrec.model.ranking import RanksItems
+from recbole_etegrec.serve import ranker
+from recbole_etegrec.serve.batching import Batcher, BusyError, WorkError
+from recbole_etegrec.serve.limits import Measured, WholeBody
+from recbole_etegrec.serve.metrics import Metrics
+from recbole_etegrec.serve.search import Search
+
+HISTORY, K, EXPLAINED = 1000, 100, 20  # of a request at most: items, items asked for, explained
+BATCH, ROOM = 32, 256  # requests that are ranked at once, and that wait, at most
+_NAMED = 10  # unknown items that an error names
+_PAGE = Path(__file__).with_name("page.html")
+_PAGE_MAY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Asked(BaseModel):
+    """The body of ``POST /recommend``."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    history: Annotated[list[str], Field(min_length=1, max_length=HISTORY)]
+    k: Annotated[int, Field(ge=1, le=K)] = 10
+    exclude_history: bool | None = None
+    explain: bool = False
+
+
+def create_app(
+    model: RanksItems,
+    catalogue: Catalogue,
+    exclude_history: bool = False,
+    batch: int = BATCH,
+    room: int = ROOM,
+) -> FastAPI:
+    """The application around a model.
+
+    Args:
+        exclude_history: of requests that do not say.
+        batch: requests that are ranked at once, at most.
+        room: requests that may wait for the model.
+
+    Raises:
+        UserError: model and catalogue are not of the same items.
+    """
+    metrics = Metrics()
+    batcher = Batcher(ranker.Ranker(model, catalogue), batch, room, metrics.batch)
+    metrics.waiting.set_function(lambda: batcher.waiting)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with batcher:
+            yield
+
+    app = FastAPI(
+        title="recbole-etegrec",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # these pages would load scripts from elsewhere
+        redoc_url=None,
+    )
+    _add_errors(app)
+    _add_ranking(app, batcher, catalogue, exclude_history)
+    _add_reading(app, Search(catalogue), metrics, {"items": len(catalogue) - 1}, exclude_history)
+    paths = tuple(path for route in app.routes if (path := getattr(route, "path", None)))
+    app.add_middleware(WholeBody)
+    app.add_middleware(Measured, metrics=metrics, paths=paths)
+    return app
+
+
+# Paths --------------------------------------------------------------------------------------------
+
+
+def _add_ranking(
+    app: FastAPI, batcher: Batcher, catalogue: Catalogue, exclude_history: bool
+) -> None:
+    @app.post("/recommend")
+    async def recommend(asked: Asked) -> Response:
+        if asked.explain and asked.k > EXPLAINED:
+            raise HTTPException(422, f"k: at most {EXPLAINED} items are explained, not {asked.k}")
+        history, unknown = catalogue.find(asked.history)
+        if unknown:
+            raise HTTPException(422, f"history: the model does not know {_list(unknown)}")
+        exclude = exclude_history if asked.exclude_history is None else asked.exclude_history
+        query = ranker.Query(history, asked.k, exclude, asked.explain)
+        return JSONResponse({"items": await batcher.ask(query)})
+
+
+def _add_reading(
+    app: FastAPI, search: Search, metrics: Metrics, facts: dict[str, Any], exclude_history: bool
+) -> None:
+    html = _PAGE.read_text("utf-8")
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page() -> Response:
+        return HTMLResponse(html, headers={"Content-Security-Policy": _PAGE_MAY})
+
+    # Not async, so that a large catalogue is searched in a thread.
+    @app.get("/items")
+    def items(
+        query: Annotated[str, Query(max_length=200)] = "",
+        limit: Annotated[int, Query(ge=1, le=K)] = 20,
+    ) -> Response:
+        return JSONResponse({"items": search(query, limit)})
+
+    @app.get("/health")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok", "exclude_history": exclude_history, **facts})
+
+    @app.get("/metrics")
+    async def counts() -> Response:
+        return Response(metrics.text(), media_type=metrics.media_type)
+
+
+def _list(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(map(cut, names[:_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            reason = f"not JSON ({first['ctx']['error']}, character {first['loc'][-1]})"
+            return _error(400, f"body: {reason}")
+        if first["loc"] == ("body",):
+            return _error(
+                422,
+                'body: expected an object such as {"history": ["item"]}, sent as application/json',
+            )
+        where = ".".join(map(str, first["loc"][1:]))
+        return _error(422, f"{where}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        return _error(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(BusyError)
+    async def busy(*_) -> Response:
+        return _error(503, "too many requests are waiting: try again", {"Retry-After": "1"})
+
+    @app.exception_handler(WorkError)
+    async def failed(*_) -> Response:
+        return _error(500, "the model failed: the server's log says why")
+
+    @app.exception_handler(Exception)
+    async def broken(*_) -> Response:
+        return _error(500, "the server failed: its log says why")
+
+
+def _error(status: int, sentence: str, headers: Any = None) -> Response:
+    # What a client sent may hold halves of surrogate pairs, which JSON can say and UTF-8 cannot.
+    printable = sentence.encode("utf-8", "replace").decode("utf-8")
+    return JSONResponse({"error": printable}, status, headers)

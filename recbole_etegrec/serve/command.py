@@ -1,0 +1,140 @@
+"""`recbole-etegrec serve`: the model of a run or an export, until Ctrl-C or SIGTERM ends it."""
+
+import ipaddress
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from recbole_etegrec.errors import Interrupted, UserError
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from recbole_etegrec.inference.catalogue import Catalogue
+    from recbole_etegrec.model.ranking import RanksItems
+
+_NEEDS = ("fastapi", "uvicorn", "prometheus_client")
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_END_SECONDS = 10  # that requests may take to end once the server is to end
+
+
+class _Served(NamedTuple):
+    model: "RanksItems"
+    catalogue: "Catalogue"
+    exclude: bool  # items of a history, where a request does not say
+
+
+def serve_command(directory: str, values: dict[str, str]) -> None:
+    """Serve until a signal comes.
+
+    Args:
+        directory: of a run, or of an exported model.
+        values: the arguments by their names; those that are not the command's override keys of
+            the run's config.
+
+    Raises:
+        UserError: anything the user can mend.
+        Interrupted: a signal has ended the server.
+    """
+    host, port = values.pop("host", "127.0.0.1"), values.pop("port", "8000")
+    missing = [name for name in _NEEDS if find_spec(name) is None]
+    if missing:
+        raise UserError(f"serve needs {missing[0]}: pip install recbole-etegrec[serve]")
+    with _interruptions(), _bound(host, port) as listener:
+        served = _load(directory, values)
+
+        from recbole_etegrec.serve.app import create_app
+
+        server = make_server(create_app(*served))
+        listener.listen()
+        address, number = listener.getsockname()[:2]
+        if not ipaddress.ip_address(address).is_loopback:
+            sys.stderr.write(
+                f"warning: host {host}: whoever reaches this address may ask, for there is no "
+                "authentication\n"
+            )
+        shown = f"[{address}]" if ":" in address else address
+        items = len(served.catalogue) - 1
+        sys.stdout.write(f"serving {items} items on http://{shown}:{number}/ (Ctrl-C ends it)\n")
+        sys.stdout.flush()
+        server.run(sockets=[listener])
+
+
+def make_server(app: "FastAPI") -> "uvicorn.Server":
+    """The server of an application, to be run with a socket."""
+    import uvicorn
+
+    from recbole_etegrec.serve.protocol import TimedProtocol
+
+    config = uvicorn.Config(
+        app,
+        http=TimedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_END_SECONDS,
+    )
+    return uvicorn.Server(config)
+
+
+@contextmanager
+def _interruptions() -> Iterator[None]:
+    """Signals end the command; while the server runs, it takes them, and passes them on at last."""
+
+    def end(number: int, _frame) -> None:
+        raise Interrupted(number, "the server has ended")
+
+    former = {number: signal.signal(number, end) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _bound(host: str, port: str) -> socket.socket:
+    """A socket with the address, before anything is loaded."""
+    if not port.isdecimal() or int(port) > 65535:
+        raise UserError(f"port ({port}): must be a number up to 65535")
+    try:
+        *kind, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        # Of TCP by name: asyncio turns off Nagle's delays, 40 ms an answer, where it knows that.
+        listener = socket.socket(*kind)
+    except OSError as error:
+        raise UserError(f"host ({host}): {error.strerror}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise UserError(f"host {host}, port {port}: {error.strerror}; choose others") from error
+    return listener
+
+
+def _load(directory: str, values: dict[str, str]) -> _Served:
+    if (Path(directory) / "config.yaml").is_file():
+        from recbole_etegrec.inference.command import open_run
+
+        run = open_run(directory, values)
+        return _Served(run.model, run.catalogue, run.exclude)
+    if not (Path(directory) / "config.json").is_file():
+        raise UserError(
+            f"{directory}: no config.yaml; is it the directory of a run, or of an exported model?"
+        )
+
+    from recbole_etegrec.inference.export import load_exported
+    from recbole_etegrec.run_directory import start_logging
+
+    exclude = values.pop("exclude-history", "False").lower() != "false"
+    if values:
+        raise UserError(f"{next(iter(values))}: an exported model takes no keys of a run")
+    start_logging(None)
+    return _Served(*load_exported(directory), exclude)

@@ -1,0 +1,67 @@
+"""What the model's thread does: rank for several requests at once, each as `recommend` would."""
+
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recbole_etegrec.inference.catalogue import Catalogue
+from recbole_etegrec.inference.explain import explain_each
+from recbole_etegrec.inference.histories import given_histories
+from recbole_etegrec.inference.recommend import Recommendation, catalogue_of, named, rank
+from recbole_etegrec.model.ranking import RanksItems
+
+
+class Query(NamedTuple):
+    """What is to be ranked after a history of item ids, which is not empty."""
+
+    history: list[int]
+    k: int
+    exclude: bool
+    explain: bool
+
+
+class Ranker:
+    """A model and the names of its items.
+
+    Raises:
+        UserError: the two are not of the same items.
+    """
+
+    def __init__(self, model: RanksItems, catalogue: Catalogue):
+        self.model, self.catalogue = model, catalogue_of(model, catalogue)
+
+    def __call__(self, queries: list[Query]) -> list[list[dict[str, Any]]]:
+        """The items for each query, best first, as plain data.
+
+        Those that need the same number of beams are ranked at once: with more, others may be
+        found, and what a query is answered must not depend on its company.
+        """
+        alike: dict[tuple[bool, int], list[int]] = defaultdict(list)
+        for number, query in enumerate(queries):
+            alike[query.exclude, max(query.k, self.model.num_beams)].append(number)
+        answers: list[list[dict[str, Any]]] = [[]] * len(queries)
+        for (exclude, _), numbers in alike.items():
+            histories = [queries[number].history for number in numbers]
+            given = given_histories(self.model, histories, exclude)
+            k = max(queries[number].k for number in numbers)
+            ranking = rank(self.model, given, np.arange(len(numbers)), k, len(numbers))
+            for number, found in zip(numbers, named(self.catalogue, ranking), strict=True):
+                answers[number] = self._plain(queries[number], found[: queries[number].k])
+        return answers
+
+    def _plain(self, query: Query, found: list[Recommendation]) -> list[dict[str, Any]]:
+        answer = [recommendation._asdict() for recommendation in found]
+        if query.explain and found:
+            history = [self.catalogue.tokens[item] for item in query.history]
+            wanted = [recommendation.item for recommendation in found]
+            explanations = explain_each(self.model, self.catalogue, history, wanted)
+            for item, explanation in zip(answer, explanations, strict=True):
+                item["steps"] = [
+                    {
+                        "chosen": step.chosen._asdict(),
+                        "alternatives": [choice._asdict() for choice in step.alternatives],
+                    }
+                    for step in explanation.steps
+                ]
+        return answer
