@@ -51,7 +51,7 @@ def limit_memory(device: torch.device, gib: float | None) -> None:
     """Let this process have no more than a smaller card has; None for all there is."""
     if device.type == "cuda":
         share = 1.0 if gib is None else min(gib / device_gib(device), 1.0)
-        torch.cuda.set_per_process_memory_fraction(share, device)
+        torch.cuda.set_per_process_memory_fraction(share)  # of the current device
 
 
 def matmul_rates(device: torch.device, sizes: Iterable[int]) -> dict[int, float]:
