@@ -144,7 +144,7 @@ def test_safetensors_is_refused_when_it_does_not_hold_one_tensor(tensors, tiny_d
 
 def test_file_is_refused_when_it_is_the_cache_of_another_dataset(tiny_data, tmp_path):
     embedding_of(tiny_data, embedding_cache=str(tmp_path))
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("*.safetensors")
     with pytest.raises(UserError, match=rf"{path.stem}.items does not exist"):
         from_file(tiny_data, str(path))
 
