@@ -64,7 +64,7 @@ def catalogue(finished) -> Catalogue:
 @contextmanager
 def serving(app) -> Iterator[httpx.Client]:
     """A client of a server in a thread of its own."""
-    listener = command._bound("127.0.0.1", "0")
+    listener = command.bound_socket("127.0.0.1", "0")
     listener.listen()
     server = make_server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

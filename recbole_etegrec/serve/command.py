@@ -46,7 +46,7 @@ def serve_command(directory: str, values: dict[str, str]) -> None:
     missing = [name for name in _NEEDS if find_spec(name) is None]
     if missing:
         raise UserError(f"serve needs {missing[0]}: pip install recbole-etegrec[serve]")
-    with _interruptions(), _bound(host, port) as listener:
+    with _interruptions(), bound_socket(host, port) as listener:
         served = _load(directory, values)
 
         from recbole_etegrec.serve.app import create_app
@@ -100,8 +100,12 @@ def _interruptions() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _bound(host: str, port: str) -> socket.socket:
-    """A socket with the address, before anything is loaded."""
+def bound_socket(host: str, port: str) -> socket.socket:
+    """A socket that has an address, so that this is known before anything is loaded.
+
+    Raises:
+        UserError: there is no such address, or it is taken.
+    """
     if not port.isdecimal() or int(port) > 65535:
         raise UserError(f"port ({port}): must be a number up to 65535")
     try:

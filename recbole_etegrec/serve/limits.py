@@ -10,7 +10,7 @@ from recbole_etegrec.serve.metrics import Metrics
 
 BODY_BYTES = 256 * 1024
 BODY_SECONDS = 10.0
-_READ_BYTES = 8 * 2**20
+_READ_BYTES = 8 * 2**20  # of one that is too large, before the connection is cut
 
 
 class _TooLargeError(Exception):
