@@ -9,6 +9,7 @@ from accelerate import PartialState
 from recbole.utils import init_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from recbole_etegrec.added_items import take_added_items
 from recbole_etegrec.baseline import load_baseline, run_baseline
 from recbole_etegrec.checks import advice
 from recbole_etegrec.compat import versions
@@ -23,7 +24,6 @@ from recbole_etegrec.data import (
 from recbole_etegrec.dataset_files import check_dataset_counts, check_dataset_files
 from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.gradient_check import GradientCheck, check_gradients
-from recbole_etegrec.inference.added_items import take_added_items
 from recbole_etegrec.memory_plan import MemoryPlan
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.model.build import check_base_model

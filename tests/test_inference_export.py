@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recbole_etegrec import export_run, load_exported, load_run, recommend, run
+from recbole_etegrec.added_items import AddedItems, write_added_items
 from recbole_etegrec.cli import main
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference import Catalogue
-from recbole_etegrec.inference.added_items import AddedItems, write_added_items
 from recbole_etegrec.run_directory import RunDirectory
 from tests.base_models import DECODERS, saved
 from tests.helpers import small_values

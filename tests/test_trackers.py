@@ -2,20 +2,19 @@
 
 import pytest
 
+from recbole_etegrec import checks
 from recbole_etegrec.config import Config
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.run_directory import RunDirectory
-from recbole_etegrec.trainer import trackers
 from recbole_etegrec.trainer.trackers import make_trackers
 
 WANTED = {"log_wandb": True, "wandb_project": "tried"}
 
 
-def test_trackers_are_refused_when_wandb_is_not_installed(tmp_path, monkeypatch):
-    monkeypatch.setattr(trackers, "is_wandb_available", lambda: False)
-    config = Config("ETEGRecLlama", "ml-100k", config_dict=WANTED)
-    with pytest.raises(UserError, match="wandb is not installed: pip install wandb"):
-        make_trackers(config, RunDirectory(tmp_path))
+def test_config_is_refused_when_wandb_is_wanted_and_not_installed(monkeypatch):
+    monkeypatch.setattr(checks, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match="needs the package wandb: pip install wandb"):
+        Config("ETEGRecLlama", "ml-100k", config_dict=WANTED)
 
 
 def test_wandb_keeps_a_run_in_files_when_it_is_offline(tmp_path, monkeypatch):

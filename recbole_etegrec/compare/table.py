@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from recbole.evaluator.register import metrics_dict
 from scipy.stats import ttest_rel
 
 from recbole_etegrec.compare.measures import is_finished, per_user_file, read_measures
@@ -15,12 +14,9 @@ from recbole_etegrec.compare.plan import HISTORIES, Plan, Run
 from recbole_etegrec.compare.plots import plots
 from recbole_etegrec.config import Config
 from recbole_etegrec.model import MODELS
+from recbole_etegrec.report.compared import COSTS, SIGNIFICANT, least_is_best
 from recbole_etegrec.report.pictures import write_svgs
 from recbole_etegrec.run_directory import RunDirectory, replace_text
-
-# What a model costs, and how that is printed; all else is a metric.
-_COSTS = {"parameters": "{:,.0f}", "seconds": "{:,.0f}", "memory_gib": "{:.2f}"}
-_SIGNIFICANT = 0.05
 
 
 def write_table(plan: Plan) -> str:
@@ -70,7 +66,7 @@ def _rows(records: list[dict], history: str, config: Config) -> list[dict[str, A
         values: dict[str, list[float]] = {}
         for record in done:
             valid = {f"valid {config['valid_metric']}": record["best_valid_score"]}
-            costs = {name: record[name] for name in _COSTS if name in record}
+            costs = {name: record[name] for name in COSTS if name in record}
             for name, value in {**record["test_result"][history], **valid, **costs}.items():
                 values.setdefault(name, []).append(value)
         rows.append(
@@ -148,11 +144,10 @@ def _per_user(records: list[dict], label: str, history: str) -> pd.Series | None
 
 
 def _best(rows: list[dict], column: str) -> dict[str, Any]:
-    """The row with the best mean in a column: the least of costs, and of metrics such as RMSE."""
-    name = column.removeprefix("valid ").partition("@")[0].lower()
-    least = column in _COSTS or metrics_dict[name].smaller
+    """The row with the best mean in a column."""
     having = [row for row in rows if column in row["columns"]]
-    return (min if least else max)(having, key=lambda row: row["columns"][column]["mean"])
+    best = min if least_is_best(column) else max
+    return best(having, key=lambda row: row["columns"][column]["mean"])
 
 
 def _columns(rows: list[dict]) -> list[str]:
@@ -205,7 +200,7 @@ def _losses(rows: list[dict], metric: str) -> list[str]:
 
 
 def _significance(p: float) -> str:
-    return f"{'significant' if p < _SIGNIFICANT else 'not significant'}, p = {p:.2g}"
+    return f"{'significant' if p < SIGNIFICANT else 'not significant'}, p = {p:.2g}"
 
 
 def _facts(comparison: dict[str, Any]) -> list[str]:
@@ -262,7 +257,7 @@ def _markdown_table(rows: list[dict]) -> list[str]:
 def _cell(value: dict[str, float | None] | None, name: str, best: float) -> str:
     if value is None:
         return ""
-    form = _COSTS.get(name, "{:.4f}")
-    mean = form.format(value["mean"])
+    form = COSTS.get(name, ".4f")
+    mean = format(value["mean"], form)
     mean = f"**{mean}**" if value["mean"] == best else mean
-    return mean if value["std"] is None else f"{mean} ± {form.format(value['std'])}"
+    return mean if value["std"] is None else f"{mean} ± {format(value['std'], form)}"

@@ -96,11 +96,9 @@ def _measure(run_dir: RunDirectory, history: str, known: dict[str, dict]) -> dic
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         **_tested(test_data._dataset),
-        "dataset": {  # without the padding
-            "users": dataset.user_num - 1,
-            "items": dataset.item_num - 1,
-            "interactions": dataset.inter_num,
-        },
+        # Without the padding. Interactions are not counted: RecBole's own sequential models have
+        # made rows of them, without each user's first.
+        "dataset": {"users": dataset.user_num - 1, "items": dataset.item_num - 1},
         "test_result": {**known, history: result},
     }
 

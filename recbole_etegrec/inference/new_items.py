@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recbole_etegrec.added_items import AddedItems, read_added_items, write_added_items
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import WholeSequenceDataset
 from recbole_etegrec.data.item_embedding import Standard, embedding_sources, embedding_standard
@@ -18,7 +19,6 @@ from recbole_etegrec.data.item_embedding.text import encode_texts, join_fields
 from recbole_etegrec.data.item_file import read_rows, read_titles
 from recbole_etegrec.dataset_files import check_atomic_file
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.inference.added_items import AddedItems, read_added_items, write_added_items
 from recbole_etegrec.model import MODELS, ETEGRecLlama
 from recbole_etegrec.quick_start import load_run
 from recbole_etegrec.run_directory import RunDirectory

@@ -11,8 +11,9 @@ from recbole_etegrec.errors import UserError
 from recbole_etegrec.report.curves import Run
 
 _FILE = "comparison.json"
-_COSTS = {"parameters": ",.0f", "seconds": ",.0f", "memory_gib": ".2f"}
-_SIGNIFICANT = 0.05
+# What a model costs, and how that is printed; all else is a metric.
+COSTS = {"parameters": ",.0f", "seconds": ",.0f", "memory_gib": ".2f"}
+SIGNIFICANT = 0.05
 
 
 def compared_runs(paths: Sequence[str]) -> list[str]:
@@ -49,9 +50,15 @@ def rows_of(rows: list[dict]) -> tuple[list[str], list[tuple[str, list[tuple[str
     for row in rows:
         cells = [_cell(row, name, rows) for name in names]
         p = row.get("p")
-        cells.append(("" if p is None else f"{p:.2g}", p is not None and p >= _SIGNIFICANT))
+        cells.append(("" if p is None else f"{p:.2g}", p is not None and p >= SIGNIFICANT))
         body.append((row["model"], cells))
     return ([*(name.replace("_", " ") for name in names), "p"] if names else []), body
+
+
+def least_is_best(column: str) -> bool:
+    """Whether the least of a column is the best: of costs, and of metrics such as RMSE."""
+    metric = column.removeprefix("valid ").partition("@")[0].lower()
+    return column in COSTS or metric in smaller_metrics
 
 
 def _cell(row: dict, name: str, rows: list[dict]) -> tuple[str, bool]:
@@ -59,9 +66,8 @@ def _cell(row: dict, name: str, rows: list[dict]) -> tuple[str, bool]:
     if column is None:
         return "–", False
     means = [other["columns"][name]["mean"] for other in rows if name in other["columns"]]
-    metric = name.removeprefix("valid ").partition("@")[0].lower()
-    best = min if name in _COSTS or metric in smaller_metrics else max
-    form = _COSTS.get(name, ".4f")
+    best = min if least_is_best(name) else max
+    form = COSTS.get(name, ".4f")
     text = format(column["mean"], form)
     if column["std"] is not None:
         text += f" ± {format(column['std'], form)}"

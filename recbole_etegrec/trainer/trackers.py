@@ -1,25 +1,15 @@
 """TensorBoard and Weights & Biases beside ``metrics.jsonl``, which is complete without them."""
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
-from accelerate.utils import is_wandb_available
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.errors import UserError
 from recbole_etegrec.run_directory import RunDirectory
 
 
 def make_trackers(config: Config, run_dir: RunDirectory) -> list[GeneralTracker]:
-    """TensorBoard's, in the run directory, and W&B's where RecBole's ``log_wandb`` asks for it.
-
-    Raises:
-        UserError: W&B is wanted and not installed.
-    """
+    """TensorBoard's, in the run directory, and W&B's where RecBole's ``log_wandb`` asks for it."""
     trackers: list[GeneralTracker] = [TensorBoardTracker("tensorboard", run_dir.path)]
     if config["log_wandb"]:
-        if not is_wandb_available():
-            raise UserError(
-                "log_wandb (True): wandb is not installed: pip install wandb, or leave it out"
-            )
         trackers.append(WandBTracker(config["wandb_project"], config=config.inputs))
     return trackers
 
