@@ -122,8 +122,8 @@ class CodeLM(LlamaForCausalLM):
     def forward(
         self,
         input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         cache: DynamicCache | None = None,
         past_key_values: DynamicCache | None = None,  # the cache's name until transformers 5.24
         **_,

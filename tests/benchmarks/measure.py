@@ -20,11 +20,16 @@ class Work(NamedTuple):
         run: does it once.
         units: targets, users or the like that it gets through.
         flops: operations that it needs at least, padding not counted.
+        small: what warms it up, where doing it once more would take long.
     """
 
     run: Callable[[], object]
     units: float = 1.0
     flops: float = 0.0
+    small: Callable[[], object] | None = None
+
+    def warm_up(self) -> None:
+        (self.small or self.run)()
 
 
 class Timing(NamedTuple):
@@ -39,7 +44,7 @@ class Stopwatch:
 
     Args:
         clock: ``wall``, or ``cpu``: seconds of all threads, for a machine that others use too.
-        rounds: turns; the medians count. One more goes before them, for warming up.
+        rounds: turns; the medians count.
     """
 
     def __init__(self, clock: str, rounds: int):
@@ -51,12 +56,11 @@ class Stopwatch:
         run()
         return self.now() - started
 
-    def in_turn(self, works: dict[str, Work], warm: bool = True) -> dict[str, Timing]:
+    def in_turn(self, works: dict[str, Work]) -> dict[str, Timing]:
         """Timings by name, the machine's matrix product among them as ``matmul``."""
         works = {**works, "matmul": matrix_product()}
-        if warm:
-            for work in works.values():
-                work.run()
+        for work in works.values():
+            work.warm_up()
         rounds = [
             {name: self.seconds(work.run) for name, work in works.items()}
             for _ in range(self.rounds)

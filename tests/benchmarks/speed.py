@@ -26,9 +26,10 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.measure import Stopwatch
+from tests.benchmarks.speed_ranking import ranking_rows
 from tests.benchmarks.speed_training import training_rows
 
-SECTIONS = {"training": training_rows}
+SECTIONS = {"training": training_rows, "ranking": ranking_rows}
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def training_rows(
             loader = prefix_loader(train._dataset, config["code_length"], 0, bool(buckets))
             works[name] = steps_of(as_first_design(engine), loader, buckets or 1)
         works["SASRec"] = sasrec(values, dataset)
-        found = watch.in_turn(works, warm=False)
+        found = watch.in_turn(works)
         limit = limits(found)
         titles = {
             "random": ("a row a prefix, random batches of 512", 150),
@@ -135,7 +135,7 @@ def steps_of(engine: Engine, loader: SequenceLoader, count: int) -> Work:
             engine.step(pieces, STAGE)
 
     forward = forward_flops(engine.model.recommender, np.concatenate(tokens), targets)
-    return Work(run, targets, 3 * forward)
+    return Work(run, targets, 3 * forward, small=lambda: engine.step(batches[0], STAGE))
 
 
 def sasrec(values: dict, dataset: str) -> Work:
@@ -147,4 +147,8 @@ def sasrec(values: dict, dataset: str) -> Work:
         model, _, train_data, *_ = _prepare(config, run_dir)
         trainer = _trainer(config, model, run_dir)
     batch = next(iter(train_data))
-    return Work(lambda: trainer._train_epoch([batch], 0), len(batch))
+    return Work(
+        lambda: trainer._train_epoch([batch], 0),
+        len(batch),
+        small=lambda: trainer._train_epoch([batch[:64]], 0),
+    )
