@@ -26,10 +26,19 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.measure import Stopwatch
+from tests.benchmarks.speed_growth import growth_rows
+from tests.benchmarks.speed_memory import memory_rows
 from tests.benchmarks.speed_ranking import ranking_rows
+from tests.benchmarks.speed_startup import startup_rows
 from tests.benchmarks.speed_training import training_rows
 
-SECTIONS = {"training": training_rows, "ranking": ranking_rows}
+SECTIONS = {
+    "training": training_rows,
+    "ranking": ranking_rows,
+    "growth": growth_rows,
+    "startup": startup_rows,
+    "memory": memory_rows,
+}
 
 
 def main() -> None:

@@ -21,8 +21,9 @@ from tests.benchmarks.first_design import (
 from tests.benchmarks.measure import Stopwatch, Work, beam_flops
 
 BEAMS = (20, 50)
-BATCHES = 3  # of users with histories of like length, as evaluation has them
-SLOW_USERS = 16  # of a batch, for the slow ways
+BATCHES = 6  # of users with histories of like length, as evaluation has them
+SLOW_USERS = 8  # of each, for the slow ways
+DRAWN_USERS = 16  # of a batch that is drawn at random
 EXACT_USERS = 4
 
 
@@ -39,7 +40,7 @@ def ranking_rows(
         works, ours = compared(recommender, codes, batches, beams)
         same = {name: agreement(works[name].run(), ours) for name in ("uncached", "transformers")}
         if beams == BEAMS[0]:
-            works["exact"] = exact(recommender, codes, batches[1])
+            works["exact"] = exact(recommender, codes, batches[BATCHES // 2])
         found = watch.in_turn(works)
         seconds[beams] = found["ours"].seconds
         rate = found["matmul"].flops
@@ -120,7 +121,7 @@ def compared(
 
     def uncached(count: int) -> Ranking:
         found = []
-        for rows in drawn[:count].split(SLOW_USERS):
+        for rows in drawn[:count].split(DRAWN_USERS):
             items = left_padded(chosen[rows], (chosen[rows] > 0).sum(1))
             found.append(generate_uncached(recommender, codes, items, num_beams))
         joined = joined_rankings(found)

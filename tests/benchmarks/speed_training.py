@@ -70,9 +70,7 @@ def padding_row(train: SequenceLoader, dataset: str) -> dict:
     }
 
 
-def width_row(
-    values: dict, watch: Stopwatch, dataset: str, folder: str, width: int
-) -> dict:
+def width_row(values: dict, watch: Stopwatch, dataset: str, folder: str, width: int) -> dict:
     """Useful operations a second of a wider model, as a share of the machine's."""
     wide = {**values, "hidden_size": width, "intermediate_size": 4 * width}
     config = Config("ETEGRecLlama", dataset, config_dict=wide)
