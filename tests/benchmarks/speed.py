@@ -13,7 +13,8 @@ share of that our side reaches, padding not counted.
     startup    from the command to the first step; tokenizer; code table and trie of 1M items
     memory     peak bytes, beside what must be held
 
-`--threads=N` (all cores), `--rounds=N` (3), `--clock=cpu` where others use the machine too.
+`--threads=N` (all cores), `--rounds=N` (3), `--clock=cpu` (with one thread) where others use the
+machine too. All of it takes some eight minutes on two cores.
 """
 
 import argparse

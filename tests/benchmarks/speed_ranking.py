@@ -49,7 +49,7 @@ def ranking_rows(
             "transformers": ("transformers' generate, prefix_allowed_tokens_fn", 10),
             "exact": ("exact ranking of all items", None),
         }
-        for name in works.keys() & titles.keys():
+        for name in (name for name in titles if name in works):
             title, target = titles[name]
             yield {
                 "row": f"{beams} beams: {title}",
