@@ -8,6 +8,8 @@ from recbole.evaluator import Evaluator
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.trainer.collector import RankingCollector
+from recbole_etegrec.trainer.evaluation import evaluate
+from tests.helpers import small_config, small_model
 
 INF = float("inf")
 
@@ -110,3 +112,41 @@ def test_collector_keeps_counts_when_it_is_read_twice():
         collected = collector.get_data_struct()
         assert collected.get("data.num_items") == 3
         assert collected.get("rec.items").tolist() == [[2]]
+
+
+def test_collector_makes_the_same_of_best_items_as_of_all_scores_when_positives_vary():
+    metrics = ["Recall", "NDCG", "MRR", "Precision", "ItemCoverage"]
+    config = Config(
+        "Pop", "ml-100k", config_dict={"metrics": metrics, "topk": [1, 3], "valid_metric": "MRR@3"}
+    )
+    scores = torch.tensor(
+        [[-INF, 0.1, 0.9, 0.5, 0.3], [-INF, -INF, 0.5, -INF, 0.7], [-INF, 0.1, 0.2, 0.3, 0.4]]
+    )
+    items = torch.tensor([[2, 3, 4], [4, 2, 0], [4, 3, 2]])
+    # The last item of the third row is no positive of its own, but one of another row.
+    rows, wanted = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([3, 1, 3, 4, 3, 1])
+    whole, short = RankingCollector(config), RankingCollector(config)
+    assert not whole.needs_scores
+    whole.eval_batch_collect(scores, None, rows, wanted)
+    short.collect_best_items(items, rows, wanted)
+    for name in ("rec.topk", "rec.items"):
+        assert torch.equal(whole.data_struct.get(name).int(), short.data_struct.get(name).int())
+
+
+def test_collector_asks_for_scores_when_a_metric_is_of_all_ranks():
+    values = {"metrics": ["GAUC"], "topk": [3], "valid_metric": "GAUC"}
+    assert RankingCollector(Config("Pop", "ml-100k", config_dict=values)).needs_scores
+
+
+@pytest.mark.parametrize("exclude", [False, True])
+def test_evaluation_gives_the_same_when_scores_of_all_items_are_never_made(
+    tiny_data, monkeypatch, exclude
+):
+    config = small_config(tiny_data, exclude_history=exclude, metrics=["Recall", "NDCG", "MRR"])
+    model, loaders = small_model(config)
+    with monkeypatch.context() as patched:
+        patched.setattr(RankingCollector, "needs_scores", True)
+        expected = evaluate(model, loaders.test, loaders.train._dataset, config)
+    monkeypatch.setattr(model, "full_sort_predict", None)  # would fail if called
+    assert evaluate(model, loaders.test, loaders.train._dataset, config) == expected
+    assert expected["recall@20"] > 0

@@ -109,7 +109,8 @@ def _has_items_left(
     count = trie.node_counts[depth]
     under = rows * count + trie.nodes[depth][trie.leaf_of[items]]
     keys, taken = under.unique(return_counts=True)
-    sizes = torch.bincount(trie.nodes[depth], minlength=count)
-    emptied = keys[taken == sizes[keys % count]]
+    touched = (keys % count).int()
+    begin, end = (torch.searchsorted(trie.nodes[depth], touched, right=r) for r in (False, True))
+    emptied = keys[taken == end - begin]
     row = torch.arange(len(nodes), device=nodes.device).view(-1, 1, 1)
     return ~torch.isin(row * count + nodes, emptied)

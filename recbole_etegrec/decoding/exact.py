@@ -76,7 +76,7 @@ def _make_chunk(trie: Trie, rows: slice) -> _Chunk:
     codes, items = trie.codes[rows], trie.items[rows]
     path, depths, node_codes, node_levels, count = [], [], [], [], 0
     for level in range(trie.depth - 1):
-        node = trie.nodes[level + 1][rows]
+        node = trie.nodes[level + 1][rows].long()
         node = node - node[0]  # neighbours in the trie have consecutive numbers
         first = torch.searchsorted(node, torch.arange(int(node[-1]) + 1, device=node.device))
         path.append(node)

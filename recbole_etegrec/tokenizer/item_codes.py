@@ -57,12 +57,13 @@ class ItemCodes(nn.Module):
                 f"code can tell {self.code_num} apart: set collision to sinkhorn, raise code_num, "
                 "e_dim or tokenizer_epochs, or give item embeddings that differ."
             )
-        old = self.table[1:].clone()
+        old = self.table[1:]
         stays = (semantic_codes == old[:, :-1]).all(dim=1)
         groups = group_ids(semantic_codes, self.code_num)
         collision = collision_codes(groups, old[:, -1], stays)
-        self.set_table(torch.cat([semantic_codes, collision.unsqueeze(1)], dim=1))
-        changed = float((self.table[1:] != old).any(dim=1).float().mean())
+        codes = torch.cat([semantic_codes, collision.unsqueeze(1)], dim=1)
+        changed = float((codes != old).any(dim=1).float().mean())
+        self.set_table(codes)
         return replace(health, changed=changed)
 
     def codes_for(self, semantic_codes: torch.Tensor) -> torch.Tensor:

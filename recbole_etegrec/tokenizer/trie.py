@@ -2,7 +2,7 @@
 
 A node of depth ``l`` is a distinct prefix of ``l`` codes, numbered in lexicographic order, so the
 children of a node are a contiguous range one level down. Depth ``L`` nodes are the items. Memory
-grows with the number of items, not with the codebook size.
+grows with the number of items, not with the codebook size; what is not used as an index is int32.
 """
 
 from typing import NamedTuple
@@ -51,12 +51,12 @@ class Trie:
         self.node_counts = [1]  # per depth
         new = torch.zeros(len(codes), dtype=torch.bool, device=codes.device)
         new[:1] = True  # rows that begin a node; at the root, one
-        self.nodes = [new.cumsum(0) - 1]  # per depth: the node of each row [N]
+        self.nodes = [new.cumsum(0, dtype=torch.int32) - 1]  # per depth: the node of each row [N]
         for level in range(self.depth):
             parents = torch.nonzero(new).squeeze(1)
             new = new.clone()
             new[1:] |= codes[1:, level] != codes[:-1, level]
-            node = new.cumsum(0) - 1
+            node = new.cumsum(0, dtype=torch.int32) - 1
             self.nodes.append(node)
             end = node[-1:] + 1
             self.starts.append(torch.cat([node[parents], end]))

@@ -4,8 +4,10 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector
 from recbole.evaluator.collector import DataStruct
+from torch.nn import functional as F
 
-_RANKINGS = ("rec.topk", "rec.meanrank", "rec.score", "rec.items", "data.label")
+_OF_SCORES = ("rec.meanrank", "rec.score", "data.label")
+_RANKINGS = ("rec.topk", "rec.items", *_OF_SCORES)
 
 
 class RankingCollector(Collector):
@@ -38,6 +40,31 @@ class RankingCollector(Collector):
             if self.register.need(name):
                 batch = self.data_struct.get(name)[-len(scores_tensor) :, : len(places)]
                 batch.masked_fill_(unranked, 0)  # no hit; the padding item
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether a metric asks for more than each user's best items."""
+        return any(self.register.need(name) for name in _OF_SCORES)
+
+    def collect_best_items(
+        self, items: torch.Tensor, positive_u: torch.Tensor, positive_i: torch.Tensor
+    ) -> None:
+        """Collect one batch of best items ``[B, K]`` alone, best first, 0 where there are none.
+
+        What is collected is the same as from scores of all items, which are ``[B, N]``.
+        """
+        largest = max(self.topk)
+        items = F.pad(items[:, :largest], (0, max(largest - items.shape[1], 0)))
+        if self.register.need("rec.items"):
+            self.data_struct.update_tensor("rec.items", items)
+        if self.register.need("rec.topk"):
+            rows = torch.arange(len(items), device=items.device).unsqueeze(1)
+            wanted = torch.stack([positive_u, positive_i]).to(items.device)  # [2, positives]
+            base = int(wanted[1].max()) + 1
+            hits = torch.isin(rows * base + items, wanted[0] * base + wanted[1])
+            hits &= (items > 0) & (items < base)
+            counts = torch.bincount(wanted[0], minlength=len(items)).unsqueeze(1)
+            self.data_struct.update_tensor("rec.topk", torch.cat([hits, counts], dim=1).int())
 
     def take_batch(self) -> dict[str, torch.Tensor]:
         """What was collected of rankings so far, on the CPU; it is forgotten here."""

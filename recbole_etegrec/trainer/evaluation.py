@@ -68,14 +68,16 @@ def collect_rankings(
     With several processes each ranks its share of the batches, and all get all of it.
 
     Args:
-        model: with ``full_sort_predict`` and ``score_candidates``.
+        model: with ``recommend``, ``full_sort_predict`` and ``score_candidates``.
         loader: one of RecBole's evaluation loaders.
         train_dataset: for the metrics that need item counts.
     """
     state = PartialState()
     collector = RankingCollector(config)
     collector.data_collect(_Training(train_dataset))
-    score = _score_all if isinstance(loader, FullSortEvalDataLoader) else _score_sampled
+    full = isinstance(loader, FullSortEvalDataLoader)
+    score = _score_all if full else _score_sampled
+    best_only = full and not collector.needs_scores  # scores of all items are then never made
     model.eval()
     np.random.seed(config["seed"])  # sampled evaluation: the same items each time, everywhere
     collected = []
@@ -91,10 +93,16 @@ def collect_rankings(
                 continue
             interaction, index, positive_u, positive_i = batch
             interaction = interaction.to(config["device"])
-            scores = score(model, interaction, index)
+            if best_only:
+                items = model.recommend(interaction, max(config["topk"]), index).items
+            else:
+                scores = score(model, interaction, index)
             if left_over:
                 break
-            collector.eval_batch_collect(scores, interaction, positive_u, positive_i)
+            if best_only:
+                collector.collect_best_items(items, positive_u, positive_i)
+            else:
+                collector.eval_batch_collect(scores, interaction, positive_u, positive_i)
             collected.append((number, collector.take_batch()))
     # Each batch was ranked by one process; in their order, all have what a single one has.
     for _, batch in sorted(gather_object(collected), key=lambda pair: pair[0]):

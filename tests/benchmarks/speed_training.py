@@ -1,0 +1,152 @@
+"""Training: whole sequences against a row a prefix, and against RecBole's SASRec."""
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from recbole_etegrec.baseline import _prepare, _trainer
+from recbole_etegrec.config import Config
+from recbole_etegrec.data.loader import SequenceBatch, SequenceLoader
+from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.quick_start import _load_data
+from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.trainer.engine import Engine
+from recbole_etegrec.trainer.schedule import Stage
+from tests.benchmarks.first_design import prefix_loader
+from tests.benchmarks.measure import Stopwatch, Timing, Work, forward_flops
+
+STAGE = Stage("finetune", "recommender", 1.0, 0.0, 0.0)
+STEPS = 12  # of an epoch, of all lengths of sequences alike
+BUCKETS = {"Beauty": 8, "ml-100k": 1}  # of the length-bucketed prefixes; long ones take their time
+
+
+def training_rows(
+    values: dict, watch: Stopwatch, datasets: list[str], folder: str
+) -> Iterator[dict]:
+    """Rows on each dataset, then the share of the machine that a wider model reaches."""
+    for dataset in datasets:
+        config = Config("ETEGRecLlama", dataset, config_dict=values)
+        engine, train = engine_of(config, folder)
+        works = {"ours": steps_of(engine, train, STEPS)}
+        for name, buckets in (("random", 0), ("bucketed", BUCKETS[dataset])):
+            loader = prefix_loader(train._dataset, config["code_length"], 0, bool(buckets))
+            works[name] = steps_of(as_first_design(engine), loader, buckets or 1)
+        works["SASRec"] = sasrec(values, dataset)
+        found = watch.in_turn(works)
+        limit = limits(found)
+        titles = {
+            "random": ("a row a prefix, random batches of 512", 150),
+            "bucketed": ("a row a prefix, batches of 512 by length", 10),
+            "SASRec": ("an epoch of RecBole's SASRec", 3),
+        }
+        for name, (title, target) in titles.items():
+            yield {
+                "row": f"training, {dataset}: {title}",
+                "ours": 1 / found["ours"].seconds,
+                "other": 1 / found[name].seconds,
+                "unit": "targets/s",
+                "ratio": found[name].seconds / found["ours"].seconds,
+                "target": target if dataset == "Beauty" or name == "SASRec" else None,
+                **limit,
+            }
+        yield padding_row(train, dataset)
+    yield width_row(values, watch, datasets[0], folder, 256)
+
+
+def padding_row(train: SequenceLoader, dataset: str) -> dict:
+    """Padding among the tokens of an epoch."""
+    lengths = train.windows.end - train.windows.start
+    padded = sum(lengths[rows].max() * len(rows) for rows in train.steps)
+    return {
+        "row": f"padding, {dataset}",
+        "ratio": 1 - lengths.sum() / padded,
+        "unit": "share of tokens",
+        "target": 0.05,
+        "lower": True,
+    }
+
+
+def width_row(values: dict, watch: Stopwatch, dataset: str, folder: str, width: int) -> dict:
+    """Useful operations a second of a wider model, as a share of the machine's."""
+    wide = {**values, "hidden_size": width, "intermediate_size": 4 * width}
+    config = Config("ETEGRecLlama", dataset, config_dict=wide)
+    engine, train = engine_of(config, folder)
+    found = watch.in_turn({"ours": steps_of(engine, train, STEPS)})
+    limit = limits(found)
+    return {
+        "row": f"training, width {width}: share of the matmul rate",
+        "ours": 1 / found["ours"].seconds,
+        "unit": "targets/s",
+        "ratio": limit["share"],
+        "target": 0.5,
+        **limit,
+    }
+
+
+def limits(found: dict[str, Timing]) -> dict:
+    """The machine's rate of matrix products, and the share of it that useful tokens reach."""
+    rate = found["matmul"].flops
+    return {"matmul_gflops": rate / 1e9, "share": found["ours"].flops / rate}
+
+
+def engine_of(config: Config, folder: str) -> tuple[Engine, SequenceLoader]:
+    """An engine ready for recommender steps, on random item embeddings, and the data."""
+    _, (train, *_) = _load_data(config)
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(
+        train._dataset.item_num, config["semantic_hidden_size"], generator=generator
+    )
+    engine = Engine(config, ETEGRecLlama(config, train._dataset, embedding), RunDirectory(folder))
+    engine.freeze_all_but("recommender")
+    for group in engine.bare_optimizer("recommender").param_groups:
+        group["lr"] = 1e-3
+    return engine, train
+
+
+def as_first_design(engine: Engine) -> Engine:
+    """The same weights and optimizer, with the mask of padding that LLaMA is usually given."""
+    first = copy.copy(engine)
+
+    def losses(batch: SequenceBatch, stage: Stage) -> dict[str, torch.Tensor]:
+        recommender = partial(engine.recommender, attention_mask=batch.items > 0)
+        return engine.model.losses(stage.weights, batch, recommender)
+
+    first.losses = losses
+    return first
+
+
+def steps_of(engine: Engine, loader: SequenceLoader, count: int) -> Work:
+    """Steps of an epoch: the middle ones of equal parts, by how long their sequences are."""
+    lengths = loader.windows.end - loader.windows.start
+    order = np.argsort([lengths[rows].mean() for rows in loader.steps], kind="stable")
+    chosen = order[((np.arange(count) + 0.5) * len(order) / count).astype(int)]
+    batches = [next(loader.iterate(int(i))) for i in chosen]
+    tokens = [lengths[loader.steps[i]] * loader.code_length - 1 for i in chosen]
+    targets = sum(pieces[0].step_targets for pieces in batches)
+
+    def run() -> None:
+        for pieces in batches:
+            engine.step(pieces, STAGE)
+
+    forward = forward_flops(engine.model.recommender, np.concatenate(tokens), targets)
+    return Work(run, targets, 3 * forward, small=lambda: engine.step(batches[0], STAGE))
+
+
+def sasrec(values: dict, dataset: str) -> Work:
+    """A batch of RecBole's SASRec, of its default size, by RecBole's own trainer."""
+    names = ("data_path", "state", "use_gpu", "seed")
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = RunDirectory(folder)
+        config = Config("SASRec", dataset, config_dict={k: values[k] for k in names if k in values})
+        model, _, train_data, *_ = _prepare(config, run_dir)
+        trainer = _trainer(config, model, run_dir)
+    batch = next(iter(train_data))
+    return Work(
+        lambda: trainer._train_epoch([batch], 0),
+        len(batch),
+        small=lambda: trainer._train_epoch([batch[:64]], 0),
+    )

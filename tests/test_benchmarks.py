@@ -1,0 +1,109 @@
+"""What the speed benchmark compares gives the same results on both sides."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from recbole_etegrec.recommender import Recommender
+from recbole_etegrec.tokenizer import ItemCodes
+from tests.benchmarks.first_design import (
+    AllowedTokens,
+    CodeLM,
+    generate_transformers,
+    generate_uncached,
+    left_padded,
+    prefix_loader,
+)
+from tests.benchmarks.measure import Stopwatch, Work, beam_flops, exponent, forward_flops
+from tests.benchmarks.speed_ranking import agreement, beams_of
+from tests.helpers import (
+    small_config,
+    small_item_codes,
+    small_model,
+    small_recommender,
+    whole_steps,
+)
+
+CLOSE = {"atol": 1e-5, "rtol": 0}
+LENGTHS = torch.tensor([1, 3, 6, 6])
+
+
+@pytest.fixture
+def setting() -> tuple[Recommender, ItemCodes, torch.Tensor]:
+    """A recommender, codes of 40 items, and four histories padded on the right."""
+    codes = small_item_codes(n_items=40, code_num=8, used=4)
+    items = torch.randint(1, 41, (4, 6), generator=torch.Generator().manual_seed(1))
+    return small_recommender(), codes, items * (torch.arange(6) < LENGTHS.unsqueeze(1))
+
+
+@pytest.mark.parametrize("beams", [2, 5])
+def test_ways_to_rank_give_the_same_items_and_scores_when_weights_are_the_same(setting, beams):
+    recommender, codes, items = setting
+    ours = beams_of(recommender, codes, items, beams)
+    left = left_padded(items, LENGTHS)
+    allowed = AllowedTokens(codes.trie, codes.code_num)
+    others = (
+        generate_uncached(recommender, codes, left, beams),
+        generate_transformers(CodeLM.of(recommender), allowed, codes, left, beams),
+    )
+    for other in others:
+        assert torch.equal(other.items, ours.items)
+        torch.testing.assert_close(other.scores, ours.scores, **CLOSE)
+        assert agreement(other, ours)["same_items"] == 1.0
+
+
+def test_agreement_ends_the_benchmark_when_scores_differ(setting):
+    ours = beams_of(*setting, 5)
+    with pytest.raises(SystemExit, match="results differ"):
+        agreement(ours._replace(scores=ours.scores + 0.01), ours)
+
+
+@pytest.mark.parametrize("bucketed", [False, True])
+def test_prefix_rows_have_the_loss_of_whole_sequences_when_padding_is_masked(tiny_data, bucketed):
+    config = small_config(tiny_data, cut_probability=0.0, MAX_ITEM_LIST_LENGTH=80)
+    model, loaders = small_model(config)
+    prefixes = prefix_loader(loaders.train._dataset, config["code_length"], 0, bucketed)
+    sums = []
+    for loader, masked in ((loaders.train, False), (prefixes, True)):
+        total, targets = 0.0, 0
+        for batch in whole_steps(loader):
+
+            def recommender(codes, index, mask=batch.items > 0 if masked else None):
+                return model.recommender(codes, index, mask)
+
+            with torch.no_grad():
+                loss = model.losses(["recommendation"], batch, recommender)["recommendation"]
+            total += float(loss) * batch.step_targets
+            targets += batch.step_targets
+        sums.append((targets, total / targets))
+    assert sums[0][0] == sums[1][0]
+    assert sums[0][1] == pytest.approx(sums[1][1], abs=1e-5)
+
+
+def test_flops_are_those_of_the_matrix_products_when_nothing_is_padded(setting):
+    recommender, codes, _ = setting
+    items = torch.randint(1, 41, (3, 9))
+    recommender.backbone.set_attn_implementation("eager")  # counted in any version of torch
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        recommender(codes(items), torch.arange(3 * 8))
+    adapters = [p for head in recommender.heads[1:] for p in head.parameters() if p.ndim == 2]
+    tokens, width, layers = 9 * 4 - 1, 16, 2
+    unseen = 4 * layers * width * 3 * tokens * (tokens - 1) // 2  # pairs that causality hides
+    ours = forward_flops(recommender, np.full(3, tokens), 3 * 8)
+    ours += unseen + 2 * 3 * 8 * sum(p.numel() for p in adapters)
+    assert ours == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert beam_flops(recommender, [36], 20) > forward_flops(recommender, [36], 0)
+
+
+def test_stopwatch_gives_seconds_a_unit_and_the_matrix_product_when_works_take_turns():
+    done = []
+    works = {"a": Work(lambda: done.append("a"), 2.0), "b": Work(lambda: done.append("b"))}
+    found = Stopwatch("wall", 2).in_turn(works)
+    assert done == ["a", "b"] * 3
+    assert found.keys() == {"a", "b", "matmul"}
+    assert found["matmul"].flops > 1e8
+
+
+def test_exponent_is_the_power_when_time_follows_one():
+    assert exponent([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2.0)
