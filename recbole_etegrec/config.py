@@ -204,6 +204,12 @@ class Config(recbole.config.Config):
             and "train_neg_sample_args" not in self.external_config_dict
         ):
             final["train_neg_sample_args"] = None  # cross-entropy over all items samples none
+        if (
+            final["MODEL_TYPE"] != ModelType.SEQUENTIAL
+            and final["eval_args"]["mode"] in ("full", {"valid": "full", "test": "full"})
+            and "eval_batch_size" not in self.external_config_dict
+        ):
+            final["eval_batch_size"] = 2**20  # pairs of user and item: RecBole's 4096 are one user
         hidden = NOT_INPUTS | ({"gpu_id"} - self.external_config_dict.keys())
         self.inputs = {key: deepcopy(final[key]) for key in final if key not in hidden}
         return final

@@ -75,6 +75,21 @@ def test_config_samples_negatives_when_the_loss_needs_them(model, distribution):
     assert config["train_neg_sample_args"]["distribution"] == distribution
 
 
+@pytest.mark.parametrize(
+    ("model", "values", "size"),
+    [
+        ("BPR", {}, 2**20),
+        ("BPR", {"eval_batch_size": 4096}, 4096),
+        ("BPR", {"eval_args": {"mode": "uni100"}}, 4096),
+        ("SASRec", {}, 4096),
+    ],
+)
+def test_config_ranks_many_users_at_a_time_when_pairs_are_counted(model, values, size):
+    config = Config(model, "ml-100k", config_dict=values)
+    assert config["eval_batch_size"] == size
+    assert Config(config_dict=config.inputs)["eval_batch_size"] == size
+
+
 @pytest.mark.parametrize("model", ["ETEGRecLlama", "SASRec"])
 def test_config_is_rebuilt_when_its_inputs_pass_through_yaml(model, tiny_data):
     ours = {"run_dir": "x", "resume": "True"}
