@@ -231,7 +231,7 @@ def test_command_is_refused_when_a_run_has_no_model_to_use(finished, tmp_path, c
     assert "no best/" in capsys.readouterr().err
     (unfinished / "config.yaml").write_text("model: BPR\ndataset: ml-100k\n")
     assert main(["explain", str(unfinished), "--history=1"]) == 2
-    assert "a run of BPR; only ETEGRecLlama, " in capsys.readouterr().err
+    assert "a run of BPR; name a run of ETEGRecLlama, " in capsys.readouterr().err
 
 
 def test_recommend_says_what_to_install_when_parquet_cannot_be_written(monkeypatch, capsys):
