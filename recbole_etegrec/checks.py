@@ -253,11 +253,6 @@ def _finished_baseline(run: Path) -> bool:
 
 
 def _text_contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
-    yield (
-        find_spec("sentence_transformers") is None,
-        "item_embedding (text) needs the package sentence-transformers: "
-        "pip install 'recbole-etegrec[text]'",
-    )
     model, fields = config["text_model"], config["text_fields"]
     yield (
         not (isinstance(model, str) and model),

@@ -194,9 +194,7 @@ def _add_items(arguments: Sequence[str]) -> None:
         raise UserError("add-items: expected --items=FILE.item (see --help)")
 
     from recbole_etegrec.inference.new_items import add_items
-    from recbole_etegrec.run_directory import start_logging
 
-    start_logging(None, "WARNING")
     items, embeddings = values.pop("items"), values.pop("embeddings", None)
     sys.stdout.write(add_items(run_dir, items, embeddings, values))
 
@@ -207,9 +205,7 @@ def _export(arguments: Sequence[str]) -> None:
         raise UserError("export: expected --out=DIR (see --help)")
 
     from recbole_etegrec.inference.export import export_run
-    from recbole_etegrec.run_directory import start_logging
 
-    start_logging(None, "WARNING")
     sys.stdout.write(export_run(run_dir, values.pop("out"), values))
 
 

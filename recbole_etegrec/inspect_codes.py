@@ -8,8 +8,8 @@ import torch
 
 from recbole_etegrec.errors import UserError, nearest
 from recbole_etegrec.inference.catalogue import Catalogue, cut
-from recbole_etegrec.model import MODELS, ETEGRecLlama
-from recbole_etegrec.quick_start import load_run
+from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.quick_start import load_run, read_own_config
 from recbole_etegrec.run_directory import RunDirectory, start_logging
 from recbole_etegrec.tokenizer import CodeHealth
 
@@ -26,9 +26,7 @@ def report(run_dir: str, item: str | None = None, config_dict: dict[str, Any] | 
     Raises:
         UserError: `run_dir` is not the directory of a finished run with codes, or has no such item.
     """
-    name = RunDirectory(run_dir).read_yaml("config.yaml").get("model")
-    if name not in MODELS:
-        raise UserError(f"run_dir {run_dir}: items of {name} have no codes")
+    read_own_config(RunDirectory(run_dir))
     start_logging(None, "WARNING")
     config, model, dataset, *_ = load_run(run_dir, config_dict)
     catalogue = Catalogue.from_dataset(dataset)
@@ -42,7 +40,7 @@ def report(run_dir: str, item: str | None = None, config_dict: dict[str, Any] | 
         return _neighbourhood(model, table, tokens.index(item))
     health = model.codes.health(model.codes.table[1:, :-1])
     keys = ("tokenizer", "collision", "code_length", "code_num")
-    head = f"{name} on {config['dataset']}: {len(tokens)} items, "
+    head = f"{config['model']} on {config['dataset']}: {len(tokens)} items, "
     head += ", ".join(f"{key} {config[key]}" for key in keys)
     health = _health(replace(health, **model.fidelity()))
     return "\n".join([head, "", *health, "", *_tree(model, table)]) + "\n"

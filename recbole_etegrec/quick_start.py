@@ -124,6 +124,21 @@ def run_etegrec(
     }
 
 
+def read_own_config(directory: RunDirectory) -> dict[str, Any]:
+    """The config of a run, for what only models of this plugin can do.
+
+    Raises:
+        UserError: `directory` is not a run's, or is of a model of RecBole.
+    """
+    values = directory.read_yaml("config.yaml")
+    if values.get("model") not in MODELS:
+        raise UserError(
+            f"run_dir {directory.path}: a run of {values.get('model')}; name a run of "
+            f"{', '.join(MODELS)}"
+        )
+    return values
+
+
 def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
     """The model of a finished run and its data; `config_dict` overrides keys of its config.
 

@@ -154,23 +154,27 @@ def test_compare_goes_on_with_a_run_when_it_was_interrupted(tiny_data, tmp_path)
 
 
 def test_compare_gives_the_same_table_when_runs_go_side_by_side(tiny_data, tmp_path, monkeypatch):
-    starts: list[float] = []
     popen = subprocess.Popen
+    started: list[subprocess.Popen] = []
+    running: dict[str, list[int]] = {"1": [], "2": []}  # by jobs: other workers as one starts
+    both = threading.Barrier(2, timeout=60)
 
     def watched(*positional, **named):
-        starts.append(time.monotonic())
-        return popen(*positional, **named)
+        if jobs == "2":
+            both.wait()  # breaks where the second is not asked for before the first has ended
+        running[jobs].append(sum(process.poll() is None for process in started))
+        started.append(popen(*positional, **named))
+        return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", watched)
     rows = []
-    for jobs in ("1", "2"):
+    for jobs in running:
         values = arguments(tiny_data, tmp_path / jobs, models="Pop,ETEGRecLlama", jobs=jobs)
         compare(values)
         table = json.loads((tmp_path / jobs / "comparison.json").read_text())["tables"]["kept"]
         rows.append([(row["model"], row["columns"]["ndcg@10"]["mean"]) for row in table])
     assert rows[0] == rows[1]
-    alone, side_by_side = starts[1] - starts[0], starts[3] - starts[2]
-    assert side_by_side < 1 < alone
+    assert running["1"] == [0, 0] and len(running["2"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,20 @@ def test_fetch_dataset_keeps_the_parts_apart_when_an_archive_is_split(server, tm
     assert files_in(tmp_path) == {"X/X.train.inter", "X/X.test.inter"}
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["ml-1.0.inter", "ml-1.0.item"], {"X/X.inter", "X/X.item"}),
+        (["v.1.2.train.inter", "v.1.2.test.inter"], {"X/X.train.inter", "X/X.test.inter"}),
+        (["v.1.train.inter", "v.1.item"], {"X/X.train.inter", "X/X.item"}),
+    ],
+)
+def test_fetch_dataset_finds_the_name_when_it_has_dots(names, expected, server, tmp_path):
+    server.content = zipped({f"some.folder/{name}": name for name in names})
+    fetched(server, tmp_path)
+    assert files_in(tmp_path) == expected
+
+
 def test_config_names_an_archive_of_recboles_list_when_the_dataset_has_one(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(download, "fetch", lambda url, *_: asked.append(url))

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from recbole_etegrec.cli import main
-from recbole_etegrec.errors import Interrupted
+from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.inference import command
 from recbole_etegrec.inference.output import PartedFile
 from recbole_etegrec.quick_start import load_run, run
@@ -231,10 +231,16 @@ def test_command_is_refused_when_a_run_has_no_model_to_use(finished, tmp_path, c
     assert "no best/" in capsys.readouterr().err
     (unfinished / "config.yaml").write_text("model: BPR\ndataset: ml-100k\n")
     assert main(["explain", str(unfinished), "--history=1"]) == 2
-    assert "a run of BPR; only ETEGRecLlama, " in capsys.readouterr().err
+    assert "a run of BPR; name a run of ETEGRecLlama, " in capsys.readouterr().err
 
 
 def test_recommend_says_what_to_install_when_parquet_cannot_be_written(monkeypatch, capsys):
     monkeypatch.setattr("recbole_etegrec.inference.output.find_spec", lambda _: None)
     assert main(["recommend", "run", "--all", "--out=top.parquet"]) == 2
     assert "recbole-etegrec[parquet]" in capsys.readouterr().err
+
+
+def test_load_run_is_refused_when_a_filter_leaves_other_items(finished):
+    with pytest.raises(UserError, match="keep the dataset, its filters") as error:
+        load_run(str(finished), {"item_inter_num_interval": "[9,inf)"})
+    assert "\n" not in str(error.value)

@@ -115,7 +115,7 @@ def test_codes_is_refused_in_one_line_when_something_is_not_there(finished, tmp_
     assert "expected the directory of a run" in refused(capsys)
     assert "expected the directory of a run" in refused(capsys, "--item=i4")
     (tmp_path / "config.yaml").write_text("model: BPR\ndataset: titled\n")
-    assert "items of BPR have no codes" in refused(capsys, str(tmp_path))
+    assert "a run of BPR; name a run of ETEGRecLlama, " in refused(capsys, str(tmp_path))
 
 
 @pytest.mark.parametrize(

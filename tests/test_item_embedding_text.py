@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -150,10 +151,15 @@ def test_config_refuses_text_when_a_key_is_wrong(values, message, shop):
     assert message in str(error.value)
 
 
-def test_config_refuses_text_when_the_package_is_absent(shop, monkeypatch):
-    monkeypatch.setattr("recbole_etegrec.checks.find_spec", lambda name: None)
+@needs_encoder
+def test_text_needs_the_package_only_when_vectors_are_not_cached(shop, tmp_path, monkeypatch):
+    values = text_values(text_model=encoder(), embedding_cache=str(tmp_path / "vectors"))
+    made = embedding_of(shop, "shop", **values)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # cannot be imported
+    assert np.array_equal(embedding_of(shop, "shop", **values), made)
+    values["embedding_cache"] = str(tmp_path / "empty")
     with pytest.raises(UserError, match=r"pip install 'recbole-etegrec\[text\]'"):
-        small_config(shop, "shop", **text_values())
+        embedding_of(shop, "shop", **values)
 
 
 @needs_package

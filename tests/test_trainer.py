@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +53,14 @@ def test_trainer_sees_every_target_in_fresh_batches_when_epochs_pass(tiny_data, 
     tokens = [sum(4 * int((items > 0).sum()) for items in epoch) for epoch in epochs]
     assert [line["tokens"] for line in metrics_lines(trainer)] == tokens
     assert [line["skipped"] for line in metrics_lines(trainer)] == [0, 0]
+
+
+def test_trainer_counts_no_tokens_when_no_decoder_reads_them(tiny_data, tmp_path):
+    trainer = ready_trainer(tiny_data, tmp_path / "run")
+    alone = Stage("alternation", "tokenizer", quantization=1.0)
+    run_stages(trainer, alone, replace(alone, sia=0.1))
+    tokens = [line["tokens"] for line in metrics_lines(trainer)]
+    assert tokens[0] == 0 < tokens[1]
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])

@@ -23,8 +23,8 @@ from recbole_etegrec.inference.histories import (
 )
 from recbole_etegrec.inference.output import PartedFile, Row
 from recbole_etegrec.inference.recommend import item_ids, named, rank
-from recbole_etegrec.model import MODELS, ETEGRecLlama
-from recbole_etegrec.quick_start import load_run
+from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.quick_start import load_run, read_own_config
 from recbole_etegrec.run_directory import RunDirectory, start_logging
 
 _WHOSE = ("users", "users-file", "all", "history")
@@ -68,9 +68,7 @@ def open_run(run_dir: str, values: dict[str, str]) -> Run:
         UserError: anything the user can mend.
     """
     directory = RunDirectory(run_dir)
-    name = directory.read_yaml("config.yaml").get("model")
-    if name not in MODELS:
-        raise UserError(f"run_dir {run_dir}: a run of {name}; only {', '.join(MODELS)} are read")
+    read_own_config(directory)
     if not directory.best.is_dir():
         raise UserError(f"run_dir {run_dir}: the run has no best/, its model was not kept")
     if "exclude-history" in values:

@@ -18,12 +18,12 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.model_card import model_card
-from recbole_etegrec.model import MODELS, ETEGRecLlama
+from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import rebuild_recommender
 from recbole_etegrec.model.ranking import RanksItems
-from recbole_etegrec.quick_start import load_run
+from recbole_etegrec.quick_start import load_run, read_own_config
 from recbole_etegrec.recommender import Recommender
-from recbole_etegrec.run_directory import RunDirectory, atomic_directory
+from recbole_etegrec.run_directory import RunDirectory, atomic_directory, start_logging
 from recbole_etegrec.tokenizer import ItemCodes
 
 _WEIGHTS, _CONFIG, _CATALOGUE, _CARD = "model.safetensors", "config.json", "items.json", "README.md"
@@ -72,9 +72,8 @@ def export_run(run_dir: str, out: str, config_dict: dict[str, Any] | None = None
             cannot be merged, or `out` cannot be written.
     """
     directory, folder = RunDirectory(run_dir), Path(out).absolute()
-    values = directory.read_yaml("config.yaml")
-    if values.get("model") not in MODELS:
-        raise UserError(f"run_dir {run_dir}: a model of {', '.join(MODELS)} is needed")
+    values = read_own_config(directory)
+    start_logging(None, "WARNING")
     if values.get("tuning") == "qlora":
         raise UserError(
             "tuning (qlora): its adapters cannot be merged into weights of 4 bits without losing "

@@ -19,9 +19,9 @@ from recbole_etegrec.data.item_embedding.text import encode_texts, join_fields
 from recbole_etegrec.data.item_file import read_rows, read_titles
 from recbole_etegrec.dataset_files import check_atomic_file
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.model import MODELS, ETEGRecLlama
-from recbole_etegrec.quick_start import load_run
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.quick_start import load_run, read_own_config
+from recbole_etegrec.run_directory import RunDirectory, start_logging
 
 _SAME_SPACE = 0.5  # share of known items that must still get the first code they have
 
@@ -56,9 +56,8 @@ def add_items(
             vector, or there is no free collision code for it.
     """
     directory = RunDirectory(run_dir)
-    values = directory.read_yaml("config.yaml")
-    if values.get("model") not in MODELS:
-        raise UserError(f"run_dir {run_dir}: items of {values.get('model')} have no codes")
+    values = read_own_config(directory)
+    start_logging(None, "WARNING")
     config = Config(config_dict={**values, **(config_dict or {})})
     tokens = _read_tokens(config, Path(items))
     raw = _vectors(config, Path(items), tokens, embeddings)

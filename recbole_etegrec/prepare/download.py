@@ -5,12 +5,14 @@ dataset folder holds all of an archive's files or none.
 """
 
 import http.client
+import os
 import shutil
 import time
 import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -171,7 +173,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """Write the atomic files of an archive to `folder`, under its name.
 
     Whatever folder of the archive they are in, ``Amazon_Beauty.inter`` becomes ``X.inter`` and
-    ``a.train.inter`` becomes ``X.train.inter``; other files stay out.
+    ``a.train.inter`` beside ``a.test.inter`` becomes ``X.train.inter``; other files stay out.
 
     Raises:
         WrongContentError: there is no ``.inter`` among them, or two of one kind.
@@ -182,10 +184,17 @@ def unpack(archive: Path, folder: Path) -> None:
         if not any(name.endswith(".inter") for name in files.values()):
             found = ", ".join(content.namelist()[:5])
             raise WrongContentError(f"the archive has no .inter file, but {found or 'nothing'}")
+        named = _length_of_name(files.values())
         for entry, name in files.items():
-            kind = name.partition(".")[2]
+            kind = ".".join(name.split(".")[named:])
             target = fresh / f"{folder.name}.{kind}"
             if target.exists():
                 raise WrongContentError(f"the archive has two files for {target.name}")
             with content.open(entry) as source, target.open("wb") as lines:
                 shutil.copyfileobj(source, lines)
+
+
+def _length_of_name(files: Iterable[str]) -> int:
+    """Of how many words between dots the dataset's own name is made: all that the files share."""
+    words = [file.split(".")[:-1] for file in files]
+    return max(len(os.path.commonprefix(words)), 1)

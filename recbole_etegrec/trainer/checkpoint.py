@@ -132,10 +132,18 @@ def load_model(model: ETEGRecLlama, path: Path) -> None:
     """Read a folder written by :func:`save_model` into a model of the same config.
 
     Raises:
-        UserError: if there is no such folder, or the model has another pretrained decoder.
+        UserError: if there is no such folder, or the model has another pretrained decoder or
+            other shapes.
     """
     state, description = read_model(path)
     check_frozen(model, description["frozen"])
+    own = model.state_dict()
+    for name, tensor in state.items():
+        if name in own and own[name].shape != tensor.shape:
+            raise UserError(
+                f"run_dir: {name} of {path} is {list(tensor.shape)}, with these keys and files "
+                f"{list(own[name].shape)}: keep the dataset, its filters and the sizes of the run"
+            )
     restore(model, state)
 
 

@@ -25,6 +25,8 @@ class EpochSums:
     def __init__(self, engine: Engine, stage: Stage, kept: dict):
         self.engine, self.losses = engine, len(stage.weights)
         self.names = [*stage.weights, *(f"norm_{name}" for name in engine.norm_names(stage))]
+        # The decoder does not run for the quantization loss alone.
+        self.reads_tokens = bool(stage.weights.keys() - {"quantization"})
         counts = {"targets": 0, "tokens": 0, "skipped": 0, "seconds": 0.0}
         self.counts = {name: kept.get(name, start) for name, start in counts.items()}
         start = kept.get("sums", [0.0] * len(self.names))
@@ -37,7 +39,8 @@ class EpochSums:
             self.sums += torch.cat([result.losses * batch.step_targets, result.norms])
             self.counts["targets"] += batch.step_targets
         self.counts["skipped"] += result.skipped
-        self.counts["tokens"] += batch.step_items * code_length
+        if self.reads_tokens:
+            self.counts["tokens"] += batch.step_items * code_length
 
     def keep(self) -> dict:
         """All of it as JSON; every process takes part."""

@@ -107,10 +107,15 @@ def encode_texts(config: Config, texts: list[str]) -> np.ndarray:
     """Vectors ``[n, width]`` of texts by the config's ``text_model``.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: it cannot be loaded, or sentence-transformers is not installed.
     """
-    from sentence_transformers import SentenceTransformer  # optional, and slow to import
-
+    try:
+        from sentence_transformers import SentenceTransformer  # optional, and slow to import
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "item_embedding (text) needs the package sentence-transformers to encode texts: "
+            "pip install 'recbole-etegrec[text]'"
+        ) from error
     name = config["text_model"]
     try:
         model = SentenceTransformer(
