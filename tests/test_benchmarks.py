@@ -1,6 +1,5 @@
 """What the speed benchmark compares gives the same results on both sides."""
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,8 +14,9 @@ from tests.benchmarks.first_design import (
     left_padded,
     prefix_loader,
 )
-from tests.benchmarks.measure import Stopwatch, Work, beam_flops, exponent, forward_flops
-from tests.benchmarks.speed_ranking import agreement, beams_of
+from tests.benchmarks.flops import beam_flops
+from tests.benchmarks.speed.measure import Stopwatch, Work, exponent
+from tests.benchmarks.speed.ranking import agreement, beams_of
 from tests.helpers import (
     small_config,
     small_item_codes,
@@ -81,19 +81,17 @@ def test_prefix_rows_have_the_loss_of_whole_sequences_when_padding_is_masked(tin
     assert sums[0][1] == pytest.approx(sums[1][1], abs=1e-5)
 
 
-def test_flops_are_those_of_the_matrix_products_when_nothing_is_padded(setting):
+def test_beam_flops_are_those_torch_counts_when_nothing_is_padded(setting):
     recommender, codes, _ = setting
     items = torch.randint(1, 41, (3, 9))
     recommender.backbone.set_attn_implementation("eager")  # counted in any version of torch
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        recommender(codes(items), torch.arange(3 * 8))
-    adapters = [p for head in recommender.heads[1:] for p in head.parameters() if p.ndim == 2]
-    tokens, width, layers = 9 * 4 - 1, 16, 2
-    unseen = 4 * layers * width * 3 * tokens * (tokens - 1) // 2  # pairs that causality hides
-    ours = forward_flops(recommender, np.full(3, tokens), 3 * 8)
-    ours += unseen + 2 * 3 * 8 * sum(p.numel() for p in adapters)
-    assert ours == pytest.approx(counter.get_total_flops(), rel=0.01)
-    assert beam_flops(recommender, [36], 20) > forward_flops(recommender, [36], 0)
+    with FlopCounterMode(display=False) as counter:
+        beams_of(recommender, codes, items, 4)
+    a_pair, tokens, beams = 4 * 2 * 16, 9 * 4, 4  # two layers, 16 wide
+    unseen = 3 * tokens * (tokens - 1) // 2  # pairs that causality hides
+    own = 3 * sum(beams * level * beams for level in (1, 2, 3))  # the tree's own pairs
+    expected = counter.get_total_flops() - a_pair * (unseen + own)
+    assert beam_flops(recommender, [tokens] * 3, beams) == pytest.approx(expected, rel=1e-3)
 
 
 def test_stopwatch_gives_seconds_a_unit_and_the_matrix_product_when_works_take_turns():

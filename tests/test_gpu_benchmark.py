@@ -7,10 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from recbole_etegrec.data import SequenceBatch
+from tests.benchmarks.flops import useful_flops
 from tests.benchmarks.gpu.__main__ import TINY, main
 from tests.benchmarks.gpu.bench import write_random_weights
 from tests.benchmarks.gpu.checks import CHECKS
-from tests.benchmarks.gpu.measure import useful_flops
 from tests.helpers import small_config, small_model
 
 

@@ -18,15 +18,16 @@ from recbole_etegrec.recommender.backbone import cached
 from recbole_etegrec.recommender.recommender import token_mask_of
 from recbole_etegrec.tokenizer import ItemCodes, Trie
 
-PREFIX_ROWS = 512  # of a batch
 
-
-def prefix_loader(dataset, code_length: int, seed: int, bucketed: bool) -> SequenceLoader:
+def prefix_loader(
+    dataset, code_length: int, seed: int, bucketed: bool, rows: int = 512
+) -> SequenceLoader:
     """Batches of a row a target, each padded to its longest row.
 
     Args:
         dataset: the training part.
         bucketed: whether rows of like length share a batch; else they are drawn at random.
+        rows: of a batch.
     """
     loader = SequenceLoader(
         dataset,
@@ -42,7 +43,7 @@ def prefix_loader(dataset, code_length: int, seed: int, bucketed: bool) -> Seque
     if bucketed:
         lengths = loader.windows.end - loader.windows.start
         order = order[np.argsort(lengths[order], kind="stable")]
-    steps = [order[i : i + PREFIX_ROWS] for i in range(0, len(order), PREFIX_ROWS)]
+    steps = [order[i : i + rows] for i in range(0, len(order), rows)]
     loader.steps = [steps[i] for i in rng.permutation(len(steps))]
     return loader
 
@@ -62,8 +63,9 @@ def generate_uncached(
     trie, rows = codes.trie, len(items)
     prefix = codes(items).flatten(1)  # [B, T * L]
     mask = token_mask_of(items > 0, trie.depth)
-    nodes = torch.zeros(rows, 1, dtype=torch.long)
-    scores = torch.zeros(rows, 1)
+    user = torch.arange(rows, device=items.device).unsqueeze(1)
+    nodes = prefix.new_zeros(rows, 1)
+    scores = torch.zeros(rows, 1, device=items.device)
     for level in range(trie.depth):
         width = nodes.shape[1]
         log_probs = _last_log_probs(recommender, prefix, mask, level).view(rows, width, -1)
@@ -74,7 +76,7 @@ def generate_uncached(
         scores, best = grown.topk(keep, dim=-1)
         nodes = children.nodes.flatten(1).gather(1, best)
         code = children.codes.flatten(1).gather(1, best).view(-1, 1)
-        parent = best // children.codes.shape[-1] + torch.arange(rows).unsqueeze(1) * width
+        parent = best // children.codes.shape[-1] + user * width
         prefix = torch.cat([prefix[parent.flatten()], code], dim=1)
         mask = torch.cat([mask[parent.flatten()], torch.ones_like(code, dtype=torch.bool)], dim=1)
     return Ranking(trie.items[nodes], scores)
@@ -85,15 +87,10 @@ def _last_log_probs(
 ) -> torch.Tensor:
     """Of the codes of a level, after tokens ``[n, S]``: ``[n, C]``."""
     embedding = recommender.code_embedding
-    levels = torch.arange(tokens.shape[1]) % (len(embedding.tables()))
+    levels = torch.arange(tokens.shape[1], device=tokens.device) % len(embedding.tables())
     rows = embedding.tables().flatten(0, 1)[tokens + levels * embedding.code_num]
-    hidden = recommender.backbone(
-        inputs_embeds=embedding.scid_projector(rows),
-        attention_mask=mask.long(),
-        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-        use_cache=False,
-    ).last_hidden_state
-    logits = embedding.logits(hidden[:, -1:], slice(level, level + 1))
+    hidden = recommender._run(embedding.scid_projector(rows).float(), mask)
+    logits = embedding.logits(hidden[:, -1:].float(), slice(level, level + 1))
     return logits[:, 0].log_softmax(dim=-1)
 
 
@@ -187,6 +184,6 @@ def generate_transformers(
 
 def left_padded(items: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     """Histories ``[B, T]`` padded on the left, no longer than the longest."""
-    place = torch.arange(int(length.max()))
+    place = torch.arange(int(length.max()), device=items.device)
     shift = place - (length.max() - length).unsqueeze(1)  # [B, T]
     return items.gather(1, shift.clamp_min(0)) * (shift >= 0)

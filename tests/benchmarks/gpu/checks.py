@@ -17,7 +17,7 @@ from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, Recommender
 from recbole_etegrec.recommender.backbone import checkpoint_activations
 from recbole_etegrec.recommender.base_model import add_lora
 from recbole_etegrec.tokenizer import ItemCodes
-from tests.benchmarks.gpu.first_design import rerunning_beams
+from tests.benchmarks.first_design import generate_uncached, left_padded
 
 N_ITEMS, LEVELS, CODES, USERS, LONGEST = 300, 4, 64, 4, 12
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.15}  # nats
@@ -98,7 +98,7 @@ def cache_changes_nothing(dtype: torch.dtype, device: torch.device) -> dict:
     with _precision(device, dtype):
         history = recommender.encode_history(codes(items), items > 0)
         fast = beam_search(recommender, codes.trie, history, 20)
-        slow = rerunning_beams(recommender, codes.trie, codes(items), lengths, 20)
+        slow = generate_uncached(recommender, codes, left_padded(items, lengths), 20)
     return _differ(fast.scores, slow.scores, TOLERANCE[dtype])
 
 

@@ -9,11 +9,11 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.memory_plan import GIB
 from recbole_etegrec.model.build import autocast
 from recbole_etegrec.recommender.backbone import cached_tensors
+from tests.benchmarks.first_design import generate_uncached, left_padded
+from tests.benchmarks.flops import linear_parameters
 from tests.benchmarks.gpu.bench import LARGE_CARD, SMALL_CARD, Bench
-from tests.benchmarks.gpu.first_design import rerunning_beams
 from tests.benchmarks.gpu.measure import (
     limit_memory,
-    linear_parameters,
     now,
     peak_gib,
     reset_peak,
@@ -120,14 +120,11 @@ def _extensions_timed(recommender, device, reads: list, times: list) -> Iterator
 def rerun(bench: Bench, kind: str, users: int) -> dict:
     """The same users and beams without a cache."""
     model, rows = bench.model.eval(), _histories(bench, kind, users)
-    lengths = rows[model.ITEM_SEQ_LEN]
-    codes = model.codes(rows[model.ITEM_SEQ][:, : int(lengths.max())])
+    items = left_padded(rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN])
     with autocast(bench.base):
         for _ in range(2):  # the first warms up
             started = now(bench.device)
-            slow = rerunning_beams(
-                model.recommender, model.codes.trie, codes, lengths, model.num_beams
-            )
+            slow = generate_uncached(model.recommender, model.codes, items, model.num_beams)
             seconds = now(bench.device) - started
         fast = model._beams(rows, model.num_beams, None)
     figures = {"users_per_second": users / seconds}

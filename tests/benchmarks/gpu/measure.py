@@ -1,18 +1,12 @@
-"""Clocks, peaks and limits of a device, and the arithmetic that a training step cannot do without.
-
-It knows models only by the shapes of their layers, and nothing of what is compared.
-"""
+"""Clocks, peaks and limits of a device; it knows nothing of models and of what is compared."""
 
 import gc
 import time
 from collections.abc import Iterable
 
 import torch
-from torch import nn
 
-from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.memory_plan import GIB
-from recbole_etegrec.recommender import Recommender
 
 
 def now(device: torch.device) -> float:
@@ -77,38 +71,3 @@ def copy_rate(device: torch.device, size: int) -> float:
     for _ in range(10):
         target.copy_(source)
     return 10 * 2 * size / (now(device) - started)
-
-
-def linear_parameters(module: nn.Module) -> tuple[int, int]:
-    """Weights of linear layers: those that are frozen, and those that learn."""
-    weights = [m.weight for m in module.modules() if isinstance(m, nn.Linear)]
-    learn = sum(w.numel() for w in weights if w.requires_grad)
-    return sum(w.numel() for w in weights) - learn, learn
-
-
-def useful_flops(recommender: Recommender, batches: Iterable[SequenceBatch]) -> int:
-    """Operations of a forward and backward pass that no implementation can spare.
-
-    A frozen weight costs 4 a token (2 forward, 2 for the gradient of its input), one that learns
-    6. Attention costs ``12 * width`` a layer and pair of tokens of which one sees the other: 4
-    forward (scores and sums), twice as many backward. The heads are counted where they are read.
-    Padding, the last code of each sequence, which nothing follows, and whatever is computed anew
-    under checkpointing count for nothing; neither do elementwise operations.
-    """
-    config = recommender.backbone.config
-    heads = config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    frozen, learning = linear_parameters(recommender.backbone)
-    embedding = recommender.code_embedding
-    levels, codes, e_dim = embedding.tables().shape
-    a_token = 4 * frozen + 6 * (learning + embedding.scid_projector.weight.numel())
-    a_code = 6 * (embedding.output_projector.weight.numel() + codes * e_dim)
-    adapters = nn.ModuleList([recommender.enc_adapter, recommender.dec_adapter])
-    a_target = levels * a_code + 6 * linear_parameters(adapters)[1]
-    total = 0
-    for batch in batches:
-        tokens = (batch.items > 0).sum(dim=1) * levels - 1
-        pairs = int((tokens * (tokens + 1)).sum()) // 2
-        total += int(tokens.sum()) * a_token + len(batch.targets) * a_target
-        total += 12 * width * config.num_hidden_layers * pairs
-    return total

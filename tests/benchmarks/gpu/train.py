@@ -10,16 +10,18 @@ from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.memory_plan import GIB
 from recbole_etegrec.recommender.backbone import checkpoint_activations
 from recbole_etegrec.trainer.schedule import Stage
+from tests.benchmarks.first_design import prefix_loader
+from tests.benchmarks.flops import useful_flops
 from tests.benchmarks.gpu.bench import LARGE_CARD, SMALL_CARD, Bench
-from tests.benchmarks.gpu.first_design import PIECES, draw_random_rows
 from tests.benchmarks.gpu.measure import (
     device_gib,
     limit_memory,
     now,
     peak_gib,
     reset_peak,
-    useful_flops,
 )
+
+ROWS, PIECES = 16, 8  # of a step of the first design: 2 prefix rows, 8 times accumulated
 
 
 def train(bench: Bench) -> None:
@@ -54,8 +56,10 @@ def train_as(bench: Bench, config: Config, steps: int) -> dict:
 
 def first_design(bench: Bench, steps: int) -> dict:
     """Prefix rows in random batches of 16, two at a time, checkpointed as the small card needs."""
-    loader = bench.loaders(bench.config(SMALL_CARD, training_rows="prefixes"))[0]
-    draw_random_rows(loader, steps + 1)
+    dataset = bench.loaders(bench.base)[0]._dataset
+    loader = prefix_loader(dataset, bench.base["code_length"], 0, bucketed=False, rows=ROWS)
+    loader.split(PIECES)
+    loader.steps = loader.steps[: steps + 1]
     accelerator = bench.engine.accelerator
     accelerator.gradient_accumulation_steps, accelerator.step = PIECES, 0
     try:

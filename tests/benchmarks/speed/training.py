@@ -17,7 +17,8 @@ from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.schedule import Stage
 from tests.benchmarks.first_design import prefix_loader
-from tests.benchmarks.measure import Stopwatch, Timing, Work, forward_flops
+from tests.benchmarks.flops import useful_flops
+from tests.benchmarks.speed.measure import Stopwatch, Timing, Work
 
 STAGE = Stage("finetune", "recommender", 1.0, 0.0, 0.0)
 STEPS = 12  # of an epoch, of all lengths of sequences alike
@@ -125,15 +126,14 @@ def steps_of(engine: Engine, loader: SequenceLoader, count: int) -> Work:
     order = np.argsort([lengths[rows].mean() for rows in loader.steps], kind="stable")
     chosen = order[((np.arange(count) + 0.5) * len(order) / count).astype(int)]
     batches = [next(loader.iterate(int(i))) for i in chosen]
-    tokens = [lengths[loader.steps[i]] * loader.code_length - 1 for i in chosen]
     targets = sum(pieces[0].step_targets for pieces in batches)
 
     def run() -> None:
         for pieces in batches:
             engine.step(pieces, STAGE)
 
-    forward = forward_flops(engine.model.recommender, np.concatenate(tokens), targets)
-    return Work(run, targets, 3 * forward, small=lambda: engine.step(batches[0], STAGE))
+    flops = useful_flops(engine.model.recommender, (b for pieces in batches for b in pieces))
+    return Work(run, targets, flops, small=lambda: engine.step(batches[0], STAGE))
 
 
 def sasrec(values: dict, dataset: str) -> Work:

@@ -10,8 +10,8 @@ from recbole_etegrec.losses import recommendation_loss
 from recbole_etegrec.model.build import build_recommender
 from recbole_etegrec.recommender import Recommender
 from recbole_etegrec.tokenizer import ItemCodes
-from tests.benchmarks.measure import Stopwatch, Work, exponent
-from tests.benchmarks.speed_ranking import beams_of, random_codes
+from tests.benchmarks.speed.measure import Stopwatch, Work, exponent
+from tests.benchmarks.speed.ranking import beams_of, random_codes
 
 HISTORIES = (10, 25, 50, 100, 200, 400)
 CATALOGUES = (1_000, 12_101, 100_000, 1_000_000)

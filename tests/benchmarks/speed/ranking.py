@@ -18,7 +18,8 @@ from tests.benchmarks.first_design import (
     generate_uncached,
     left_padded,
 )
-from tests.benchmarks.measure import Stopwatch, Work, beam_flops
+from tests.benchmarks.flops import beam_flops
+from tests.benchmarks.speed.measure import Stopwatch, Work
 
 BEAMS = (20, 50)
 BATCHES = 6  # of users with histories of like length, as evaluation has them

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.trainer.pretraining import pretraining_epoch
-from tests.benchmarks.measure import Stopwatch, Work
-from tests.benchmarks.speed_growth import rebuild
-from tests.benchmarks.speed_training import engine_of
+from tests.benchmarks.speed.growth import rebuild
+from tests.benchmarks.speed.measure import Stopwatch, Work
+from tests.benchmarks.speed.training import engine_of
 
 PATIENCE = 300  # seconds
 
@@ -57,7 +57,7 @@ def first_epoch(values: dict, dataset: str, run_dir: Path, cache: Path) -> float
     """Seconds until a run has written its first line, an epoch of pretraining; it is then ended."""
     arguments = {**values, "dataset": dataset, "run_dir": run_dir, "embedding_cache": cache}
     arguments["item_embedding"] = "collaborative"
-    command = [sys.executable, str(Path(__file__).parents[2] / "run_recbole.py")]
+    command = [sys.executable, str(Path(__file__).parents[3] / "run_recbole.py")]
     command += [f"--{key}={value}" for key, value in arguments.items()]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

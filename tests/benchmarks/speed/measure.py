@@ -1,4 +1,4 @@
-"""Timing things in turn, and what a machine and a model can do at best."""
+"""Timing things in turn, and what a machine can do at best."""
 
 import time
 from collections.abc import Callable
@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-
-from recbole_etegrec.recommender import Recommender
 
 _MATRIX = 1024
 
@@ -81,44 +79,6 @@ def matrix_product() -> Work:
             a @ b
 
     return Work(run, flops=4 * 2 * _MATRIX**3)
-
-
-def forward_flops(recommender: Recommender, lengths: np.ndarray, targets: int) -> float:
-    """Operations of sequences run once, no padding counted: 2 a weight and token, and attention.
-
-    Args:
-        lengths: tokens of each sequence ``[B]``.
-        targets: items predicted, with the logits of all their codes.
-    """
-    config, embedding = recommender.backbone.config, recommender.code_embedding
-    weights = sum(p.numel() for p in recommender.backbone.parameters() if p.ndim == 2)
-    weights += embedding.scid_projector.weight.numel()
-    lengths = np.asarray(lengths, dtype=float)
-    attended = float((lengths * (lengths + 1) / 2).sum())  # pairs of a token and one it sees
-    width = config.num_attention_heads * config.head_dim
-    attention = 4 * config.num_hidden_layers * width * attended
-    return 2 * weights * lengths.sum() + attention + targets * _head_flops(recommender)
-
-
-def beam_flops(
-    recommender: Recommender, lengths: np.ndarray, num_beams: int, levels: int = 4
-) -> float:
-    """Operations of a beam search behind a cache: each history once, each beam's codes once."""
-    config = recommender.backbone.config
-    width = config.num_attention_heads * config.head_dim
-    beams = num_beams * (levels - 1) * len(lengths)
-    attended = num_beams * (levels - 1) * float(np.sum(lengths))
-    weights = sum(p.numel() for p in recommender.backbone.parameters() if p.ndim == 2)
-    first = forward_flops(recommender, lengths, 0)
-    heads = (beams + len(lengths)) * _head_flops(recommender) / levels
-    return first + 2 * weights * beams + 4 * config.num_hidden_layers * width * attended + heads
-
-
-def _head_flops(recommender: Recommender) -> float:
-    """Of the logits of all codes of an item."""
-    tables = recommender.code_embedding.tables()
-    projector = recommender.code_embedding.output_projector.weight
-    return 2 * (len(tables) * projector.numel() + tables.numel())
 
 
 def exponent(sizes: list[float], seconds: list[float]) -> float:

@@ -10,9 +10,9 @@ from recbole_etegrec.memory_trace import AliveBytes
 from recbole_etegrec.recommender import Recommender
 from recbole_etegrec.recommender.backbone import cached_tensors
 from tests.benchmarks.first_design import prefix_loader
-from tests.benchmarks.measure import Stopwatch
-from tests.benchmarks.speed_ranking import beams_of, random_codes
-from tests.benchmarks.speed_training import STAGE, as_first_design, engine_of
+from tests.benchmarks.speed.measure import Stopwatch
+from tests.benchmarks.speed.ranking import beams_of, random_codes
+from tests.benchmarks.speed.training import STAGE, as_first_design, engine_of
 
 MIB = 2**20
 MANY_ITEMS = 1_000_000

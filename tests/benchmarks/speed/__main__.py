@@ -26,12 +26,12 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.measure import Stopwatch
-from tests.benchmarks.speed_growth import growth_rows
-from tests.benchmarks.speed_memory import memory_rows
-from tests.benchmarks.speed_ranking import ranking_rows
-from tests.benchmarks.speed_startup import startup_rows
-from tests.benchmarks.speed_training import training_rows
+from tests.benchmarks.speed.growth import growth_rows
+from tests.benchmarks.speed.measure import Stopwatch
+from tests.benchmarks.speed.memory import memory_rows
+from tests.benchmarks.speed.ranking import ranking_rows
+from tests.benchmarks.speed.startup import startup_rows
+from tests.benchmarks.speed.training import training_rows
 
 SECTIONS = {
     "training": training_rows,
