@@ -141,7 +141,8 @@ def test_report_marks_the_best_of_each_metric_when_there_are_several_runs(
         for name, value in results[0][key].items():
             best = max(value, results[1][key][name])
             assert f'<td class="number best">{best:.4f}</td>' in page.html
-    assert "What differs" in page.text and "name a run of ETEGRecLlama" in page.text
+    assert "What differs" in page.text and "num_beams" not in page.text  # both have what differs
+    assert "no curves here: baseline" in page.text and "<h2>baseline" not in page.html
 
 
 def test_report_has_tables_and_pngs_when_a_whole_comparison_is_given(finished, tmp_path):

@@ -92,7 +92,9 @@ def code_charts(run: Run) -> list[str]:
     axis = Axis("epoch", bands, [*(ticks if pretraining else []), *_ticks(len(records))])
     charts = []
     for key, title, number in _CODES:
-        found = [(place(record), record[key]) for record in health if key in record]
+        # Until pretraining ends there are no codes of the model that could change.
+        known = [r for r in health if key in r and (key != "changed" or r in records)]
+        found = [(place(record), record[key]) for record in known]
         series = [Series("", found)]
         if found and isinstance(found[0][1], list):
             series = [

@@ -9,12 +9,13 @@ from typing import Any
 from recbole.evaluator.register import smaller_metrics
 
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.model import MODELS
 from recbole_etegrec.report.charts import bar_chart
 from recbole_etegrec.report.compared import compared_runs, read_comparisons, rows_of
 from recbole_etegrec.report.curves import Run, code_charts, comparison, loss_charts, read_run
 from recbole_etegrec.report.pictures import CHART_STYLE, STYLE, check_png, write_pngs
 from recbole_etegrec.report.ranking import Example, Rankings, by_bins, examples, rank
-from recbole_etegrec.run_directory import replace_text, start_logging
+from recbole_etegrec.run_directory import replace_text
 
 # Keys that say where files are, or stand in the first table.
 _KNOWN = {"data_path", "embedding_cache", "checkpoint_dir", "model", "dataset", "seed"}
@@ -46,7 +47,6 @@ def report(
     Raises:
         UserError: a directory is no run's, a run cannot be loaded, or the file cannot be written.
     """
-    start_logging(None, "WARNING")
     if png:
         check_png()
     first = Path(run_dirs[0])
@@ -54,7 +54,7 @@ def report(
     runs = [read_run(path) for path in run_dirs]
     if len({run.name for run in runs}) < len(runs):
         runs = [run._replace(name=path) for run, path in zip(runs, run_dirs, strict=True)]
-    sections = [_section(run, look, config_dict) for run in runs]
+    sections = [_section(run, look, config_dict) for run in runs if run.config["model"] in MODELS]
     path = Path(out) if out else first.absolute() / "report.html"
     title = f"{len(runs)} runs" if len(runs) > 1 else runs[0].name
     html = (
@@ -84,6 +84,8 @@ def _head(runs: list[Run]) -> str:
     if len(runs) > 1:
         parts.append(_differences(runs))
         parts.append(comparison(runs))
+    if others := [run.name for run in runs if run.config["model"] not in MODELS]:
+        parts.append(_note(f"RecBole's own models have no curves here: {', '.join(others)}."))
     return "\n".join([*parts, *_versions(runs)])
 
 
@@ -156,11 +158,11 @@ def _compared(comparison: dict[str, Any]) -> str:
 
 
 def _differences(runs: list[Run]) -> str:
-    """The keys of the configs whose values are not the same in all runs."""
-    keys = dict.fromkeys(key for run in runs for key in run.config if key not in _KNOWN)
+    """The keys that all runs have, with values that are not the same in all."""
+    keys = [key for key in runs[0].config if all(key in run.config for run in runs)]
     table = [["Run", *(run.name for run in runs)]]
-    for key in keys:
-        values = [str(run.config.get(key, "–")) for run in runs]
+    for key in (key for key in keys if key not in _KNOWN):
+        values = [str(run.config[key]) for run in runs]
         if len(set(values)) > 1:
             table.append([key, *values])
     if len(table) == 1:

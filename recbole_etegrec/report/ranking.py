@@ -7,11 +7,10 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import autocast
-from recbole_etegrec.quick_start import load_run, read_own_config
+from recbole_etegrec.quick_start import load_run
 from recbole_etegrec.report.charts import Bar
 from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.trainer.evaluation import sample_users
@@ -62,16 +61,15 @@ class Example(NamedTuple):
 def rank(directory: RunDirectory, config_dict: dict[str, Any] | None = None) -> Rankings | str:
     """Rankings of a sample of the test users, as the test ranks, by the best model of a run.
 
+    Args:
+        directory: of a run of this plugin's models.
+
     Returns:
         In place of them, why this run has none.
 
     Raises:
         UserError: the dataset is gone, or `config_dict` does not fit.
     """
-    try:
-        read_own_config(directory)
-    except UserError as error:
-        return str(error)
     if not directory.best.is_dir():
         return "the run has no best/, its model was not kept"
     config, model, dataset, train_data, _, test_data = load_run(str(directory.path), config_dict)
