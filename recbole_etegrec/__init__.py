@@ -3,6 +3,7 @@
 The names below are imported on first use: none of them is needed to answer ``--help``.
 """
 
+import logging
 from importlib import import_module
 from typing import Any
 
@@ -34,6 +35,9 @@ _MODULES = {
     "recommend": "inference",
     "run": "quick_start",
 }
+
+# peft imports bitsandbytes where there is one, and it then warns that CPUs could be faster.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from recbole_etegrec.data import WholeSequenceDataset
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.etegrec_llama import digest
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.run_directory import RunDirectory, as_readable_as_its_folder
 
 _TENSORS = ("embedding", "codes", "mean", "scale")
 
@@ -73,6 +73,7 @@ def write_added_items(directory: RunDirectory, added: AddedItems) -> None:
     fresh = path.with_name(f".{path.name}.new")
     try:
         save_file(tensors, fresh, metadata={"items": words, "digest": _digest(words, tensors)})
+        as_readable_as_its_folder(fresh)
         os.replace(fresh, path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"run_dir: {path} cannot be written ({error})") from error

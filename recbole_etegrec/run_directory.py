@@ -124,12 +124,19 @@ def atomic_directory(path: Path, keep: Path | None = None) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(fresh)
         raise
+    for file in filter(Path.is_file, fresh.rglob("*")):
+        as_readable_as_its_folder(file)
     if path.exists():
         shutil.rmtree(former, ignore_errors=True)
         os.replace(path, former)
     os.replace(fresh, path)
     if keep is None:
         shutil.rmtree(former, ignore_errors=True)
+
+
+def as_readable_as_its_folder(path: Path) -> None:
+    """Let those read a file who may read its folder: safetensors leaves it to its owner alone."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -1,5 +1,6 @@
 """The command line as a user types it: arguments, messages and exit codes."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def test_script_runs_a_baseline_when_given_recboles_arguments(tiny_data, tmp_pat
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    assert re.match(r"\d{4}-\d\d-\d\d ", done.stderr)  # nothing speaks before the log
     (run_dir,) = (tmp_path / "saved").iterdir()
     assert run_dir.name.startswith("Pop-tiny-")
     assert {"config.yaml", "metrics.jsonl", "result.json", "run.log"} <= {

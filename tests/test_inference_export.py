@@ -137,7 +137,27 @@ def test_export_holds_tokens_titles_and_a_card(data, finished, exported, capsys,
     assert "finetune_epochs: 2" in card and "licence of the data may" in card
     assert main(["export", finished, f"--out={tmp_path}/new"]) == 0
     shown = capsys.readouterr().out
-    assert f"exported to {tmp_path}/new" in shown and "MiB" in shown
+    assert f"exported to {tmp_path}/new" in shown and "KiB" in shown
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_exported_model_keeps_out_the_history_when_its_run_did(exclude, data, tmp_path):
+    run_dir = trained(data, tmp_path / "run", exclude_history=exclude)
+    export_run(run_dir, str(tmp_path / "out"))
+    assert_recommends_as(run_dir, tmp_path / "out")
+    history = ["i5", "i6", "i7"]
+    for loaded in (load_exported(tmp_path / "out"), load_run(run_dir)[1:3]):
+        (found,) = recommend(*loaded, [history], 40)
+        assert {row.item for row in found}.isdisjoint(history) == exclude
+        (found,) = recommend(*loaded, [history], 40, exclude_history=not exclude)
+        assert {row.item for row in found}.isdisjoint(history) != exclude
+
+
+def test_files_of_run_and_export_have_one_mode_when_written(finished, exported):
+    for folder in (exported, Path(finished, "best")):
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
+            folder.stat().st_mode & 0o666
+        }
 
 
 def test_export_has_added_items_when_the_run_has(finished, tmp_path):

@@ -167,6 +167,13 @@ def test_server_leaves_out_the_history_when_it_is_the_default(model, catalogue):
         assert items_of(client.post("/recommend", json=body)) == []
 
 
+def test_serve_leaves_out_the_history_as_its_run_did_when_given_an_export(finished, tmp_path):
+    out = str(tmp_path / "model")
+    export_run(finished, out, {"exclude_history": True})
+    assert command._load(out, {}).exclude is True
+    assert command._load(out, {"exclude-history": "False"}).exclude is False
+
+
 def test_requests_are_ranked_together_when_they_come_at_once(model, catalogue, gate):
     bodies = [
         {

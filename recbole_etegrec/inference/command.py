@@ -43,7 +43,7 @@ class Run(NamedTuple):
     @property
     def exclude(self) -> bool:
         """Whether items of a history leave its ranking."""
-        return bool(self.config["exclude_history"])
+        return self.model.exclude_history
 
     def histories(self, split: str | None) -> UserHistories:
         """Histories of all users: whole ones, or those before the held-out items of a split."""

@@ -32,7 +32,7 @@ _BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeE
 _KEYS = ("model", "dataset", "code_length", "code_num", "codebook_update", "alignment_pooling")
 _KEYS += ("backbone", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_size")
 _KEYS += ("intermediate_size", "init_std", "dropout", "residual_dropout", "attn_implementation")
-_KEYS += ("MAX_ITEM_LIST_LENGTH", "precision", "ranking", "num_beams")
+_KEYS += ("MAX_ITEM_LIST_LENGTH", "precision", "ranking", "num_beams", "exclude_history")
 
 
 class ExportedModel(RanksItems, nn.Module):
@@ -51,6 +51,7 @@ class ExportedModel(RanksItems, nn.Module):
         self.max_history = values["MAX_ITEM_LIST_LENGTH"]
         self.precision, self.ranking = values["precision"], values["ranking"]
         self.num_beams = values["num_beams"]
+        self.exclude_history = bool(values["exclude_history"])
         self.recommender = recommender
         self.codes = ItemCodes(
             n_items=self.n_items, code_length=values["code_length"], code_num=values["code_num"]
@@ -169,5 +170,5 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _sizes(folder: Path) -> str:
     files = [(path.name, path.stat().st_size) for path in sorted(folder.iterdir())]
-    lines = [f"{name:20}{size / 2**20:10.2f} MiB" for name, size in files]
+    lines = [f"{name:20}{size / 2**10:12,.1f} KiB" for name, size in files]
     return "\n".join([f"exported to {folder}", *lines]) + "\n"

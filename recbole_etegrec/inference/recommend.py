@@ -29,7 +29,7 @@ def recommend(
     histories: Sequence[Sequence[str]],
     k: int = 10,
     *,
-    exclude_history: bool = False,
+    exclude_history: bool | None = None,
     batch_size: int = 256,
 ) -> list[list[Recommendation]]:
     """The ``k`` best items after each history, best first, on the device of the model.
@@ -40,7 +40,7 @@ def recommend(
         histories: item tokens, the most recent last; of a long history the model sees the last
             ``MAX_ITEM_LIST_LENGTH``.
         exclude_history: whether items of a history are kept out of its ranking; where that
-            leaves fewer than ``k`` items, fewer come back.
+            leaves fewer than ``k`` items, fewer come back. None: as the run of the model did.
         batch_size: histories that are ranked at once.
 
     Raises:
@@ -52,7 +52,8 @@ def recommend(
     if not len(histories):
         return []
     known = item_ids(catalogue, histories)
-    given = given_histories(model, known, exclude_history)
+    exclude = model.exclude_history if exclude_history is None else exclude_history
+    given = given_histories(model, known, exclude)
     ranking = rank(model, given, np.arange(len(known)), k, batch_size)
     return named(catalogue, ranking)
 

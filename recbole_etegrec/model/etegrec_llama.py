@@ -60,6 +60,7 @@ class ETEGRecLlama(RanksItems, SequentialRecommender):
         self.temperature = config["psa_temperature"]
         self.sia_weight, self.psa_weight = config["sia_weight"], config["psa_weight"]
         self.num_beams, self.ranking = config["num_beams"], config["ranking"]
+        self.exclude_history = bool(config["exclude_history"])
         self.seed, self.collision = config["seed"], config["collision"]
         self.precision = config["precision"]
         if item_embedding is None:

@@ -23,6 +23,7 @@ class RanksItems:
         precision: of the weights and sums, a name in `DTYPES`.
         ranking: ``beam`` or ``exact``.
         num_beams: of a beam search, at least.
+        exclude_history: whether items of a history leave its ranking, where nothing else is said.
     """
 
     ITEM_SEQ: str
@@ -33,6 +34,7 @@ class RanksItems:
     precision: str
     ranking: str
     num_beams: int
+    exclude_history: bool
     recommender: Recommender
     codes: ItemCodes
     _exact: ExactRanking | None = None
