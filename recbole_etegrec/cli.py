@@ -147,7 +147,16 @@ def _of_run(command: str, arguments: Sequence[str]) -> tuple[str, dict[str, str]
     run_dir = "".join(arguments[:1])
     if not run_dir or run_dir.startswith("-"):
         raise UserError(f"{command}: expected the directory of a run (see --help)")
-    return run_dir, parse_arguments(arguments[1:])
+    values = parse_arguments(arguments[1:])
+    _be_quiet()
+    return run_dir, values
+
+
+def _be_quiet() -> None:
+    """Let a command print its result alone, and not what is logged when a run is loaded."""
+    from recbole_etegrec.run_directory import start_logging
+
+    start_logging(None)
 
 
 def _codes(arguments: Sequence[str]) -> None:
@@ -182,6 +191,7 @@ def _report(arguments: Sequence[str]) -> None:
     values = parse_arguments([argument for argument in arguments if argument.startswith("-")])
     look = values.pop("examples", "True").lower() != "false"
     png = values.pop("png", "False").lower() != "false"
+    _be_quiet()
 
     from recbole_etegrec.report import report
 

@@ -10,7 +10,7 @@ from recbole_etegrec.errors import UserError, nearest
 from recbole_etegrec.inference.catalogue import Catalogue, cut
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.quick_start import load_run, read_own_config
-from recbole_etegrec.run_directory import RunDirectory, start_logging
+from recbole_etegrec.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import CodeHealth
 
 _EXAMPLES, _NEIGHBOURS = 3, 20  # items named for a code, and for an item
@@ -27,7 +27,6 @@ def report(run_dir: str, item: str | None = None, config_dict: dict[str, Any] | 
         UserError: `run_dir` is not the directory of a finished run with codes, or has no such item.
     """
     read_own_config(RunDirectory(run_dir))
-    start_logging(None, "WARNING")
     config, model, dataset, *_ = load_run(run_dir, config_dict)
     catalogue = Catalogue.from_dataset(dataset)
     tokens = catalogue.tokens[1:]

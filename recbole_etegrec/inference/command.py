@@ -25,7 +25,7 @@ from recbole_etegrec.inference.output import PartedFile, Row
 from recbole_etegrec.inference.recommend import item_ids, named, rank
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.quick_start import load_run, read_own_config
-from recbole_etegrec.run_directory import RunDirectory, start_logging
+from recbole_etegrec.run_directory import RunDirectory
 
 _WHOSE = ("users", "users-file", "all", "history")
 _BATCHES = 4  # of a part: their histories are sorted by length, so that batches hold less padding
@@ -73,7 +73,6 @@ def open_run(run_dir: str, values: dict[str, str]) -> Run:
         raise UserError(f"run_dir {run_dir}: the run has no best/, its model was not kept")
     if "exclude-history" in values:
         values["exclude_history"] = values.pop("exclude-history")
-    start_logging(None)
     config, model, *data = load_run(run_dir, values)
     return Run(directory, config, model, Catalogue.from_dataset(data[0]), tuple(data))
 

@@ -23,7 +23,7 @@ from recbole_etegrec.model.build import rebuild_recommender
 from recbole_etegrec.model.ranking import RanksItems
 from recbole_etegrec.quick_start import load_run, read_own_config
 from recbole_etegrec.recommender import Recommender
-from recbole_etegrec.run_directory import RunDirectory, atomic_directory, start_logging
+from recbole_etegrec.run_directory import RunDirectory, atomic_directory
 from recbole_etegrec.tokenizer import ItemCodes
 
 _WEIGHTS, _CONFIG, _CATALOGUE, _CARD = "model.safetensors", "config.json", "items.json", "README.md"
@@ -74,7 +74,6 @@ def export_run(run_dir: str, out: str, config_dict: dict[str, Any] | None = None
     """
     directory, folder = RunDirectory(run_dir), Path(out).absolute()
     values = read_own_config(directory)
-    start_logging(None, "WARNING")
     if values.get("tuning") == "qlora":
         raise UserError(
             "tuning (qlora): its adapters cannot be merged into weights of 4 bits without losing "

@@ -21,7 +21,7 @@ from recbole_etegrec.dataset_files import check_atomic_file
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.quick_start import load_run, read_own_config
-from recbole_etegrec.run_directory import RunDirectory, start_logging
+from recbole_etegrec.run_directory import RunDirectory
 
 _SAME_SPACE = 0.5  # share of known items that must still get the first code they have
 
@@ -57,7 +57,6 @@ def add_items(
     """
     directory = RunDirectory(run_dir)
     values = read_own_config(directory)
-    start_logging(None, "WARNING")
     config = Config(config_dict={**values, **(config_dict or {})})
     tokens = _read_tokens(config, Path(items))
     raw = _vectors(config, Path(items), tokens, embeddings)

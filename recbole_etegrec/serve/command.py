@@ -135,12 +135,10 @@ def _load(directory: str, values: dict[str, str]) -> _Served:
         )
 
     from recbole_etegrec.inference.export import load_exported
-    from recbole_etegrec.run_directory import start_logging
 
     given = values.pop("exclude-history", None)
     if values:
         raise UserError(f"{next(iter(values))}: an exported model takes no keys of a run")
-    start_logging(None)
     model, catalogue = load_exported(directory)
     exclude = model.exclude_history if given is None else given.lower() != "false"
     return _Served(model, catalogue, exclude)
