@@ -45,7 +45,7 @@ VALUES = {
 }
 STEP = "recbole_etegrec.trainer.engine:Engine.step"
 PRETRAINING = "recbole_etegrec.trainer.trainer:pretraining_epoch"
-RANKING = "recbole_etegrec.model:ETEGRecLlama.full_sort_predict"
+RANKING = "recbole_etegrec.model:ETEGRecLlama.recommend"
 RECORD = "recbole_etegrec.run_directory:RunDirectory.append_metrics"
 SAVE_FILE = "recbole_etegrec.trainer.checkpoint:save_file"
 RENAME = "os:replace"
