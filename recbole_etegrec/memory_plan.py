@@ -121,8 +121,7 @@ class MemoryPlan:
         if launched_with("FSDP"):
             self._shard()
         self.training = self.training_of(config["gradient_checkpointing"])
-        users = max(config["eval_batch_size"] // self.candidates, 1)
-        self.evaluation = self.evaluation_of(min(users, dataset.user_num - 1))
+        self.evaluation = self.evaluation_of(min(config["eval_batch_size"], dataset.user_num - 1))
 
     def _groups(self) -> dict[str, list[torch.Tensor]]:
         model, recommender = self.model, self.model.recommender
@@ -275,7 +274,7 @@ class MemoryPlan:
         if self.evaluation.total > limit:
             for users in _halved(self.evaluation.users):
                 if self.evaluation_of(users).total <= limit:
-                    knob = f"set eval_batch_size to {users * self.candidates}"
+                    knob = f"set eval_batch_size to {users}"
                     break
             else:
                 knob = "lower num_beams or MAX_ITEM_LIST_LENGTH"
@@ -336,10 +335,10 @@ def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _candidates(config: Config) -> int:
-    """Items that are scored for each user in sampled evaluation; 1 where all are ranked."""
+    """Items that are scored for a user in sampled evaluation, at most; 1 where all are ranked."""
     modes = config["eval_args"]["mode"].values()
     sampled = [re.fullmatch(r"(?:uni|pop)(\d+)", mode) for mode in modes]
-    return 1 + min(int(match[1]) for match in sampled) if all(sampled) else 1
+    return 1 + max((int(match[1]) for match in sampled if match), default=0)
 
 
 def _spread_codes(table: torch.Tensor, code_num: int) -> torch.Tensor:

@@ -33,7 +33,7 @@ VALUES = {
     "max_tokens": 256,
     "eval_batch_size": 7,
 }
-SAMPLED = {"eval_args": {"mode": "uni20"}, "eval_batch_size": 150, "epochs": 2}
+SAMPLED = {"eval_args": {"mode": "uni20"}, "epochs": 2}
 # The negatives of PSA come from one micro-batch, so with it a step depends on how it is split. All
 # users are one batch here: the second process has none to rank.
 NO_PSA = {"psa_weight": 0.0, "eval_batch_size": 64, "projector_init": "matched"}

@@ -192,7 +192,7 @@ def test_plan_names_no_key_without_effect_when_a_base_model_is_too_large(tiny_da
 
 
 def test_plan_counts_the_users_of_a_batch_when_evaluation_is_sampled(tiny_data):
-    values = {**WIDE, "eval_args": {"mode": "uni10"}, "eval_batch_size": 60}
+    values = {**WIDE, "eval_args": {"mode": "uni10"}, "eval_batch_size": 5}
     plan, loaders = planned(small_config(tiny_data, **values))
     (interaction, rows, *_), *_ = loaders.test
     assert plan.evaluation.users == len(rows.unique())

@@ -10,6 +10,18 @@ from recbole_etegrec.data.history import settle_history
 from recbole_etegrec.data.loader import SequenceLoader
 
 
+class SampledLoader(NegSampleEvalDataLoader):
+    """RecBole's loader of sampled evaluation, with `eval_batch_size` users a batch.
+
+    RecBole counts a row for each item that a user is asked about, and batches of full ranking in
+    users. What is drawn does not depend on how users are batched.
+    """
+
+    def _init_batch_size_and_step(self) -> None:
+        self.step = self.config["eval_batch_size"]
+        self.set_batch_size(self.step)
+
+
 def create_dataset(config: Config) -> WholeSequenceDataset:
     """Load and filter the atomic files, as RecBole's function of this name."""
     with refusals_for_the_user("dataset"):  # as when filters leave nothing
@@ -22,8 +34,8 @@ def data_preparation(
     """Split a dataset and wrap its parts in loaders, as RecBole's function of this name.
 
     Returns:
-        Training batches of whole sequences, and RecBole's own evaluation loaders for validation
-        and test: full ranking, or sampled where ``eval_args.mode`` says so.
+        Training batches of whole sequences, and RecBole's evaluation loaders for validation and
+        test: full ranking, or sampled where ``eval_args.mode`` says so.
     """
     built = dataset.build()
     samplers = create_samplers(config, dataset, built)
@@ -36,7 +48,7 @@ def data_preparation(
         cut_probability=config["cut_probability"],
         seed=config["seed"],
     )
-    loaders = {True: FullSortEvalDataLoader, False: NegSampleEvalDataLoader}
+    loaders = {True: FullSortEvalDataLoader, False: SampledLoader}
     valid_data, test_data = (
         loaders[config["eval_args"]["mode"][phase] == "full"](config, part, sampler, shuffle=False)
         for phase, part, sampler in zip(("valid", "test"), built[1:], samplers[1:], strict=True)
