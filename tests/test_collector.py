@@ -128,7 +128,7 @@ def test_collector_makes_the_same_of_best_items_as_of_all_scores_when_positives_
     whole, short = RankingCollector(config), RankingCollector(config)
     assert not whole.needs_scores
     whole.eval_batch_collect(scores, None, rows, wanted)
-    short.collect_best_items(items, rows, wanted)
+    short.collect_best_items(items, None, rows, wanted)
     for name in ("rec.topk", "rec.items"):
         assert torch.equal(whole.data_struct.get(name).int(), short.data_struct.get(name).int())
 

@@ -47,11 +47,15 @@ class RankingCollector(Collector):
         return any(self.register.need(name) for name in _OF_SCORES)
 
     def collect_best_items(
-        self, items: torch.Tensor, positive_u: torch.Tensor, positive_i: torch.Tensor
+        self,
+        items: torch.Tensor,
+        _interaction: Interaction,
+        positive_u: torch.Tensor,
+        positive_i: torch.Tensor,
     ) -> None:
         """Collect one batch of best items ``[B, K]`` alone, best first, 0 where there are none.
 
-        What is collected is the same as from scores of all items, which are ``[B, N]``.
+        What is collected is the same as `eval_batch_collect` makes of scores of all items.
         """
         largest = max(self.topk)
         items = F.pad(items[:, :largest], (0, max(largest - items.shape[1], 0)))

@@ -1,5 +1,7 @@
 """Evaluation by RecBole's collector and evaluator, full ranking or sampled."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from accelerate import PartialState
@@ -75,9 +77,12 @@ def collect_rankings(
     state = PartialState()
     collector = RankingCollector(config)
     collector.data_collect(_Training(train_dataset))
-    full = isinstance(loader, FullSortEvalDataLoader)
-    score = _score_all if full else _score_sampled
-    best_only = full and not collector.needs_scores  # scores of all items are then never made
+    rank, collect = _score_sampled, collector.eval_batch_collect
+    if isinstance(loader, FullSortEvalDataLoader):
+        rank = _score_all
+        if not collector.needs_scores:  # scores of all items are then never made
+            best = max(config["topk"])
+            rank, collect = partial(_best_items, k=best), collector.collect_best_items
     model.eval()
     np.random.seed(config["seed"])  # sampled evaluation: the same items each time, everywhere
     collected = []
@@ -93,16 +98,10 @@ def collect_rankings(
                 continue
             interaction, index, positive_u, positive_i = batch
             interaction = interaction.to(config["device"])
-            if best_only:
-                items = model.recommend(interaction, max(config["topk"]), index).items
-            else:
-                scores = score(model, interaction, index)
+            ranked = rank(model, interaction, index)
             if left_over:
                 break
-            if best_only:
-                collector.collect_best_items(items, positive_u, positive_i)
-            else:
-                collector.eval_batch_collect(scores, interaction, positive_u, positive_i)
+            collect(ranked, interaction, positive_u, positive_i)
             collected.append((number, collector.take_batch()))
     # Each batch was ranked by one process; in their order, all have what a single one has.
     for _, batch in sorted(gather_object(collected), key=lambda pair: pair[0]):
@@ -115,6 +114,10 @@ class _Training:
 
     def __init__(self, dataset):
         self.dataset = dataset
+
+
+def _best_items(model, interaction, excluded: HistoryIndex | None, k: int) -> torch.Tensor:
+    return model.recommend(interaction, k, excluded).items
 
 
 def _score_all(model, interaction, excluded: HistoryIndex | None) -> torch.Tensor:

@@ -70,6 +70,19 @@ class Stopwatch:
         return timings
 
 
+def limits(found: dict[str, Timing]) -> dict:
+    """The machine's rate of matrix products, and the share of it that our useful tokens reach."""
+    rate = found["matmul"].flops
+    return {"matmul_gflops": rate / 1e9, "share": found["ours"].flops / rate}
+
+
+def against(name: str, found: dict[str, Timing], title: str, unit: str) -> dict:
+    """A row of our way beside another, timed in turn."""
+    ours, other = found["ours"].seconds, found[name].seconds
+    row = {"row": title, "ours": 1 / ours, "other": 1 / other, "unit": unit, "ratio": other / ours}
+    return {**row, **limits(found)}
+
+
 def matrix_product() -> Work:
     """Products of large matrices, the most that the machine can do."""
     a, b = torch.randn(2, _MATRIX, _MATRIX)

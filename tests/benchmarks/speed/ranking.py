@@ -19,7 +19,7 @@ from tests.benchmarks.first_design import (
     left_padded,
 )
 from tests.benchmarks.flops import beam_flops
-from tests.benchmarks.speed.measure import Stopwatch, Work
+from tests.benchmarks.speed.measure import Stopwatch, Work, against
 
 BEAMS = (20, 50)
 BATCHES = 6  # of users with histories of like length, as evaluation has them
@@ -44,7 +44,6 @@ def ranking_rows(
             works["exact"] = exact(recommender, codes, batches[BATCHES // 2])
         found = watch.in_turn(works)
         seconds[beams] = found["ours"].seconds
-        rate = found["matmul"].flops
         titles = {
             "uncached": ("no cache, history run again for each beam and code", 30),
             "transformers": ("transformers' generate, prefix_allowed_tokens_fn", 10),
@@ -52,17 +51,8 @@ def ranking_rows(
         }
         for name in (name for name in titles if name in works):
             title, target = titles[name]
-            yield {
-                "row": f"{beams} beams: {title}",
-                "ours": 1 / found["ours"].seconds,
-                "other": 1 / found[name].seconds,
-                "unit": "users/s",
-                "ratio": found[name].seconds / found["ours"].seconds,
-                "target": target,
-                "matmul_gflops": rate / 1e9,
-                "share": found["ours"].flops / rate,
-                **same.get(name, {}),
-            }
+            row = against(name, found, f"{beams} beams: {title}", "users/s")
+            yield {**row, "target": target, **same.get(name, {})}
     yield {
         "row": "time of 50 beams over that of 20",
         "ratio": seconds[50] / seconds[20],

@@ -18,7 +18,7 @@ from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.schedule import Stage
 from tests.benchmarks.first_design import prefix_loader
 from tests.benchmarks.flops import useful_flops
-from tests.benchmarks.speed.measure import Stopwatch, Timing, Work
+from tests.benchmarks.speed.measure import Stopwatch, Work, against, limits
 
 STAGE = Stage("finetune", "recommender", 1.0, 0.0, 0.0)
 STEPS = 12  # of an epoch, of all lengths of sequences alike
@@ -38,22 +38,14 @@ def training_rows(
             works[name] = steps_of(as_first_design(engine), loader, buckets or 1)
         works["SASRec"] = sasrec(values, dataset)
         found = watch.in_turn(works)
-        limit = limits(found)
         titles = {
             "random": ("a row a prefix, random batches of 512", 150),
             "bucketed": ("a row a prefix, batches of 512 by length", 10),
             "SASRec": ("an epoch of RecBole's SASRec", 3),
         }
         for name, (title, target) in titles.items():
-            yield {
-                "row": f"training, {dataset}: {title}",
-                "ours": 1 / found["ours"].seconds,
-                "other": 1 / found[name].seconds,
-                "unit": "targets/s",
-                "ratio": found[name].seconds / found["ours"].seconds,
-                "target": target if dataset == "Beauty" or name == "SASRec" else None,
-                **limit,
-            }
+            row = against(name, found, f"training, {dataset}: {title}", "targets/s")
+            yield {**row, "target": target if dataset == "Beauty" or name == "SASRec" else None}
         yield padding_row(train, dataset)
     yield width_row(values, watch, datasets[0], folder, 256)
 
@@ -86,12 +78,6 @@ def width_row(values: dict, watch: Stopwatch, dataset: str, folder: str, width: 
         "target": 0.5,
         **limit,
     }
-
-
-def limits(found: dict[str, Timing]) -> dict:
-    """The machine's rate of matrix products, and the share of it that useful tokens reach."""
-    rate = found["matmul"].flops
-    return {"matmul_gflops": rate / 1e9, "share": found["ours"].flops / rate}
 
 
 def engine_of(config: Config, folder: str) -> tuple[Engine, SequenceLoader]:
