@@ -30,7 +30,7 @@ _MODULES = {
     "explain": "inference",
     "export_run": "inference.export",
     "load_exported": "inference.export",
-    "load_run": "quick_start",
+    "load_run": "runs.load",
     "objective_function": "quick_start",
     "recommend": "inference",
     "run": "quick_start",

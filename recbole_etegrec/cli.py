@@ -112,7 +112,7 @@ def _look(names: list[str], *arguments) -> None:
 def _doctor(arguments: Sequence[str]) -> None:
     values = parse_arguments(arguments)
 
-    from recbole_etegrec.doctor import report
+    from recbole_etegrec.preflight.doctor import report
 
     sys.stdout.write(report(values.get("data_path", "dataset/")))
 
@@ -120,7 +120,7 @@ def _doctor(arguments: Sequence[str]) -> None:
 def _check_data(arguments: Sequence[str]) -> None:
     values = parse_arguments(arguments[1:])
 
-    from recbole_etegrec.check_data import check_data
+    from recbole_etegrec.prepare.check_data import check_data
 
     report, errors = check_data(arguments[0] if arguments else "", values)
     sys.stdout.write(report)
@@ -154,7 +154,7 @@ def _of_run(command: str, arguments: Sequence[str]) -> tuple[str, dict[str, str]
 
 def _be_quiet() -> None:
     """Let a command print its result alone, and not what is logged when a run is loaded."""
-    from recbole_etegrec.run_directory import start_logging
+    from recbole_etegrec.storage.logs import start_logging
 
     start_logging(None)
 
@@ -162,7 +162,7 @@ def _be_quiet() -> None:
 def _codes(arguments: Sequence[str]) -> None:
     run_dir, values = _of_run("codes", arguments)
 
-    from recbole_etegrec.inspect_codes import report
+    from recbole_etegrec.inference.codes import report
 
     sys.stdout.write(report(run_dir, values.pop("item", None), values))
 

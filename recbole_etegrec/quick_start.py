@@ -9,29 +9,29 @@ from accelerate import PartialState
 from recbole.utils import init_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from recbole_etegrec.added_items import take_added_items
-from recbole_etegrec.baseline import load_baseline, run_baseline
-from recbole_etegrec.checks import advice
-from recbole_etegrec.compat import versions
 from recbole_etegrec.config import Config
+from recbole_etegrec.config.checks import advice
+from recbole_etegrec.config.compat import versions
 from recbole_etegrec.data import (
     check_item_embedding,
-    create_dataset,
-    data_preparation,
     embedding_width,
     load_item_embedding,
 )
-from recbole_etegrec.dataset_files import check_dataset_counts, check_dataset_files
+from recbole_etegrec.data.dataset_files import check_dataset_files
+from recbole_etegrec.data.download import fetch_dataset
 from recbole_etegrec.errors import Interrupted, UserError
-from recbole_etegrec.gradient_check import GradientCheck, check_gradients
-from recbole_etegrec.memory_plan import MemoryPlan
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.model.build import check_base_model
-from recbole_etegrec.prepare.download import fetch_dataset
-from recbole_etegrec.run_directory import RunDirectory, start_logging
-from recbole_etegrec.start import start_config, start_run_directory
+from recbole_etegrec.preflight.gradient_check import GradientCheck, check_gradients
+from recbole_etegrec.preflight.memory_plan import MemoryPlan
+from recbole_etegrec.runs.baseline import run_baseline
+from recbole_etegrec.runs.load import load_data, load_run, make_model
+from recbole_etegrec.runs.start import start_config, start_run_directory
+from recbole_etegrec.storage.logs import start_logging
+from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import ETEGRecTrainer
-from recbole_etegrec.trainer.checkpoint import load_model
+
+__all__ = ["check", "load_data", "load_run", "objective_function", "plan", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,12 @@ def run_etegrec(
     for line in advice(config):
         logger.warning(line)
     with PartialState().main_process_first():  # which leaves the embeddings in the cache
-        model, _, train_data, valid_data, test_data = _prepare(config, planned=True)
+        _, (train_data, valid_data, test_data) = load_data(config)
+        embedding = torch.from_numpy(load_item_embedding(config, train_data._dataset))
+        memory = MemoryPlan(config, train_data, embedding.shape[1])
+        logger.info("memory plan\n%s", memory)
+        memory.check()  # before any weights are loaded
+        model = make_model(config, train_data._dataset, embedding)
     trainer = ETEGRecTrainer(config, model, run_dir)
     progress = config["show_progress"]
     best_valid_score, best_valid_result = trainer.fit(
@@ -122,45 +127,6 @@ def run_etegrec(
         "test_result": test_result,
         "epochs": trainer.progress.epochs_done,
     }
-
-
-def read_own_config(directory: RunDirectory) -> dict[str, Any]:
-    """The config of a run, for what only models of this plugin can do.
-
-    Raises:
-        UserError: `directory` is not a run's, or is of a model of RecBole.
-    """
-    values = directory.read_yaml("config.yaml")
-    if values.get("model") not in MODELS:
-        raise UserError(
-            f"run_dir {directory.path}: a run of {values.get('model')}; name a run of "
-            f"{', '.join(MODELS)}"
-        )
-    return values
-
-
-def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
-    """The model of a finished run and its data; `config_dict` overrides keys of its config.
-
-    Items that were added to the run since are items of the model and of the dataset, and are
-    ranked with the others.
-
-    Returns:
-        ``(config, model, dataset, train_data, valid_data, test_data)``.
-
-    Raises:
-        UserError: `run_dir` is not a run's or is damaged, or the dataset is gone.
-    """
-    directory = RunDirectory(run_dir)
-    config = Config(config_dict={**directory.read_yaml("config.yaml"), **(config_dict or {})})
-    fetch_dataset(config)
-    check_dataset_files(config)
-    if config["model"] not in MODELS:
-        return load_baseline(config, directory)
-    model, dataset, *loaders = _prepare(config)
-    load_model(model, directory.best)
-    take_added_items(directory, model, dataset)
-    return config, model.to(config["device"]).eval(), dataset, *loaders
 
 
 def plan(
@@ -206,32 +172,7 @@ def _look(*arguments) -> tuple:
     fetch_dataset(config)
     check_dataset_files(config)
     check_item_embedding(config)
-    return config, _load_data(config)[1]
-
-
-def _load_data(config: Config) -> tuple:
-    """Dataset and its three loaders."""
-    init_seed(config["seed"], config["reproducibility"])
-    dataset = create_dataset(config)
-    logger.info(dataset)
-    check_dataset_counts(config, dataset)
-    return dataset, data_preparation(config, dataset)
-
-
-def _prepare(config: Config, planned: bool = False) -> tuple:
-    """The model of a config, its dataset and loaders.
-
-    Args:
-        planned: whether to make sure, before any weights are loaded, that training fits.
-    """
-    dataset, loaders = _load_data(config)
-    embedding = torch.from_numpy(load_item_embedding(config, loaders[0]._dataset))
-    if planned:
-        plan = MemoryPlan(config, loaders[0], embedding.shape[1])
-        logger.info("memory plan\n%s", plan)
-        plan.check()
-    init_seed(config["seed"], config["reproducibility"])
-    return MODELS[config["model"]](config, loaders[0]._dataset, embedding), dataset, *loaders
+    return config, load_data(config)[1]
 
 
 def result_table(result: dict[str, float]) -> str:

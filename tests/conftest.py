@@ -1,6 +1,8 @@
 """What several test files share: a small dataset with structure, and quiet, repeatable torch."""
 
+import logging
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,15 @@ def write_interactions(folder: Path, name: str, histories: list[list[int]]) -> N
     for user, items in enumerate(histories):
         lines += [f"u{user}\ti{item}\t{time}" for time, item in enumerate(items)]
     (folder / name / f"{name}.inter").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """Leave the level of the root logger, which each run sets, as it was."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

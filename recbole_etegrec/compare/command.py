@@ -16,7 +16,8 @@ from recbole_etegrec.compare.measures import is_finished, read_measures, write_e
 from recbole_etegrec.compare.plan import Plan, Run, make_plan
 from recbole_etegrec.compare.table import write_table
 from recbole_etegrec.errors import Interrupted, UserError
-from recbole_etegrec.run_directory import RunDirectory, start_logging
+from recbole_etegrec.storage.logs import start_logging
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 MEASURES = "measures.json"
 

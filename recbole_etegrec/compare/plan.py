@@ -16,10 +16,10 @@ from recbole_etegrec.config import (
     properties_dir,
     read_config_files,
 )
-from recbole_etegrec.dataset_files import check_dataset_files
+from recbole_etegrec.data.dataset_files import check_dataset_files
+from recbole_etegrec.data.download import fetch_dataset
 from recbole_etegrec.errors import UserError, nearest
-from recbole_etegrec.prepare.download import fetch_dataset
-from recbole_etegrec.start import MAY_CHANGE
+from recbole_etegrec.runs.start import MAY_CHANGE
 
 # A comparison chooses these itself.
 _NOT_TAKEN = {"seed": "give --seeds", "run_dir": "give --out", "resume": "it goes on by itself"}

@@ -16,7 +16,8 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.report.compared import COSTS, SIGNIFICANT, least_is_best
 from recbole_etegrec.report.pictures import write_svgs
-from recbole_etegrec.run_directory import RunDirectory, replace_text
+from recbole_etegrec.storage.atomic import replace_text
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 
 def write_table(plan: Plan) -> str:

@@ -24,7 +24,6 @@ from recbole.evaluator import Evaluator
 from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.collector import DataStruct
 
-from recbole_etegrec.baseline import baseline_rankings
 from recbole_etegrec.compare.measures import (
     per_user_file,
     read_measures,
@@ -34,10 +33,12 @@ from recbole_etegrec.compare.measures import (
 from recbole_etegrec.compare.plan import HISTORIES
 from recbole_etegrec.config import Config
 from recbole_etegrec.errors import Interrupted, TrainingError, UserError
+from recbole_etegrec.evaluation.evaluate import collect_rankings
 from recbole_etegrec.model import MODELS
-from recbole_etegrec.quick_start import load_run, run
-from recbole_etegrec.run_directory import RunDirectory
-from recbole_etegrec.trainer.evaluation import collect_rankings
+from recbole_etegrec.quick_start import run
+from recbole_etegrec.runs.baseline import baseline_rankings
+from recbole_etegrec.runs.load import load_run
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 
 def work(config: dict[str, Any], path: Path, histories: list[str]) -> None:

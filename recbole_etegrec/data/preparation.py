@@ -6,8 +6,8 @@ from recbole.data.utils import create_samplers
 
 from recbole_etegrec.config import Config, refusals_for_the_user
 from recbole_etegrec.data.dataset import WholeSequenceDataset
-from recbole_etegrec.data.history import settle_history
 from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.data.seen_items import settle_history
 
 
 class SampledLoader(NegSampleEvalDataLoader):

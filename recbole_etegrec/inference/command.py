@@ -24,8 +24,8 @@ from recbole_etegrec.inference.histories import (
 from recbole_etegrec.inference.output import PartedFile, Row
 from recbole_etegrec.inference.recommend import item_ids, named, rank
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.quick_start import load_run, read_own_config
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.runs.load import load_run, read_own_config
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 _WHOSE = ("users", "users-file", "all", "history")
 _BATCHES = 4  # of a part: their histories are sorted by length, so that batches hold less padding

@@ -21,9 +21,10 @@ from recbole_etegrec.inference.model_card import model_card
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import rebuild_recommender
 from recbole_etegrec.model.ranking import RanksItems
-from recbole_etegrec.quick_start import load_run, read_own_config
 from recbole_etegrec.recommender import Recommender
-from recbole_etegrec.run_directory import RunDirectory, atomic_directory
+from recbole_etegrec.runs.load import load_run, read_own_config
+from recbole_etegrec.storage.atomic import atomic_directory
+from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import ItemCodes
 
 _WEIGHTS, _CONFIG, _CATALOGUE, _CARD = "model.safetensors", "config.json", "items.json", "README.md"

@@ -12,7 +12,7 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.interaction import Interaction
 
 from recbole_etegrec.data import WholeSequenceDataset
-from recbole_etegrec.data.history import FullSortLoader, HistoryIndex, SeenItems
+from recbole_etegrec.data.seen_items import FullSortLoader, HistoryIndex, SeenItems
 from recbole_etegrec.data.sequences import pad_runs, run_indices, sequence_offsets
 from recbole_etegrec.model.ranking import RanksItems
 

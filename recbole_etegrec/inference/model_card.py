@@ -9,7 +9,7 @@ import yaml
 from recbole_etegrec.config import Config, read_config_files
 from recbole_etegrec.data import WholeSequenceDataset
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 _PATHS = {"embedding_cache", "item_embedding_file", "sasrec_run"}  # of one machine
 

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from recbole_etegrec.added_items import AddedItems, read_added_items, write_added_items
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import WholeSequenceDataset
+from recbole_etegrec.data.dataset_files import check_atomic_file
 from recbole_etegrec.data.item_embedding import Standard, embedding_sources, embedding_standard
 from recbole_etegrec.data.item_embedding.file import vectors_for
 from recbole_etegrec.data.item_embedding.text import encode_texts, join_fields
 from recbole_etegrec.data.item_file import read_rows, read_titles
-from recbole_etegrec.dataset_files import check_atomic_file
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.quick_start import load_run, read_own_config
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.runs.added_items import AddedItems, read_added_items, write_added_items
+from recbole_etegrec.runs.load import load_run, read_own_config
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 _SAME_SPACE = 0.5  # share of known items that must still get the first code they have
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pandas as pd
 
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.run_directory import replace_text
+from recbole_etegrec.storage.atomic import replace_text
 
 COLUMNS = ("user", "rank", "item", "title", "log_probability")
 Row = tuple[str, int, str, str | None, float]

@@ -7,8 +7,8 @@ import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from recbole_etegrec.checks import launched_with
 from recbole_etegrec.config import Config, properties_dir
+from recbole_etegrec.config.checks import launched_with
 from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, EncoderDecoder, Recommender
 from recbole_etegrec.recommender.backbone import add_residual_dropout, checkpoint_activations
 from recbole_etegrec.recommender.base_model import (

@@ -3,7 +3,6 @@
 This is where items meet codes: the only place that maps ids through the code table.
 """
 
-import hashlib
 from collections.abc import Callable, Collection
 
 import torch
@@ -24,6 +23,7 @@ from recbole_etegrec.losses import (
 from recbole_etegrec.model.build import build_recommender
 from recbole_etegrec.model.ranking import RanksItems
 from recbole_etegrec.recommender import RecommenderOutput
+from recbole_etegrec.storage.digests import tensor_digest
 from recbole_etegrec.tokenizer import TOKENIZERS, CodeHealth, ItemCodes, spread_collisions
 from recbole_etegrec.tokenizer.health import Neighbours, nearest_neighbours, neighbours_kept
 
@@ -106,7 +106,7 @@ class ETEGRecLlama(RanksItems, SequentialRecommender):
             for name, parameter in self.named_parameters()
             if name in self.frozen_names and parameter.is_floating_point()
         }
-        return digest(frozen) if frozen else None
+        return tensor_digest(frozen) if frozen else None
 
     # Codes ------------------------------------------------------------------------------------
 
@@ -270,12 +270,3 @@ class ETEGRecLlama(RanksItems, SequentialRecommender):
         losses = self.losses(("recommendation", "sia", "psa"), batch)
         aligned = self.sia_weight * losses["sia"] + self.psa_weight * losses["psa"]
         return losses["recommendation"] + aligned
-
-
-def digest(state: dict[str, torch.Tensor]) -> str:
-    """A hash of tensors on any device, equal where they are equal to the bit."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()[:16]

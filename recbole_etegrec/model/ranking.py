@@ -6,7 +6,7 @@ It needs no dataset and no item embeddings, so that an exported model ranks as a
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_etegrec.data.history import HistoryIndex
+from recbole_etegrec.data.seen_items import HistoryIndex
 from recbole_etegrec.decoding import ExactRanking, beam_search, code_log_probs, score_items
 from recbole_etegrec.decoding.beam import Ranking
 from recbole_etegrec.recommender import EncodedHistory, Recommender

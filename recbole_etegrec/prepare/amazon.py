@@ -16,9 +16,9 @@ from recbole_etegrec.prepare.atomic import (
     ItemWriter,
     clean,
     refuse_existing,
-    staged,
 )
 from recbole_etegrec.prepare.records import BadLines, number_of, read_records, text_of
+from recbole_etegrec.storage.atomic import staged
 
 ITEM_FIELDS = {
     "item_id": "token",

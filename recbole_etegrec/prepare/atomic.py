@@ -4,13 +4,10 @@ Knows their form, not where their content comes from.
 """
 
 import mmap
-import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
@@ -38,27 +35,6 @@ class Counts(NamedTuple):
             f"{self.users} users, {self.items} items, {self.interactions} interactions"
             f" ({self.repeated} repeated ones left out)"
         )
-
-
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write files in; they move to `folder` once the block has succeeded.
-
-    The ``.inter`` moves last: where it lies, the others do.
-
-    Raises:
-        UserError: `folder` cannot be written.
-    """
-    folder = folder.absolute()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as fresh:
-            yield Path(fresh)
-            folder.mkdir(exist_ok=True)
-            for file in sorted(Path(fresh).iterdir(), key=lambda file: file.suffix == ".inter"):
-                os.replace(file, folder / file.name)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def refuse_existing(folder: Path, suffixes: Iterable[str], overwrite: bool) -> None:

@@ -18,9 +18,9 @@ from recbole_etegrec.prepare.atomic import (
     ItemWriter,
     clean,
     refuse_existing,
-    staged,
 )
 from recbole_etegrec.prepare.records import BadLines, number_of, read_records, text_of
+from recbole_etegrec.storage.atomic import staged
 
 ROWS = 100_000  # in memory at a time
 TYPES = ("token", "token_seq", "float", "float_seq")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recbole_etegrec.report.charts import Axis, Band, Series, line_chart, nice_ticks
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 # Key of a record, title with its unit, format.
 _LOSSES = (

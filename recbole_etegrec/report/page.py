@@ -15,7 +15,7 @@ from recbole_etegrec.report.compared import compared_runs, read_comparisons, row
 from recbole_etegrec.report.curves import Run, code_charts, comparison, loss_charts, read_run
 from recbole_etegrec.report.pictures import CHART_STYLE, STYLE, check_png, write_pngs
 from recbole_etegrec.report.ranking import Example, Rankings, by_bins, examples, rank
-from recbole_etegrec.run_directory import replace_text
+from recbole_etegrec.storage.atomic import replace_text
 
 # Keys that say where files are, or stand in the first table.
 _KNOWN = {"data_path", "embedding_cache", "checkpoint_dir", "model", "dataset", "seed"}

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.run_directory import replace_text
+from recbole_etegrec.storage.atomic import replace_text
 
 STYLE = Path(__file__).with_name("style.css").read_text("utf-8")
 CHART_STYLE = Path(__file__).with_name("charts.css").read_text("utf-8")

@@ -7,13 +7,13 @@ import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.evaluation.evaluate import sample_users
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import autocast
-from recbole_etegrec.quick_start import load_run
 from recbole_etegrec.report.charts import Bar
-from recbole_etegrec.run_directory import RunDirectory
-from recbole_etegrec.trainer.evaluation import sample_users
+from recbole_etegrec.runs.load import load_run
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 _USERS = 5000  # that are ranked for at most, so that a report takes minutes
 _BINS = 5

@@ -5,7 +5,6 @@ states and a :class:`Progress`. Random numbers need no state, for those of a ste
 seed and the step's number.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.run_directory import RunDirectory, atomic_directory
+from recbole_etegrec.storage.atomic import atomic_directory
+from recbole_etegrec.storage.digests import file_digest
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +223,7 @@ def save_last(
         if run_dir.best.is_dir():
             shutil.copytree(run_dir.best, folder / _BEST, copy_function=_link)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        sums = {str(path.relative_to(folder)): _checksum(path) for path in files}
+        sums = {str(path.relative_to(folder)): file_digest(path) for path in files}
         (folder / _CHECKSUMS).write_text(json.dumps(sums, indent=2), "utf-8")
 
 
@@ -268,7 +269,7 @@ def _broken_file(folder: Path) -> str | None:
         return _CHECKSUMS
     for name in sorted({_WEIGHTS, _DESCRIPTION, _OPTIMIZERS, _PROGRESS} | sums.keys()):
         path = folder / name
-        if not path.is_file() or _checksum(path) != sums.get(name):
+        if not path.is_file() or file_digest(path) != sums.get(name):
             return name
     return None
 
@@ -279,14 +280,6 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:

@@ -28,7 +28,7 @@ from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.errors import TrainingError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.recommender import Recommender
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import CodeHealth
 from recbole_etegrec.trainer.schedule import Stage
 from recbole_etegrec.trainer.trackers import make_trackers

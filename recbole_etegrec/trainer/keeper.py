@@ -6,8 +6,8 @@ from collections.abc import Callable
 from safetensors import SafetensorError
 
 from recbole_etegrec.errors import TrainingError
-from recbole_etegrec.model.etegrec_llama import digest
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.storage.digests import tensor_digest
+from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import checkpoint
 from recbole_etegrec.trainer.checkpoint import Progress, State
 from recbole_etegrec.trainer.engine import Engine
@@ -32,7 +32,7 @@ class Keeper:
 
     def __init__(self, engine: Engine, run_dir: RunDirectory):
         self.engine, self.accelerator, self.run_dir = engine, engine.accelerator, run_dir
-        self.vectors = digest({"item_embedding": engine.model.item_embedding})
+        self.vectors = tensor_digest({"item_embedding": engine.model.item_embedding})
         self.progress = Progress(frozen=engine.model.frozen_digest, vectors=self.vectors)
         self.saved = False
         self.best_state: State | None = None

@@ -3,7 +3,7 @@
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 
 def make_trackers(config: Config, run_dir: RunDirectory) -> list[GeneralTracker]:

@@ -20,13 +20,13 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.errors import Interrupted
+from recbole_etegrec.evaluation.evaluate import evaluate, sample_users
 from recbole_etegrec.model.etegrec_llama import ETEGRecLlama
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import checkpoint
 from recbole_etegrec.trainer.checkpoint import Progress
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.epoch_sums import EpochSums, log_epoch
-from recbole_etegrec.trainer.evaluation import evaluate, sample_users
 from recbole_etegrec.trainer.interruption import Interruption
 from recbole_etegrec.trainer.keeper import Keeper
 from recbole_etegrec.trainer.memory import (

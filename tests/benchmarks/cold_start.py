@@ -35,14 +35,15 @@ from torch.nn import functional as F
 from recbole_etegrec.cli import parse_arguments
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset
-from recbole_etegrec.data.history import HistoryIndex
+from recbole_etegrec.data.download import fetch_dataset
+from recbole_etegrec.data.seen_items import HistoryIndex
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.histories import given_histories
 from recbole_etegrec.inference.new_items import add_items
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import autocast_to
-from recbole_etegrec.prepare.download import fetch_dataset
-from recbole_etegrec.quick_start import load_run, run
+from recbole_etegrec.quick_start import run
+from recbole_etegrec.runs.load import load_run
 
 CUTOFFS = (10, 50)
 LAST = 3  # items of a history whose vectors the baseline takes the mean of

@@ -45,7 +45,7 @@ def measure(folder: str, embedding: bool) -> dict[str, float]:
     """Seconds of each part, in this process, and its peak memory."""
     from recbole_etegrec.config import Config
     from recbole_etegrec.data import create_dataset, data_preparation, load_item_embedding
-    from recbole_etegrec.dataset_files import check_dataset_files
+    from recbole_etegrec.data.dataset_files import check_dataset_files
 
     values = {"data_path": folder, "embedding_cache": f"{folder}/cache", "show_progress": False}
     config = Config("ETEGRecLlama", "zipf", config_dict={**values, "state": "WARNING"})

@@ -1,6 +1,5 @@
 """A folder of made vectors, each file under the manifest of what it was made of."""
 
-import hashlib
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from safetensors.numpy import save_file
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.storage.digests import bytes_digest
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def cached(folder: Path, manifest: dict[str, Any], make: Callable[[], np.ndarray
         UserError: it cannot be stored, and other processes count on reading it.
     """
     text = json.dumps(manifest, sort_keys=True)
-    path = folder / f"{digest(text.encode())[:16]}.safetensors"
+    path = folder / f"{bytes_digest(text.encode())[:16]}.safetensors"
     with _lock(path):
         vectors = _read(path, text)
         if vectors is not None:
@@ -55,7 +55,7 @@ def _lock(path: Path) -> AbstractContextManager:
 def _write(path: Path, vectors: np.ndarray, manifest: str) -> None:
     try:
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        metadata = {"manifest": manifest, "sha256": digest(vectors.tobytes())}
+        metadata = {"manifest": manifest, "sha256": bytes_digest(vectors.tobytes())}
         save_file({"embedding": vectors}, temporary, metadata=metadata)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
@@ -67,15 +67,10 @@ def _write(path: Path, vectors: np.ndarray, manifest: str) -> None:
         logger.warning("%s, going on", problem)
 
 
-def digest(content: bytes) -> str:
-    """The SHA-256 of some bytes, in hexadecimal."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def interactions_digest(dataset: WholeSequenceDataset) -> str:
     """What tells these training interactions from others: the items, user by user."""
     items = dataset.inter_feat[dataset.iid_field].numpy()
-    return digest(items.tobytes() + dataset.offsets.tobytes())
+    return bytes_digest(items.tobytes() + dataset.offsets.tobytes())
 
 
 def _read(path: Path, manifest: str) -> np.ndarray | None:
@@ -85,7 +80,7 @@ def _read(path: Path, manifest: str) -> np.ndarray | None:
     try:
         with safe_open(path, "np") as file:
             metadata, vectors = file.metadata() or {}, file.get_tensor("embedding")
-        if metadata == {"manifest": manifest, "sha256": digest(vectors.tobytes())}:
+        if metadata == {"manifest": manifest, "sha256": bytes_digest(vectors.tobytes())}:
             return vectors
     except (OSError, SafetensorError):
         pass

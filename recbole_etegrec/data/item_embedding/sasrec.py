@@ -21,13 +21,14 @@ from tqdm import trange
 
 from recbole_etegrec.config import RECBOLE_PROPERTIES, Config, Loader, find_model
 from recbole_etegrec.data.dataset import WholeSequenceDataset
-from recbole_etegrec.data.item_embedding.cache import cached, digest, interactions_digest
+from recbole_etegrec.data.dataset_files import check_dataset_files
+from recbole_etegrec.data.item_embedding.cache import cached, interactions_digest
 from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.data.preparation import create_dataset
-from recbole_etegrec.dataset_files import check_dataset_files
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.storage.digests import bytes_digest
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def sasrec_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarra
             "source": "sasrec: whole sequences, cross-entropy over all items, Adam",
             "interactions": interactions_digest(dataset),
             "items": int(dataset.item_num),
-            "windows": digest(np.concatenate(dataset.windows).tobytes()),
+            "windows": bytes_digest(np.concatenate(dataset.windows).tobytes()),
             "window_overlap": config["window_overlap"],
             "epochs": config["sasrec_epochs"],
             "step_items": STEP_ITEMS,

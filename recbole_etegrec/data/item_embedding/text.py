@@ -16,10 +16,11 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.dataset import WholeSequenceDataset
-from recbole_etegrec.data.item_embedding.cache import cached, digest
+from recbole_etegrec.data.item_embedding.cache import cached
 from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
 from recbole_etegrec.data.item_file import read_items
 from recbole_etegrec.errors import UserError, hub_refusal
+from recbole_etegrec.storage.digests import bytes_digest
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def text_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
         raise UserError(f"text_fields ({config['text_fields']}): no item has any text in them")
     manifest = {
         "source": "text: sentence-transformers, fp32",
-        "texts": digest(json.dumps(list(rows)).encode()),
+        "texts": bytes_digest(json.dumps(list(rows)).encode()),
         "model": _identity(config["text_model"]),
     }
     folder = Path(config["embedding_cache"])

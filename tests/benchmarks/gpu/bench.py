@@ -11,12 +11,12 @@ import torch
 from accelerate import PartialState
 from transformers import AutoConfig, AutoModel
 
-from recbole_etegrec.compat import versions
 from recbole_etegrec.config import Config
-from recbole_etegrec.memory_plan import GIB, MemoryPlan
+from recbole_etegrec.config.compat import versions
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.quick_start import _load_data
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.preflight.memory_plan import GIB, MemoryPlan
+from recbole_etegrec.quick_start import load_data
+from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine
 from tests.benchmarks.gpu.measure import clear, copy_rate, limit_memory, matmul_rates
 
@@ -59,7 +59,7 @@ class Bench:
 
     def loaders(self, config: Config) -> tuple:
         """For training, validation and test."""
-        return _load_data(config)[1]
+        return load_data(config)[1]
 
     def plan_of(self, config: Config) -> MemoryPlan:
         """The memory plan of a configuration, made once."""

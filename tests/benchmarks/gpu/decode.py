@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.memory_plan import GIB
 from recbole_etegrec.model.build import autocast
+from recbole_etegrec.preflight.memory_plan import GIB
 from recbole_etegrec.recommender.backbone import cached_tensors
 from tests.benchmarks.first_design import generate_uncached, left_padded
 from tests.benchmarks.flops import linear_parameters

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from recbole_etegrec.memory_plan import GIB
+from recbole_etegrec.preflight.memory_plan import GIB
 
 
 def now(device: torch.device) -> float:

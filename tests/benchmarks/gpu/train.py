@@ -7,7 +7,7 @@ from accelerate import PartialState
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.loader import SequenceLoader
-from recbole_etegrec.memory_plan import GIB
+from recbole_etegrec.preflight.memory_plan import GIB
 from recbole_etegrec.recommender.backbone import checkpoint_activations
 from recbole_etegrec.trainer.schedule import Stage
 from tests.benchmarks.first_design import prefix_loader

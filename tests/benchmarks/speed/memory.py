@@ -6,7 +6,7 @@ import torch
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.loader import SequenceBatch
-from recbole_etegrec.memory_trace import AliveBytes
+from recbole_etegrec.preflight.memory_trace import AliveBytes
 from recbole_etegrec.recommender import Recommender
 from recbole_etegrec.recommender.backbone import cached_tensors
 from tests.benchmarks.first_design import prefix_loader

@@ -8,7 +8,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.decoding import ExactRanking, beam_search
 from recbole_etegrec.decoding.beam import Ranking
 from recbole_etegrec.model.build import build_recommender
-from recbole_etegrec.quick_start import _load_data
+from recbole_etegrec.quick_start import load_data
 from recbole_etegrec.recommender import Recommender
 from recbole_etegrec.tokenizer import ItemCodes
 from tests.benchmarks.first_design import (
@@ -33,7 +33,7 @@ def ranking_rows(
 ) -> Iterator[dict]:
     """Rows of each number of beams, and of the exact ranking."""
     config = Config("ETEGRecLlama", datasets[0], config_dict=values)
-    _, (train, _, test) = _load_data(config)
+    _, (train, _, test) = load_data(config)
     recommender, codes = untrained(config, train._dataset.item_num)
     batches = evaluation_batches(test._dataset, config["eval_batch_size"])
     seconds = {}

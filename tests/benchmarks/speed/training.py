@@ -8,12 +8,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from recbole_etegrec.baseline import _prepare, _trainer
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.loader import SequenceBatch, SequenceLoader
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.quick_start import _load_data
-from recbole_etegrec.run_directory import RunDirectory
+from recbole_etegrec.quick_start import load_data
+from recbole_etegrec.runs.baseline import _prepare, _trainer
+from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.schedule import Stage
 from tests.benchmarks.first_design import prefix_loader
@@ -82,7 +82,7 @@ def width_row(values: dict, watch: Stopwatch, dataset: str, folder: str, width: 
 
 def engine_of(config: Config, folder: str) -> tuple[Engine, SequenceLoader]:
     """An engine ready for recommender steps, on random item embeddings, and the data."""
-    _, (train, *_) = _load_data(config)
+    _, (train, *_) = load_data(config)
     generator = torch.Generator().manual_seed(0)
     embedding = torch.randn(
         train._dataset.item_num, config["semantic_hidden_size"], generator=generator

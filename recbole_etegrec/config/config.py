@@ -1,0 +1,310 @@
+"""RecBole's `Config`, with values that are parsed, keys that are known and a device that is right.
+
+Later entries win: RecBole's own defaults < `properties/` of the plugin < config files < the
+dictionary (which is where the command line ends up). What the values mean is RecBole's business;
+what is refused before any work is in `checks.py`.
+"""
+
+import ast
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+
+from recbole_etegrec.config import compat  # noqa: F401  before any part of RecBole is used
+from recbole_etegrec.config.checks import check_config, check_plugin_config
+from recbole_etegrec.errors import UserError, nearest
+
+import recbole.config  # isort: skip
+from recbole.utils import ModelType, get_model  # isort: skip
+
+DEFAULT_MODEL = "ETEGRecLlama"
+DEFAULT_DATASET = "ml-100k"
+
+RECBOLE_PROPERTIES = Path(recbole.config.__file__).parents[1] / "properties"
+
+# Valid everywhere although no YAML of RecBole or of the plugin names them.
+EXTRA_KEYS = (
+    "model",
+    "dataset",
+    "run_dir",
+    "resume",
+    "nproc",
+    "world_size",
+    "download",
+    "dataset_counts",
+    "encoding",
+    "tail_ratio",
+    "token_num_threshold",
+    "convert_token_to_onehot",
+    "double_tower",
+)
+
+# These describe one run, one machine or one dataset, so a rebuilt config must not inherit them.
+NOT_INPUTS = {"MODEL_TYPE", "run_dir", "resume", "nproc", "world_size", "download"}
+NOT_INPUTS |= {"dataset_counts"}
+
+_TEXT_VALUES = {"true": True, "false": False, "none": None, "null": None, "~": None}
+
+
+class Loader(yaml.SafeLoader):
+    """YAML without objects that also reads `1e-3` as a number, as RecBole's files expect."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def parse_value(key: str, text: str) -> Any:
+    """The typed value of `text`: a Python literal, a YAML list or mapping, else the text itself.
+
+    Intervals such as ``[5,10]`` stay text: RecBole parses them on its own.
+    """
+    if text.lower() in _TEXT_VALUES:
+        return _TEXT_VALUES[text.lower()]
+    if key.endswith("_num_interval"):
+        return text
+    for parse in (ast.literal_eval, _parse_collection):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, yaml.YAMLError):
+            continue
+        if isinstance(value, (str, int, float, list, tuple, dict)):
+            return value
+    return text
+
+
+def _parse_collection(text: str) -> Any:
+    # Scalars are left out: YAML would turn `no`, `12:30` and `2020-01-01` into something else.
+    return yaml.load(text, Loader) if text[:1] in ("[", "{") else text
+
+
+def properties_dir() -> Path:
+    """`properties/` inside the installed package, or beside it in a source checkout."""
+    package = Path(__file__).resolve().parents[1]
+    candidates = (package / "properties", package.parent / "properties")
+    return next(path for path in candidates if path.is_dir())
+
+
+def find_model(name: str) -> type:
+    """The model class called `name`, the plugin's before RecBole's.
+
+    Raises:
+        UserError: no model has that name, or it needs a package that is not installed.
+    """
+    from recbole_etegrec.model import MODELS
+
+    if name in MODELS:
+        return MODELS[name]
+    known = [*MODELS, *(path.stem for path in RECBOLE_PROPERTIES.glob("model/*.yaml"))]
+    anomalies = torch.is_anomaly_enabled()
+    try:
+        return get_model(name)
+    except ImportError as error:
+        # RecBole looks for a name it does not know in the models of xgboost and lightgbm.
+        if name.lower() in map(str.lower, known):
+            raise UserError(f"model {name}: {error}; install it first") from error
+    except (ValueError, AttributeError):
+        pass
+    finally:
+        torch.autograd.set_detect_anomaly(anomalies)  # RecBole's module of SINE turns it on
+    raise UserError(f"unknown model '{name}'{nearest(name, known)}")
+
+
+class Config(recbole.config.Config):
+    """Configuration of one run, of any model of the plugin or of RecBole.
+
+    `inputs` holds everything that was chosen, as plain data: ``Config(config_dict=inputs)`` is
+    the same configuration again. A missing key reads as None, as in RecBole.
+
+    Raises:
+        UserError: an unknown key, model or file, or values that contradict each other.
+    """
+
+    def __init__(
+        self,
+        model: str | type | None = None,
+        dataset: str | None = None,
+        config_file_list: list[str] | None = None,
+        config_dict: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(model, dataset, config_file_list, config_dict)
+        check_config(self)
+        if "num_beams" in self:
+            check_plugin_config(self)
+
+    def compatibility_settings(self) -> None:
+        """Nothing: `compat.py` has added what numpy lacks."""
+
+    def _build_yaml_loader(self) -> type[yaml.SafeLoader]:
+        return Loader
+
+    def _load_config_files(self, file_list: list[str] | None) -> dict[str, Any]:
+        return read_config_files(file_list or ())
+
+    def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: parse_value(key, value) if isinstance(value, str) else deepcopy(value)
+            for key, value in config_dict.items()
+        }
+
+    def _load_cmd_line(self) -> dict[str, Any]:
+        # The arguments of this process belong to its command line tool, not to every Config.
+        return {}
+
+    def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple:
+        model = model or self.external_config_dict.get("model", DEFAULT_MODEL)
+        dataset = dataset or self.external_config_dict.get("dataset", DEFAULT_DATASET)
+        model_class = find_model(model) if isinstance(model, str) else model
+        return model_class.__name__, model_class, str(dataset)
+
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
+        super()._load_internal_config_dict(model, model_class, dataset)
+        # A model's defaults stand on those of the models that it is derived from.
+        lineage = [parent.__name__ for parent in reversed(model_class.__mro__)]
+        names = [
+            name
+            for parent in lineage
+            for name in (f"model/{parent}", f"dataset/{dataset}", f"model/{parent}-{dataset}")
+        ]
+        # Models that classify labelled pairs keep the evaluation RecBole gives them.
+        if model_class.type not in (ModelType.CONTEXT, ModelType.DECISIONTREE):
+            names.insert(0, "overall")
+        for name in names:
+            path = properties_dir() / f"{name}.yaml"
+            if path.is_file():
+                self._update_internal_config_dict(path)
+
+    def _get_final_config_dict(self) -> dict[str, Any]:
+        self._refuse_unknown_keys()
+        final = deepcopy(super()._get_final_config_dict())
+        final.update(model=self.model, dataset=self.dataset)
+        for key in ("data_path", "item_embedding_file", "sasrec_run", "embedding_cache"):
+            if final.get(key):
+                final[key] = os.path.abspath(str(final[key]))
+        for key in ("base_model", "text_model"):  # hub ids, unless there is such a path
+            name = final.get(key)
+            if isinstance(name, str) and os.path.exists(os.path.expanduser(name)):
+                final[key] = os.path.abspath(os.path.expanduser(name))
+        self._complete_evaluation(final)
+        if (
+            final["MODEL_TYPE"] == ModelType.SEQUENTIAL
+            and final.get("loss_type") == "CE"
+            and "train_neg_sample_args" not in self.external_config_dict
+        ):
+            final["train_neg_sample_args"] = None  # cross-entropy over all items samples none
+        if (
+            final["MODEL_TYPE"] != ModelType.SEQUENTIAL
+            and final["eval_args"]["mode"] in ("full", {"valid": "full", "test": "full"})
+            and "eval_batch_size" not in self.external_config_dict
+        ):
+            final["eval_batch_size"] = 2**20  # pairs of user and item: RecBole's 4096 are one user
+        hidden = NOT_INPUTS | ({"gpu_id"} - self.external_config_dict.keys())
+        self.inputs = {key: deepcopy(final[key]) for key in final if key not in hidden}
+        return final
+
+    @property
+    def known_keys(self) -> set[str]:
+        """The keys that this model may be given."""
+        known = {*EXTRA_KEYS, *self.internal_config_dict}
+        return known.union(*self.parameters.values())
+
+    def _refuse_unknown_keys(self) -> None:
+        known = self.known_keys
+        for key in self.external_config_dict:
+            if key not in known:
+                raise UserError(f"unknown config key '{key}'{nearest(key, known)}")
+
+    def _complete_evaluation(self, final: dict[str, Any]) -> None:
+        chosen = self.external_config_dict.get("eval_args")
+        if isinstance(chosen, dict):
+            # RecBole would fill what is not given with a random 80/10/10 split.
+            final["eval_args"] = {**self.internal_config_dict["eval_args"], **chosen}
+        columns = final.get("load_col")
+        by_time = isinstance(final["eval_args"], dict) and final["eval_args"].get("order") == "TO"
+        if by_time and isinstance(columns, dict) and columns.get("inter") not in (None, [], "*"):
+            needed = [*columns["inter"], final["TIME_FIELD"]]
+            if final["benchmark_filename"] and final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+                needed.append(final["ITEM_ID_FIELD"] + final["LIST_SUFFIX"])
+            final["load_col"] = {**columns, "inter": list(dict.fromkeys(needed))}
+
+    def _set_default_parameters(self) -> None:
+        with refusals_for_the_user("config"):
+            super()._set_default_parameters()
+
+    def _set_train_neg_sample_args(self) -> None:
+        with refusals_for_the_user("train_neg_sample_args"):
+            super()._set_train_neg_sample_args()
+
+    def _set_eval_neg_sample_args(self, phase: str) -> None:
+        with refusals_for_the_user("eval_args: mode"):
+            super()._set_eval_neg_sample_args(phase)
+
+    def _init_device(self) -> None:
+        final = self.final_config_dict
+        ids = final["gpu_id"]
+        final["gpu_id"] = ",".join(map(str, ids)) if isinstance(ids, (list, tuple)) else str(ids)
+        # A launcher has given this process its device; only a lone process may choose one.
+        if "gpu_id" in self.external_config_dict and "LOCAL_RANK" not in os.environ:
+            os.environ["CUDA_VISIBLE_DEVICES"] = final["gpu_id"]
+        # Processes wait for the main one while it pretrains the tokenizer, however long that is.
+        state = PartialState(cpu=not final["use_gpu"], timeout=timedelta(days=7))
+        final["device"] = state.device
+        # RecBole's own distribution stays off.
+        final.update(single_spec=True, local_rank=0)
+
+
+@contextmanager
+def refusals_for_the_user(where: str) -> Iterator[None]:
+    """What RecBole refuses while it reads the configuration is the user's to mend."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{where}: " + " ".join(str(error).split())) from error
+
+
+def find_config_file(file: str) -> str:
+    """`file`, or the overlay of that name in `properties/` where there is no such file."""
+    if Path(file).is_file():
+        return file
+    shipped = properties_dir() / f"{file.removesuffix('.yaml').removeprefix('properties/')}.yaml"
+    return str(shipped) if shipped.is_file() else file
+
+
+def read_config_files(files: Iterable[str]) -> dict[str, Any]:
+    """What the files say, later ones winning.
+
+    Raises:
+        UserError: a file cannot be read, or holds no ``key: value`` lines.
+    """
+    values: dict[str, Any] = {}
+    for file in files:
+        values.update(_read_mapping(find_config_file(file)))
+    return values
+
+
+def _read_mapping(file: str) -> dict[str, Any]:
+    try:
+        values = yaml.load(Path(file).read_text("utf-8"), Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"config file {file}: {reason}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"config file {file}: not valid YAML{where}") from error
+    if values is not None and not isinstance(values, dict):
+        kind = type(values).__name__
+        raise UserError(f"config file {file}: expected lines 'key: value', found a {kind}")
+    return values or {}

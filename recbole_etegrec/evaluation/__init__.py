@@ -1,0 +1,1 @@
+"""Ranking the users of a split, and RecBole's metrics of it."""

@@ -1,0 +1,145 @@
+"""Evaluation by RecBole's collector and evaluator, full ranking or sampled."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.data.dataset import Dataset
+from recbole.evaluator import Evaluator
+from recbole.evaluator.collector import DataStruct
+from recbole.model.abstract_recommender import SequentialRecommender
+from tqdm import tqdm
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.data.seen_items import FullSortLoader, HistoryIndex
+from recbole_etegrec.evaluation.collector import RankingCollector
+from recbole_etegrec.model.build import autocast
+
+
+def sample_users(
+    config: Config, loader: AbstractDataLoader | None, count: int
+) -> AbstractDataLoader | None:
+    """A loader over a seeded sample of an evaluation loader's users; all with a count of 0."""
+    if loader is None or not 0 < count < len(loader._dataset.inter_feat):
+        return loader
+    dataset = loader._dataset
+    rows = len(dataset.inter_feat)
+    chosen = np.random.default_rng(config["seed"]).choice(rows, count, replace=False)
+    part = dataset.copy(dataset.inter_feat[torch.from_numpy(np.sort(chosen))])
+    if isinstance(loader, FullSortLoader):
+        return FullSortLoader(config, part, loader._sampler, loader.seen)
+    return type(loader)(config, part, loader._sampler, shuffle=False)
+
+
+def evaluate(
+    model: SequentialRecommender,
+    loader: AbstractDataLoader,
+    train_dataset: Dataset,
+    config: Config,
+    *,
+    show_progress: bool = False,
+    title: str = "Evaluate",
+) -> dict[str, float]:
+    """Metrics of a model over the users of a loader: RecBole's result, metric@k to value.
+
+    Takes what `collect_rankings` does.
+    """
+    collected = collect_rankings(
+        model, loader, train_dataset, config, show_progress=show_progress, title=title
+    )
+    result = Evaluator(config).evaluate(collected)
+    return {name: float(value) for name, value in result.items()}
+
+
+@torch.no_grad()
+def collect_rankings(
+    model: SequentialRecommender,
+    loader: AbstractDataLoader,
+    train_dataset: Dataset,
+    config: Config,
+    *,
+    show_progress: bool = False,
+    title: str = "Evaluate",
+) -> DataStruct:
+    """What RecBole's evaluator makes its metrics of, in the config's precision.
+
+    With several processes each ranks its share of the batches, and all get all of it.
+
+    Args:
+        model: with ``recommend``, ``full_sort_predict`` and ``score_candidates``.
+        loader: one of RecBole's evaluation loaders.
+        train_dataset: for the metrics that need item counts.
+    """
+    state = PartialState()
+    collector = RankingCollector(config)
+    collector.data_collect(_Training(train_dataset))
+    rank, collect = _score_sampled, collector.eval_batch_collect
+    if isinstance(loader, FullSortEvalDataLoader):
+        rank = _score_all
+        if not collector.needs_scores:  # scores of all items are then never made
+            best = max(config["topk"])
+            rank, collect = partial(_best_items, k=best), collector.collect_best_items
+    model.eval()
+    np.random.seed(config["seed"])  # sampled evaluation: the same items each time, everywhere
+    collected = []
+    with autocast(config):
+        for number, batch in enumerate(tqdm(loader, title, disable=not show_progress, ncols=100)):
+            own = number % state.num_processes == state.process_index
+            # The last round may have fewer batches than processes. All of them rank one then,
+            # for a sharded model needs every process in every forward pass.
+            left_over = number == len(loader) - 1 and state.process_index > (
+                number % state.num_processes
+            )
+            if not own and not left_over:
+                continue
+            interaction, index, positive_u, positive_i = batch
+            interaction = interaction.to(config["device"])
+            ranked = rank(model, interaction, index)
+            if left_over:
+                break
+            collect(ranked, interaction, positive_u, positive_i)
+            collected.append((number, collector.take_batch()))
+    # Each batch was ranked by one process; in their order, all have what a single one has.
+    for _, batch in sorted(gather_object(collected), key=lambda pair: pair[0]):
+        collector.put_batch(batch)
+    return collector.get_data_struct()
+
+
+class _Training:
+    """What RecBole's collector asks of a training loader."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+
+def _best_items(model, interaction, excluded: HistoryIndex | None, k: int) -> torch.Tensor:
+    return model.recommend(interaction, k, excluded).items
+
+
+def _score_all(model, interaction, excluded: HistoryIndex | None) -> torch.Tensor:
+    scores = model.full_sort_predict(interaction, excluded)
+    scores[:, 0] = -torch.inf
+    return scores
+
+
+def _score_sampled(model, interaction, rows: torch.Tensor) -> torch.Tensor:
+    """Scores of each user's sampled items; the user's history is encoded once.
+
+    Args:
+        rows: which user each line of the interaction belongs to, ascending.
+    """
+    items = interaction[model.ITEM_ID]
+    rows = rows.to(items.device)
+    users, counts = rows.unique_consecutive(return_counts=True)
+    first = counts.cumsum(0) - counts
+    column = torch.arange(len(rows), device=rows.device) - first[rows]
+    candidates = items.new_ones(len(users), int(counts.max()))
+    candidates[rows, column] = items
+    scored = model.score_candidates(interaction[first], candidates)
+    scores = scored.new_full((len(users), model.n_items), -torch.inf)
+    scores[rows, items] = scored[rows, column]
+    return scores

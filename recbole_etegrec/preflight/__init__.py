@@ -1,0 +1,1 @@
+"""What is looked at before a long run: memory, gradients, the machine."""

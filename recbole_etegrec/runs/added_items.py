@@ -1,0 +1,111 @@
+"""Items that were added to a trained run, as one file beside its ``best/``.
+
+``best/`` itself is never touched. The file is replaced in one go, so that whoever loads the run
+sees the items of before or all of the new ones.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from recbole_etegrec.data import WholeSequenceDataset
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.storage.atomic import as_readable_as_its_folder
+from recbole_etegrec.storage.digests import tensor_digest
+from recbole_etegrec.storage.run_directory import RunDirectory
+
+_TENSORS = ("embedding", "codes", "mean", "scale")
+
+
+@dataclass
+class AddedItems:
+    """All items added to a run, in the order of their ids.
+
+    Attributes:
+        tokens: ``[n]``.
+        titles: by token, of those that have one.
+        embedding: standardised ``[n, d_z]``.
+        codes: ``[n, L]``.
+        mean: what was taken from the vectors of the run's own items ``[d_z]``.
+        scale: by what they were divided then ``[d_z]``.
+        base: digest of the code table without these items.
+    """
+
+    tokens: list[str]
+    titles: dict[str, str]
+    embedding: torch.Tensor
+    codes: torch.Tensor
+    mean: torch.Tensor
+    scale: torch.Tensor
+    base: str
+
+
+def read_added_items(directory: RunDirectory) -> AddedItems | None:
+    """The items added to a run; None if there are none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = directory.added_items
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        if metadata.get("digest") != _digest(metadata["items"], tensors):
+            raise ValueError("it is not as it was written")
+        return AddedItems(**json.loads(metadata["items"]), **tensors)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise _damaged(directory, error) from error
+
+
+def write_added_items(directory: RunDirectory, added: AddedItems) -> None:
+    """Write the items added to a run, in place of those written before."""
+    path = directory.added_items
+    words = json.dumps({"tokens": added.tokens, "titles": added.titles, "base": added.base})
+    tensors = {name: getattr(added, name).cpu().clone() for name in _TENSORS}
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        save_file(tensors, fresh, metadata={"items": words, "digest": _digest(words, tensors)})
+        as_readable_as_its_folder(fresh)
+        os.replace(fresh, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"run_dir: {path} cannot be written ({error})") from error
+
+
+def take_added_items(
+    directory: RunDirectory, model: ETEGRecLlama, dataset: WholeSequenceDataset
+) -> None:
+    """Let a run's model and dataset know the items added to it.
+
+    Raises:
+        UserError: they are damaged, or were added to another model.
+    """
+    added = read_added_items(directory)
+    if added is None:
+        return
+    if added.base != model.codes.digest():
+        raise UserError(
+            f"run_dir: {directory.added_items} has items of another model than {directory.best}: "
+            "delete it and add the items again"
+        )
+    model.append_items(added.embedding, added.codes)
+    dataset.append_items(added.tokens, added.titles)
+
+
+def _digest(words: str, tensors: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(f"{words} {tensor_digest(tensors)}".encode()).hexdigest()
+
+
+def _damaged(directory: RunDirectory, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(
+        f"run_dir: {directory.added_items} is damaged ({reason}): delete it and add the items again"
+    )

@@ -1,0 +1,80 @@
+"""A finished run, loaded again: its model and the data that it was trained on."""
+
+import logging
+from typing import Any
+
+import torch
+from recbole.utils import init_seed
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.data import create_dataset, data_preparation, load_item_embedding
+from recbole_etegrec.data.dataset_files import check_dataset_counts, check_dataset_files
+from recbole_etegrec.data.download import fetch_dataset
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.model import MODELS, ETEGRecLlama
+from recbole_etegrec.runs.added_items import take_added_items
+from recbole_etegrec.runs.baseline import load_baseline
+from recbole_etegrec.storage.run_directory import RunDirectory
+from recbole_etegrec.trainer.checkpoint import load_model
+
+logger = logging.getLogger(__name__)
+
+
+def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
+    """The model of a finished run and its data; `config_dict` overrides keys of its config.
+
+    Items that were added to the run since are items of the model and of the dataset, and are
+    ranked with the others.
+
+    Returns:
+        ``(config, model, dataset, train_data, valid_data, test_data)``.
+
+    Raises:
+        UserError: `run_dir` is not a run's or is damaged, or the dataset is gone.
+    """
+    directory = RunDirectory(run_dir)
+    config = Config(config_dict={**directory.read_yaml("config.yaml"), **(config_dict or {})})
+    fetch_dataset(config)
+    check_dataset_files(config)
+    if config["model"] not in MODELS:
+        return load_baseline(config, directory)
+    dataset, loaders = load_data(config)
+    embedding = torch.from_numpy(load_item_embedding(config, loaders[0]._dataset))
+    model = make_model(config, loaders[0]._dataset, embedding)
+    load_model(model, directory.best)
+    take_added_items(directory, model, dataset)
+    return config, model.to(config["device"]).eval(), dataset, *loaders
+
+
+def read_own_config(directory: RunDirectory) -> dict[str, Any]:
+    """The config of a run, for what only models of this plugin can do.
+
+    Raises:
+        UserError: `directory` is not a run's, or is of a model of RecBole.
+    """
+    values = directory.read_yaml("config.yaml")
+    if values.get("model") not in MODELS:
+        raise UserError(
+            f"run_dir {directory.path}: a run of {values.get('model')}; name a run of "
+            f"{', '.join(MODELS)}"
+        )
+    return values
+
+
+def load_data(config: Config) -> tuple:
+    """The dataset of a config and its loaders: ``(dataset, (train, valid, test))``.
+
+    Raises:
+        UserError: the filters leave nothing, or a part of the split is empty.
+    """
+    init_seed(config["seed"], config["reproducibility"])
+    dataset = create_dataset(config)
+    logger.info(dataset)
+    check_dataset_counts(config, dataset)
+    return dataset, data_preparation(config, dataset)
+
+
+def make_model(config: Config, train_dataset, embedding: torch.Tensor) -> ETEGRecLlama:
+    """A new model of a config, its random weights from the config's seed."""
+    init_seed(config["seed"], config["reproducibility"])
+    return MODELS[config["model"]](config, train_dataset, embedding)

@@ -1,0 +1,1 @@
+"""Where a run keeps its files, and how they are written."""

@@ -1,0 +1,73 @@
+"""Files and folders written so that no reader ever sees half of one."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from recbole_etegrec.errors import UserError
+
+
+@contextmanager
+def atomic_directory(path: Path, keep: Path | None = None) -> Iterator[Path]:
+    """Fill a directory beside `path`; it takes the place of `path` when the block succeeds.
+
+    What was at `path` stays until then, and stays for good if the block raises.
+
+    Args:
+        keep: where what was at `path` goes, in place of what is there; without it, it is deleted.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    former = keep or path.with_name(f".{path.name}.old")
+    if keep is None and former.exists() and not path.exists():
+        os.replace(former, path)  # an earlier process died between the two renames below
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+    except BaseException:
+        shutil.rmtree(fresh)
+        raise
+    for file in filter(Path.is_file, fresh.rglob("*")):
+        as_readable_as_its_folder(file)
+    if path.exists():
+        shutil.rmtree(former, ignore_errors=True)
+        os.replace(path, former)
+    os.replace(fresh, path)
+    if keep is None:
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def as_readable_as_its_folder(path: Path) -> None:
+    """Let those read a file who may read its folder: safetensors leaves it to its owner alone."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one go: a reader sees what it held before, or all of `text`."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder to write files in; they move to `folder` once the block has succeeded.
+
+    The ``.inter`` moves last: where it lies, the others do.
+
+    Raises:
+        UserError: `folder` cannot be written.
+    """
+    folder = folder.absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as fresh:
+            yield Path(fresh)
+            folder.mkdir(exist_ok=True)
+            for file in sorted(Path(fresh).iterdir(), key=lambda file: file.suffix == ".inter"):
+                os.replace(file, folder / file.name)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error

@@ -1,0 +1,96 @@
+"""The directory of one run and the files in it."""
+
+import json
+import shutil
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.storage.atomic import replace_text
+
+
+class RunDirectory:
+    """Paths and files of one run. The constructor names a run, `create` starts one."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.best = self.path / "best"
+        self.last = self.path / "last"
+        self.previous = self.path / "previous"
+        self.added_items = self.path / "added_items.safetensors"
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.result = self.path / "result.json"
+        self.log = self.path / "run.log"
+
+    @classmethod
+    def create(cls, path: str | Path) -> "RunDirectory":
+        """Make the directory, or take up one whose run ended before its first checkpoint.
+
+        Raises:
+            UserError: it cannot be written, or holds a finished or a stopped run.
+        """
+        run_dir = cls(path)
+        if run_dir.result.exists():
+            raise UserError(f"run_dir {run_dir.path}: holds a finished run; choose another run_dir")
+        if run_dir.last.exists() or run_dir.previous.exists():
+            raise UserError(
+                f"run_dir {run_dir.path}: holds a stopped run; --resume it or choose another"
+            )
+        try:
+            run_dir.path.mkdir(parents=True, exist_ok=True)
+            run_dir.metrics.write_text("")
+            shutil.rmtree(run_dir.best, ignore_errors=True)
+            run_dir.added_items.unlink(missing_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"run_dir {run_dir.path}: cannot be written ({reason})") from error
+        return run_dir
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `value` as JSON to the file `name`."""
+        replace_text(self.path / name, json.dumps(value, indent=2) + "\n")
+
+    def write_yaml(self, name: str, value: Any) -> None:
+        """Write `value` as YAML to the file `name`, keys in their given order."""
+        replace_text(self.path / name, yaml.safe_dump(value, sort_keys=False))
+
+    def drop_checkpoints(self) -> None:
+        """Delete what only a run that is to go on needs."""
+        for checkpoint in (self.last, self.previous):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def read_yaml(self, name: str) -> Any:
+        """The content of the YAML file `name`.
+
+        Raises:
+            UserError: there is no such file, or no mapping in it.
+        """
+        path = self.path / name
+        if not path.is_file():
+            raise UserError(f"run_dir {self.path}: no {name}; is it the directory of a run?")
+        value = yaml.safe_load(path.read_text("utf-8"))
+        if not isinstance(value, dict):
+            raise UserError(f"run_dir {self.path}: {name} holds no 'key: value' lines")
+        return value
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add `record` as one line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+
+    def keep_metrics(self, count: int) -> None:
+        """Cut metrics.jsonl after its first `count` lines."""
+        lines = self.metrics.read_text("utf-8").splitlines(keepends=True)
+        replace_text(self.metrics, "".join(lines[:count]))
+
+
+def default_path(model: str, dataset: str) -> Path:
+    """A path ``saved/<model>-<dataset>-<time>`` that does not exist yet."""
+    name = f"saved/{model}-{dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    paths = (Path(name if n == 1 else f"{name}-{n}") for n in count(1))
+    return next(path for path in paths if not path.exists())

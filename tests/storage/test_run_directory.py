@@ -1,0 +1,134 @@
+"""What a run leaves behind, and that it is whole or not there."""
+
+import json
+import logging
+
+import pytest
+
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.storage.atomic import atomic_directory
+from recbole_etegrec.storage.logs import start_logging
+from recbole_etegrec.storage.run_directory import RunDirectory, default_path
+
+
+def test_create_starts_metrics_anew_when_a_run_did_not_finish(tmp_path):
+    run_dir = RunDirectory.create(tmp_path / "a" / "b")
+    run_dir.append_metrics({"epoch": 0})
+    run_dir.append_metrics({"epoch": 1, "loss": 0.5})
+    lines = run_dir.metrics.read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [0, 1]
+    assert RunDirectory.create(run_dir.path).metrics.read_text() == ""
+
+
+def test_create_refuses_when_a_run_was_stopped_there(tmp_path):
+    run_dir = RunDirectory.create(tmp_path / "run")
+    run_dir.best.mkdir()
+    RunDirectory.create(run_dir.path)
+    assert not run_dir.best.exists()  # of a run that left nothing to go on with
+    for folder in (run_dir.last, run_dir.previous):
+        folder.mkdir()
+        with pytest.raises(UserError, match="holds a stopped run; --resume it or choose another"):
+            RunDirectory.create(run_dir.path)
+        folder.rmdir()
+
+
+def test_keep_metrics_cuts_the_lines_beyond_a_count_when_there_are_more(tmp_path):
+    run_dir = RunDirectory.create(tmp_path)
+    for epoch in range(4):
+        run_dir.append_metrics({"epoch": epoch})
+    for count, left in ((9, 4), (2, 2), (0, 0)):
+        run_dir.keep_metrics(count)
+        lines = run_dir.metrics.read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == list(range(left))
+    run_dir.append_metrics({"epoch": 7})
+    assert json.loads(run_dir.metrics.read_text())["epoch"] == 7
+
+
+def test_create_refuses_when_the_run_is_finished_or_the_path_unwritable(tmp_path):
+    run_dir = RunDirectory.create(tmp_path / "done")
+    run_dir.write_json("result.json", {})
+    with pytest.raises(UserError, match="choose another run_dir"):
+        RunDirectory.create(run_dir.path)
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="cannot be written"):
+            RunDirectory.create(path)
+
+
+def test_written_values_are_read_back_when_json_or_yaml(tmp_path):
+    run_dir = RunDirectory.create(tmp_path)
+    value = {"b": [1, 2.5, None], "a": "text"}
+    run_dir.write_json("v.json", value)
+    run_dir.write_yaml("v.yaml", value)
+    assert json.loads((tmp_path / "v.json").read_text()) == value
+    assert list(run_dir.read_yaml("v.yaml")) == ["b", "a"]
+    assert run_dir.read_yaml("v.yaml") == value
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "v.json", "v.yaml"]
+    with pytest.raises(UserError, match="no config.yaml"):
+        run_dir.read_yaml("config.yaml")
+
+
+def test_atomic_directory_keeps_the_previous_one_when_writing_fails(tmp_path):
+    best = tmp_path / "best"
+    with atomic_directory(best) as folder:
+        (folder / "model").write_text("first")
+    with pytest.raises(RuntimeError), atomic_directory(best) as folder:
+        (folder / "model").write_text("half")
+        raise RuntimeError
+    assert (best / "model").read_text() == "first"
+    with atomic_directory(best) as folder:
+        (folder / "other").write_text("second")
+        assert (best / "model").read_text() == "first"
+    assert [p.name for p in best.iterdir()] == ["other"]
+    assert [p.name for p in tmp_path.iterdir()] == ["best"]
+
+
+def test_atomic_directory_recovers_the_previous_one_when_a_swap_was_cut_short(tmp_path):
+    (tmp_path / ".best.old").mkdir()
+    (tmp_path / ".best.old" / "model").write_text("first")
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "best"):
+        raise RuntimeError
+    assert (tmp_path / "best" / "model").read_text() == "first"
+
+
+def test_atomic_directory_keeps_the_one_before_when_told_where(tmp_path):
+    last, previous = tmp_path / "last", tmp_path / "previous"
+    for n in range(3):
+        with atomic_directory(last, keep=previous) as folder:
+            (folder / "model").write_text(str(n))
+    with pytest.raises(RuntimeError), atomic_directory(last, keep=previous) as folder:
+        (folder / "model").write_text("half")
+        raise RuntimeError
+    assert (last / "model").read_text() == "2"
+    assert (previous / "model").read_text() == "1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "previous"]
+
+
+def test_default_path_is_new_when_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = default_path("Pop", "tiny")
+    first.mkdir(parents=True)
+    assert first.name.startswith("Pop-tiny-")
+    assert not default_path("Pop", "tiny").exists()
+
+
+def test_start_logging_writes_to_one_run_when_a_second_starts(tmp_path):
+    first, second = (RunDirectory.create(tmp_path / name) for name in "ab")
+    start_logging(first)
+    logging.getLogger("x").info("one \x1b[1;35mcoloured\x1b[0m")
+    start_logging(second, "WARNING")
+    logging.getLogger("x").info("two")
+    logging.getLogger("x").warning("three")
+    assert first.log.read_text().endswith("INFO one coloured\n")
+    assert second.log.read_text().endswith("WARNING three\n")
+    assert "two" not in second.log.read_text()
+
+
+def test_start_logging_tells_errors_alone_when_there_is_no_run(tmp_path, capsys):
+    run_dir = RunDirectory.create(tmp_path)
+    start_logging(run_dir)
+    start_logging(None, "DEBUG")
+    logging.getLogger("x").warning("one")
+    logging.getLogger("x").error("two")
+    assert run_dir.log.read_text() == ""
+    assert capsys.readouterr().err.endswith("ERROR two\n")
