@@ -56,7 +56,7 @@ class Part:
             return None
         return math.hypot(*(float(torch.linalg.vector_norm(g.float())) for g in gradients))
 
-    def tensor_digest(self) -> str:
+    def digest(self) -> str:
         """A hash of its values."""
         return tensor_digest({str(i): t for i, t in enumerate(self.tensors(lambda p: p.data))})
 
