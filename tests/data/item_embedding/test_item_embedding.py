@@ -18,6 +18,7 @@ from recbole_etegrec.data import create_dataset, load_item_embedding
 from recbole_etegrec.data.item_embedding.cache import cached
 from recbole_etegrec.data.item_embedding.collaborative import cooccurrence, ppmi_svd
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.runs.checks import check_rules
 from tests.conftest import write_interactions
 from tests.helpers import embedding_of, small_config, small_data, small_values
 
@@ -108,7 +109,7 @@ def test_embedding_follows_the_seed_alone_when_made_anew(source, tiny_data, tmp_
 )
 def test_embedding_is_refused_when_its_sources_make_no_sense(value, message, tiny_data):
     with pytest.raises(UserError) as error:
-        small_config(tiny_data, item_embedding=value)
+        check_rules(small_config(tiny_data, item_embedding=value))
     assert message in str(error.value)
 
 
