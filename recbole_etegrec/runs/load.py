@@ -60,10 +60,15 @@ def config_of_run(directory: RunDirectory, changes: dict[str, Any] | None = None
     except UnknownKeyError as error:
         if error.key not in recorded:
             raise
-        raise UserError(
-            f"run_dir {directory.path}: written by an earlier version, which had a key "
-            f"'{error.key}': train it anew"
-        ) from error
+        raise earlier_version(directory, error.key) from error
+
+
+def earlier_version(directory: RunDirectory, key: str) -> UserError:
+    """The refusal of a run whose config has a key that there is no more."""
+    return UserError(
+        f"run_dir {directory.path}: written by an earlier version, which had a key '{key}': "
+        "train it anew"
+    )
 
 
 def read_own_config(directory: RunDirectory) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from accelerate.utils import broadcast_object_list
 from recbole_etegrec.config import Config, is_ours
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.runs.checks import check_rules
-from recbole_etegrec.runs.load import config_of_run
+from recbole_etegrec.runs.load import config_of_run, earlier_version
 from recbole_etegrec.storage.logs import start_logging
 from recbole_etegrec.storage.run_directory import RunDirectory, default_path
 
@@ -95,6 +95,8 @@ def _config_of_run(
 def _check_resumable(config: Config, run_dir: RunDirectory) -> None:
     _check_model(config)
     recorded = run_dir.read_yaml("config.yaml")
+    for key in sorted(recorded.keys() - config.known_keys):
+        raise earlier_version(run_dir, key)
     if run_dir.result.exists():
         raise UserError(f"resume: the run in {run_dir.path} has ended; see its result.json")
     for key in sorted(config.inputs.keys() | recorded.keys()):
