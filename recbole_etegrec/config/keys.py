@@ -1,7 +1,8 @@
 """The table of the plugin's keys: what a value of each must be.
 
-It knows one value at a time. What holds between keys stands beside the part that it concerns, as
-``rules(config)``. Nothing heavy is imported here, so that a wrong value is refused at once.
+The table looks at one value at a time. What must hold between keys stands beside the part that it
+concerns, as ``rules(config)``. This module imports nothing heavy, so that a wrong value can be
+refused at once.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -30,7 +31,7 @@ class Key:
     names: tuple = ()
 
     def takes(self, value: Any) -> bool:
-        """Whether `value` is one of this key."""
+        """Whether the key may have this value."""
         return (self.optional and value is None) or self.fits(value)
 
 
@@ -41,7 +42,7 @@ def whole(minimum: int) -> Key:
 
 
 def number(wanted: str, fits: Callable[[float], bool]) -> Key:
-    """A number that fits."""
+    """A number for which `fits` holds; `wanted` ends the sentence "must be a number"."""
     return Key("float", f"a number{wanted}", lambda v: type(v) in (int, float) and fits(v))
 
 
@@ -68,15 +69,16 @@ def choice(*names: Any) -> Key:
 
 
 def entry(*names: str) -> Key:
-    """A name of a table of the package; `names` are those that it comes with.
+    """A name in a table of the package, such as `TOKENIZERS`; `names` are those that it comes with.
 
-    Other names may be registered in the table: that this is one is a rule of who owns it.
+    More names can be registered in that table, so any text passes here. The part that owns the
+    table refuses unknown names by its rule :func:`named_in`.
     """
     return replace(choice(*names), fits=lambda v: type(v) is str)
 
 
 def listed(kind: type, wanted: str, *, least: int = 0) -> Key:
-    """A list of at least so many texts, or of whole numbers above 0."""
+    """A list of at least `least` texts (`kind` str) or whole numbers above 0 (`kind` int)."""
 
     def fits(value: Any) -> bool:
         many = isinstance(value, (list, tuple)) and len(value) >= least
@@ -91,12 +93,12 @@ def text(wanted: str = "text") -> Key:
 
 
 def optional(key: Key) -> Key:
-    """The same, or nothing."""
+    """The same key, which may also be left empty."""
     return replace(key, optional=True)
 
 
 def _sources(value: Any) -> bool:
-    """Whether a value could name tables of item embeddings; which there are, their room knows."""
+    """Whether a value could name sources of item embeddings, by the rule of :func:`entry`."""
     return isinstance(value, (str, list, tuple))
 
 
@@ -225,10 +227,10 @@ def check_values(values: Mapping[str, Any], keys: Iterable[str] | None = None) -
 
 
 def named_in(table: Iterable[str], key: str, value: Any) -> tuple[bool, str]:
-    """The rule that the value of `key` is a name of a table, for ``rules`` of who owns the table.
+    """The rule that the value of `key` is a name in `table`, for ``rules`` of the table's owner.
 
     Returns:
-        Whether it is broken, and the message.
+        Whether the rule is broken, and the message.
     """
     known = tuple(table)
     message = f"{key} ({value}) must be one of {', '.join(known)}{nearest(value, known)}"
