@@ -6,25 +6,19 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from recbole.utils import init_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from recbole_etegrec.config import Config
-from recbole_etegrec.config.checks import advice
+from recbole_etegrec.config import Config, is_ours
 from recbole_etegrec.config.compat import versions
-from recbole_etegrec.data import (
-    check_item_embedding,
-    embedding_width,
-    load_item_embedding,
-)
-from recbole_etegrec.data.dataset_files import check_dataset_files
-from recbole_etegrec.data.download import fetch_dataset
+from recbole_etegrec.config.models import STANDS_ON
+from recbole_etegrec.data import check_item_embedding, embedding_width, load_item_embedding
+from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.errors import Interrupted, UserError
-from recbole_etegrec.model import MODELS
 from recbole_etegrec.model.build import check_base_model
 from recbole_etegrec.preflight.gradient_check import GradientCheck, check_gradients
 from recbole_etegrec.preflight.memory_plan import MemoryPlan
 from recbole_etegrec.runs.baseline import run_baseline
+from recbole_etegrec.runs.checks import advice, check_rules
 from recbole_etegrec.runs.load import load_data, load_run, make_model
 from recbole_etegrec.runs.start import start_config, start_run_directory
 from recbole_etegrec.storage.logs import start_logging
@@ -58,15 +52,14 @@ def run(
     """
     started = time.perf_counter()
     config, resume = start_config(model, dataset, config_file_list, config_dict)
-    fetch_dataset(config)
-    check_dataset_files(config)
+    require_files(config)
     check_base_model(config)
     check_item_embedding(config)
     run_dir = start_run_directory(config, resume)
     logger.info("%s on %s: %s", config["model"], config["dataset"], run_dir.path)
 
     with logging_redirect_tqdm():  # log lines pass above a progress bar, not through it
-        if config["model"] not in MODELS:
+        if not is_ours(config):
             outcome = _plain(run_baseline(config, run_dir, saved))
         else:
             try:
@@ -88,17 +81,6 @@ def run(
         "test_result": outcome["test_result"],
         "run_dir": str(run_dir.path),
     }
-
-
-def objective_function(
-    config_dict: dict[str, Any] | None = None,
-    config_file_list: list[str] | None = None,
-    saved: bool = True,
-) -> dict[str, Any]:
-    """One trial of RecBole's `HyperTuning`: what `run` returns, and the ``model``'s name."""
-    # A sampler draws numpy's numbers, which the config.yaml of a run does not hold.
-    outcome = run(None, None, config_file_list, _plain(config_dict or {}), saved)
-    return {"model": RunDirectory(outcome["run_dir"]).read_yaml("config.yaml")["model"], **outcome}
 
 
 def run_etegrec(
@@ -129,6 +111,38 @@ def run_etegrec(
     }
 
 
+def result_table(result: dict[str, float]) -> str:
+    """`result` as text, a row for each metric and a column for each K."""
+    rows: dict[str, dict[str, float]] = {}
+    for key, value in result.items():
+        metric, _, cutoff = key.partition("@")
+        rows.setdefault(metric, {})[cutoff] = value
+    columns = list(dict.fromkeys(cutoff for row in rows.values() for cutoff in row))
+    lines = [" " * 18 + "".join(f"{'@' + cutoff if cutoff else '':>10}" for cutoff in columns)]
+    for metric, row in rows.items():
+        cells = (f"{row[c]:10.4f}" if c in row else " " * 10 for c in columns)
+        lines.append(f"{metric:18}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    """Python numbers for numpy's and torch's, in nested dictionaries."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.item() if hasattr(value, "item") else value
+
+
+def objective_function(
+    config_dict: dict[str, Any] | None = None,
+    config_file_list: list[str] | None = None,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """One trial of RecBole's `HyperTuning`: what `run` returns, and the ``model``'s name."""
+    # A sampler draws numpy's numbers, which the config.yaml of a run does not hold.
+    outcome = run(None, None, config_file_list, _plain(config_dict or {}), saved)
+    return {"model": RunDirectory(outcome["run_dir"]).read_yaml("config.yaml")["model"], **outcome}
+
+
 def plan(
     model: str | None = None,
     dataset: str | None = None,
@@ -157,40 +171,20 @@ def check(
     """
     config, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
     check_base_model(config)
-    init_seed(config["seed"], config["reproducibility"])
-    return check_gradients(config, MODELS[config["model"]](config, train_data._dataset), train_data)
+    embedding = torch.from_numpy(load_item_embedding(config, train_data._dataset))
+    model = make_model(config, train_data._dataset, embedding)
+    return check_gradients(config, model, train_data)
 
 
 def _look(*arguments) -> tuple:
     """Config and loaders, without a run directory."""
     config = Config(*arguments)
-    if config["model"] not in MODELS:
-        raise UserError(f"model {config['model']}: only {', '.join(MODELS)} can be looked at so")
+    if not is_ours(config):
+        raise UserError(f"model {config['model']}: only {', '.join(STANDS_ON)} can be looked at so")
     if PartialState().num_processes > 1:
         raise UserError("--plan and --check look at one process: start without a launcher")
     start_logging(None)
-    fetch_dataset(config)
-    check_dataset_files(config)
+    check_rules(config)
+    require_files(config)
     check_item_embedding(config)
     return config, load_data(config)[1]
-
-
-def result_table(result: dict[str, float]) -> str:
-    """`result` as text, a row for each metric and a column for each K."""
-    rows: dict[str, dict[str, float]] = {}
-    for key, value in result.items():
-        metric, _, cutoff = key.partition("@")
-        rows.setdefault(metric, {})[cutoff] = value
-    columns = list(dict.fromkeys(cutoff for row in rows.values() for cutoff in row))
-    lines = [" " * 18 + "".join(f"{'@' + cutoff if cutoff else '':>10}" for cutoff in columns)]
-    for metric, row in rows.items():
-        cells = (f"{row[c]:10.4f}" if c in row else " " * 10 for c in columns)
-        lines.append(f"{metric:18}" + "".join(cells))
-    return "\n".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    """Python numbers for numpy's and torch's, in nested dictionaries."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.item() if hasattr(value, "item") else value

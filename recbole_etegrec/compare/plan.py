@@ -16,9 +16,9 @@ from recbole_etegrec.config import (
     properties_dir,
     read_config_files,
 )
-from recbole_etegrec.data.dataset_files import check_dataset_files
-from recbole_etegrec.data.download import fetch_dataset
+from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.errors import UserError, nearest
+from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.start import MAY_CHANGE
 
 # A comparison chooses these itself.
@@ -95,9 +95,8 @@ def make_plan(values: Mapping[str, str]) -> Plan:
         for seed in seeds:
             config = _config(model, dataset, {**applied, **changes, "seed": seed})
             runs.append(Run(label, config, out / _name(label, config)))
-    fetch_dataset(runs[0].config)
     for run in runs[:: len(seeds)]:
-        check_dataset_files(run.config)
+        require_files(run.config)
     command = [f"--{key}={value}" for key, value in values.items()]
     command = shlex.join(["recbole-etegrec", "compare", *command])
     return Plan(runs, out, _histories(runs, both), command, notes, int(jobs))
@@ -129,7 +128,9 @@ def read_ablation(name: str) -> dict[str, Any]:
 
 def _config(model: str, dataset: str, values: dict[str, Any]) -> Config:
     try:
-        return Config(model, dataset, config_dict=values)
+        config = Config(model, dataset, config_dict=values)
+        check_rules(config)
+        return config
     except UserError as error:
         named = str(error) if model in str(error) else f"{model}: {error}"
         raise UserError(named) from error

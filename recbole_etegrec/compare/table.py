@@ -13,7 +13,7 @@ from recbole_etegrec.compare.measures import is_finished, per_user_file, read_me
 from recbole_etegrec.compare.plan import HISTORIES, Plan, Run
 from recbole_etegrec.compare.plots import plots
 from recbole_etegrec.config import Config
-from recbole_etegrec.model import MODELS
+from recbole_etegrec.config.models import STANDS_ON
 from recbole_etegrec.report.compared import COSTS, SIGNIFICANT, least_is_best
 from recbole_etegrec.report.pictures import write_svgs
 from recbole_etegrec.storage.atomic import replace_text
@@ -113,7 +113,7 @@ def _compare_users(rows: list[dict], records: list[dict], history: str, metric: 
 
 def _is_own(row: dict[str, Any]) -> bool:
     """Whether a row is of the plugin's models; an ablation is named after its model."""
-    return row["model"].partition(" ")[0] in MODELS
+    return row["model"].partition(" ")[0] in STANDS_ON
 
 
 def _better(one: dict[str, Any], other: dict[str, Any], column: str) -> bool:

@@ -31,10 +31,9 @@ from recbole_etegrec.compare.measures import (
     write_measures,
 )
 from recbole_etegrec.compare.plan import HISTORIES
-from recbole_etegrec.config import Config
+from recbole_etegrec.config import Config, is_ours
 from recbole_etegrec.errors import Interrupted, TrainingError, UserError
 from recbole_etegrec.evaluation.evaluate import collect_rankings
-from recbole_etegrec.model import MODELS
 from recbole_etegrec.quick_start import run
 from recbole_etegrec.runs.baseline import baseline_rankings
 from recbole_etegrec.runs.load import load_run
@@ -49,7 +48,7 @@ def work(config: dict[str, Any], path: Path, histories: list[str]) -> None:
         write_measures(path, measures)
     if not run_dir.result.exists():
         measures = {"test_result": {}}
-        resume = config["model"] in MODELS  # RecBole's own start anew
+        resume = is_ours(config)  # RecBole's own start anew
         run(config_dict={**config, "run_dir": str(path), "resume": resume})
         measures["memory_gib"] = _peak_memory_gib()
         measures["machine"] = _machine()
@@ -88,7 +87,7 @@ def _measure(run_dir: RunDirectory, history: str, known: dict[str, dict]) -> dic
     if not isinstance(test_data, FullSortEvalDataLoader):  # nothing is excluded, no user ranked
         result = json.loads(run_dir.result.read_text("utf-8"))["test_result"]
     else:
-        if config["model"] in MODELS:
+        if is_ours(config):
             collected = collect_rankings(model, test_data, train_data._dataset, config)
         else:
             collected = baseline_rankings(config, model, test_data, train_data, run_dir)

@@ -2,7 +2,7 @@
 
 Later entries win: RecBole's own defaults < `properties/` of the plugin < config files < the
 dictionary (which is where the command line ends up). What the values mean is RecBole's business;
-what is refused before any work is in `checks.py`.
+what is refused while they are read is in `checks.py` and, for the plugin's own keys, in `keys.py`.
 """
 
 import ast
@@ -20,11 +20,13 @@ import yaml
 from accelerate import PartialState
 
 from recbole_etegrec.config import compat  # noqa: F401  before any part of RecBole is used
-from recbole_etegrec.config.checks import check_config, check_plugin_config
+from recbole_etegrec.config.checks import check_config
+from recbole_etegrec.config.keys import check_values
+from recbole_etegrec.config.models import STANDS_ON, is_ours, lineage
 from recbole_etegrec.errors import UserError, nearest
 
 import recbole.config  # isort: skip
-from recbole.utils import ModelType, get_model  # isort: skip
+from recbole.utils import InputType, ModelType, get_model  # isort: skip
 
 DEFAULT_MODEL = "ETEGRecLlama"
 DEFAULT_DATASET = "ml-100k"
@@ -97,17 +99,13 @@ def properties_dir() -> Path:
     return next(path for path in candidates if path.is_dir())
 
 
-def find_model(name: str) -> type:
-    """The model class called `name`, the plugin's before RecBole's.
+def find_recbole_model(name: str) -> type:
+    """RecBole's model class called `name`.
 
     Raises:
         UserError: no model has that name, or it needs a package that is not installed.
     """
-    from recbole_etegrec.model import MODELS
-
-    if name in MODELS:
-        return MODELS[name]
-    known = [*MODELS, *(path.stem for path in RECBOLE_PROPERTIES.glob("model/*.yaml"))]
+    known = [*STANDS_ON, *(path.stem for path in RECBOLE_PROPERTIES.glob("model/*.yaml"))]
     anomalies = torch.is_anomaly_enabled()
     try:
         return get_model(name)
@@ -122,14 +120,34 @@ def find_model(name: str) -> type:
     raise UserError(f"unknown model '{name}'{nearest(name, known)}")
 
 
+class UnknownKeyError(UserError):
+    """A key that the model cannot be given.
+
+    Attributes:
+        key: its name.
+    """
+
+    def __init__(self, key: str, known: Iterable[str]):
+        super().__init__(f"unknown config key '{key}'{nearest(key, known)}")
+        self.key = key
+
+
+class OwnModel:
+    """What RecBole's configuration asks of the class of a model, for those of the plugin."""
+
+    type = ModelType.SEQUENTIAL
+    input_type = InputType.POINTWISE
+
+
 class Config(recbole.config.Config):
     """Configuration of one run, of any model of the plugin or of RecBole.
 
     `inputs` holds everything that was chosen, as plain data: ``Config(config_dict=inputs)`` is
-    the same configuration again. A missing key reads as None, as in RecBole.
+    the same configuration again. A missing key reads as None, as in RecBole. Each value is looked
+    at alone; what holds between keys is for :func:`recbole_etegrec.runs.checks.check_rules`.
 
     Raises:
-        UserError: an unknown key, model or file, or values that contradict each other.
+        UserError: an unknown key, model or file, or a value that its key does not take.
     """
 
     def __init__(
@@ -141,8 +159,8 @@ class Config(recbole.config.Config):
     ) -> None:
         super().__init__(model, dataset, config_file_list, config_dict)
         check_config(self)
-        if "num_beams" in self:
-            check_plugin_config(self)
+        if is_ours(self):
+            check_values(self.final_config_dict)
 
     def compatibility_settings(self) -> None:
         """Nothing: `compat.py` has added what numpy lacks."""
@@ -166,16 +184,21 @@ class Config(recbole.config.Config):
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple:
         model = model or self.external_config_dict.get("model", DEFAULT_MODEL)
         dataset = dataset or self.external_config_dict.get("dataset", DEFAULT_DATASET)
-        model_class = find_model(model) if isinstance(model, str) else model
-        return model_class.__name__, model_class, str(dataset)
+        if isinstance(model, str) and model not in STANDS_ON:
+            model = find_recbole_model(model)
+        if isinstance(model, str):
+            return model, OwnModel, str(dataset)
+        return model.__name__, model, str(dataset)
 
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
-        # A model's defaults stand on those of the models that it is derived from.
-        lineage = [parent.__name__ for parent in reversed(model_class.__mro__)]
+        if model in STANDS_ON:
+            parents = lineage(model)
+        else:  # those that a class is derived from
+            parents = [parent.__name__ for parent in reversed(model_class.__mro__)]
         names = [
             name
-            for parent in lineage
+            for parent in parents
             for name in (f"model/{parent}", f"dataset/{dataset}", f"model/{parent}-{dataset}")
         ]
         # Models that classify labelled pairs keep the evaluation RecBole gives them.
@@ -224,7 +247,7 @@ class Config(recbole.config.Config):
         known = self.known_keys
         for key in self.external_config_dict:
             if key not in known:
-                raise UserError(f"unknown config key '{key}'{nearest(key, known)}")
+                raise UnknownKeyError(key, known)
 
     def _complete_evaluation(self, final: dict[str, Any]) -> None:
         chosen = self.external_config_dict.get("eval_args")

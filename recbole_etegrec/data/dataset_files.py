@@ -5,48 +5,46 @@ They are read through before RecBole loads them, so that a fault is named by its
 
 import logging
 from codecs import BOM_UTF8
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from recbole.data.dataset import Dataset
 from recbole.utils import ModelType
 
+from recbole_etegrec.config import Config, is_ours
+from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from recbole.data.dataset import Dataset
-
-    from recbole_etegrec.config import Config
 
 logger = logging.getLogger(__name__)
 
 _CHUNK = 2**24  # bytes of a file that are looked at together
 
 
-def check_dataset_files(config: "Config") -> None:
+def check_dataset_files(config: Config) -> None:
     """Read through the atomic files that RecBole will load.
 
     Raises:
         UserError: a file is missing or empty, its header is not ``field:type ...`` or lacks a
             field the run needs, or a line has another number of columns than the header.
     """
-    from recbole_etegrec.data.item_embedding import embedding_sources
-
-    folder, name = Path(config["data_path"]), config["dataset"]
-    parts = config["benchmark_filename"]
+    files, parts = AtomicFiles.of(config), config["benchmark_filename"]
     load_col = config["load_col"] or {}
-    fields = {config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], *_named(load_col.get("inter"))}
+    time = config["TIME_FIELD"]
+    fields = {config["USER_ID_FIELD"], files.item_field, *_named(load_col.get("inter"))}
     if parts:
-        _check_parts([folder / f"{name}.{part}.inter" for part in parts], fields, config)
+        lists = files.item_field + config["LIST_SUFFIX"]
+        # RecBole's sequential models have no other histories than those of the files.
+        needed = config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not is_ours(config)
+        paths = [files.path(f"{part}.inter") for part in parts]
+        _check_parts(paths, fields - {time, lists}, files, time, lists, lists_needed=needed)
     else:
-        time = {config["TIME_FIELD"]} if config["eval_args"]["order"] == "TO" else set()
-        check_atomic_file(folder / f"{name}.inter", fields | time, config)
-    if "text" in embedding_sources(config):
-        fields = {config["ITEM_ID_FIELD"], *config["text_fields"]}
-        check_atomic_file(folder / f"{name}.item", fields, config, quoted=False)
+        by_time = {time} if config["eval_args"]["order"] == "TO" else set()
+        check_atomic_file(files.path("inter"), fields | by_time, files)
     for suffix, wanted in load_col.items():
         if suffix != "inter" and wanted:
-            check_atomic_file(folder / f"{name}.{suffix}", _named(wanted), config)
+            check_atomic_file(files.path(suffix), _named(wanted), files)
 
 
 def _named(columns: Any) -> set[str]:
@@ -54,51 +52,62 @@ def _named(columns: Any) -> set[str]:
     return set() if columns in (None, "*") else set(columns)
 
 
-def _check_parts(paths: list[Path], fields: set[str], config: "Config") -> None:
-    """Pre-split files: times and histories may be missing, but in all of them alike."""
-    lists = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
-    optional = {config["TIME_FIELD"], lists}
-    present = [set(check_atomic_file(path, fields - optional, config)) for path in paths]
-    if config["MODEL_TYPE"] == ModelType.SEQUENTIAL and "num_beams" not in config:
-        for path, found in zip(paths, present, strict=True):
-            if lists not in found:
-                raise UserError(
-                    f"{path}: missing field '{lists}': RecBole's sequential models need the "
-                    "history of each line of pre-split files"
-                )
-    for field in sorted(optional & set.union(*present)):
+def _check_parts(
+    paths: list[Path],
+    fields: set[str],
+    files: AtomicFiles,
+    time: str,
+    lists: str,
+    *,
+    lists_needed: bool,
+) -> None:
+    """Check pre-split files: times and histories may be missing, but in all of them alike.
+
+    Args:
+        fields: that each must have.
+        time: the field of times.
+        lists: the field of histories.
+        lists_needed: whether that may not be missing.
+    """
+    present = [set(check_atomic_file(path, fields, files)) for path in paths]
+    for path, found in zip(paths, present, strict=True):
+        if lists_needed and lists not in found:
+            raise UserError(
+                f"{path}: missing field '{lists}': RecBole's sequential models need the history "
+                "of each line of pre-split files"
+            )
+    for field in sorted({time, lists} & set.union(*present)):
         for path, found in zip(paths, present, strict=True):
             if field not in found:
                 raise UserError(f"{path}: missing field '{field}', which the other parts have")
 
 
 def check_atomic_file(
-    path: Path, fields: set[str], config: "Config", quoted: bool = True
+    path: Path, fields: set[str], files: AtomicFiles, quoted: bool = True
 ) -> list[str]:
     """Read an atomic file through; returns the fields that it has.
 
     Args:
         fields: that it must have.
+        files: of the dataset that it belongs to.
         quoted: whether it will be read by RecBole, which takes quotation marks for more than text.
     """
     if not path.is_file():
-        raise UserError(f"dataset '{config['dataset']}': no file {path}{_found_instead(path)}")
-    separator = config["field_separator"].encode()
+        raise UserError(f"dataset '{files.name}': no file {path}{_found_instead(path)}")
     with path.open("rb") as lines:
         header = next(lines, b"").rstrip(b"\r\n")
         if header.startswith(BOM_UTF8):
             raise UserError(f"{path}: a byte order mark comes first: save it as UTF-8 without one")
-        present = _field_names(path, header.decode(config["encoding"] or "utf-8-sig"), config)
+        present = _field_names(path, header.decode(files.encoding).split(files.separator))
         for field in sorted(fields - set(present)):
             hint = nearest(field, present)
             raise UserError(f"{path}: missing field '{field}' (found {', '.join(present)}){hint}")
-        if not _check_lines(path, lines, separator, len(present), quoted):
+        if not _check_lines(path, lines, files.separator.encode(), len(present), quoted):
             raise UserError(f"{path}: no lines after the header")
     return present
 
 
-def _field_names(path: Path, header: str, config: "Config") -> list[str]:
-    columns = header.split(config["field_separator"])
+def _field_names(path: Path, columns: list[str]) -> list[str]:
     for column in columns:
         if column.count(":") != 1:
             raise UserError(f"{path}: header has '{column}' where 'field:type' is expected")
@@ -154,20 +163,23 @@ def _found_instead(path: Path) -> str:
     return f" (datasets found there: {', '.join(found)})" if found else ""
 
 
-def check_dataset_counts(config: "Config", dataset: "Dataset") -> None:
+def check_dataset_counts(dataset: Dataset, published: Mapping[str, int] | None) -> None:
     """Warn where a dataset, filters applied, is not the one that published results are for.
 
     A warning and no error: someone may want another version, or other filters.
+
+    Args:
+        published: its ``users``, ``items`` and ``interactions``, where they are known.
     """
     columns = {"users": dataset.uid_field, "items": dataset.iid_field}
     found = {name: dataset.inter_feat[field].nunique() for name, field in columns.items()}
     found["interactions"] = len(dataset.inter_feat)
-    published = config["dataset_counts"] or {}
-    other = [f"{found[k]} {k} (not {n})" for k, n in published.items() if found[k] != n]
+    known = (published or {}).items()
+    other = [f"{found[k]} {k} (not {n})" for k, n in known if found[k] != n]
     if other:
         logger.warning(
             "dataset '%s' is another version than published results are for: %s",
-            config["dataset"],
+            dataset.dataset_name,
             ", ".join(other),
         )
 

@@ -6,58 +6,52 @@ from pathlib import Path
 
 import pandas as pd
 
-from recbole_etegrec.config import Config
+from recbole_etegrec.data.atomic_files import AtomicFiles
 
 
-def read_items(config: Config, fields: Sequence[str]) -> pd.DataFrame:
+def read_items(files: AtomicFiles, fields: Sequence[str]) -> pd.DataFrame:
     """Some fields of each item as text, empty where there is none, by the item's token.
 
     Of lines with the same item the first counts, as it does in RecBole.
     """
-    table = read_rows(_path(config), config, fields)
-    return table[~table.index.duplicated()]
+    return _first_of_each(read_rows(files.path("item"), files, fields))
 
 
-def read_rows(path: Path, config: Config, fields: Sequence[str]) -> pd.DataFrame:
-    """Some fields of each line of a file like it, by the item's token."""
-    wanted = [config["ITEM_ID_FIELD"], *fields]
+def read_rows(path: Path, files: AtomicFiles, fields: Sequence[str]) -> pd.DataFrame:
+    """Some fields of each line of a file like those of a dataset, by the item's token."""
+    wanted = [files.item_field, *fields]
     table = pd.read_csv(
         path,
-        sep=config["field_separator"],
+        sep=files.separator,
         usecols=lambda column: column.partition(":")[0] in wanted,
         dtype=str,
         keep_default_na=False,
         quoting=csv.QUOTE_NONE,
         on_bad_lines="warn",
-        encoding=_encoding(config),
+        encoding=files.encoding,
     )
     table.columns = [column.partition(":")[0] for column in table.columns]
     return table.set_index(wanted[0])[list(fields)]
 
 
-def read_titles(config: Config, path: Path | None = None) -> dict[str, str]:
+def read_titles(files: AtomicFiles, path: Path | None = None) -> dict[str, str]:
     """A text for each item token: the field ``title`` of ``.item``, or its first of words.
 
     Args:
         path: of a file like it, in its place.
     """
-    path = path or _path(config)
+    path = path or files.path("item")
     if not path.is_file():
         return {}
-    with path.open(encoding=_encoding(config)) as lines:
-        columns = next(lines, "").rstrip("\r\n").split(config["field_separator"])
+    with path.open(encoding=files.encoding) as lines:
+        columns = next(lines, "").rstrip("\r\n").split(files.separator)
     types = dict(column.partition(":")[::2] for column in columns)
     words = [field for field, kind in types.items() if kind == "token_seq"]
     title = "title" if "title" in types else next(iter(words), None)
-    if config["ITEM_ID_FIELD"] not in types or title is None:
+    if files.item_field not in types or title is None:
         return {}
-    table = read_rows(path, config, [title])
-    return table[~table.index.duplicated()][title].to_dict()
+    return _first_of_each(read_rows(path, files, [title]))[title].to_dict()
 
 
-def _path(config: Config) -> Path:
-    return Path(config["data_path"]) / f"{config['dataset']}.item"
-
-
-def _encoding(config: Config) -> str:
-    return config["encoding"] or "utf-8-sig"
+def _first_of_each(table: pd.DataFrame) -> pd.DataFrame:
+    return table[~table.index.duplicated()]

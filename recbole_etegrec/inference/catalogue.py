@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from recbole.data.dataset import Dataset
 
+from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.item_file import read_titles
 from recbole_etegrec.errors import UserError, nearest
 
@@ -36,7 +37,7 @@ class Catalogue:
     def from_dataset(cls, dataset: Dataset) -> "Catalogue":
         """The items of a dataset of RecBole's, with titles from its `.item` file."""
         further = getattr(dataset, "further_titles", {})  # not of RecBole's own datasets
-        titles = {**read_titles(dataset.config), **further}
+        titles = {**read_titles(AtomicFiles.of(dataset.config)), **further}
         return cls(dataset.field2id_token[dataset.iid_field], titles)
 
     def __len__(self) -> int:

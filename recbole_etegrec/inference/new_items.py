@@ -12,6 +12,7 @@ import torch
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import WholeSequenceDataset
+from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.dataset_files import check_atomic_file
 from recbole_etegrec.data.item_embedding import Standard, embedding_sources, embedding_standard
 from recbole_etegrec.data.item_embedding.file import vectors_for
@@ -20,7 +21,7 @@ from recbole_etegrec.data.item_file import read_rows, read_titles
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.runs.added_items import AddedItems, read_added_items, write_added_items
-from recbole_etegrec.runs.load import load_run, read_own_config
+from recbole_etegrec.runs.load import config_of_run, load_run, read_own_config
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 _SAME_SPACE = 0.5  # share of known items that must still get the first code they have
@@ -56,9 +57,10 @@ def add_items(
             vector, or there is no free collision code for it.
     """
     directory = RunDirectory(run_dir)
-    values = read_own_config(directory)
-    config = Config(config_dict={**values, **(config_dict or {})})
-    tokens = _read_tokens(config, Path(items))
+    read_own_config(directory)
+    config = config_of_run(directory, config_dict)
+    files = AtomicFiles.of(config)
+    tokens = _read_tokens(files, Path(items))
     raw = _vectors(config, Path(items), tokens, embeddings)
     config, model, dataset, train_data, *_ = load_run(run_dir, config_dict)
     _check_new(dataset, tokens, items)
@@ -69,7 +71,7 @@ def add_items(
         directory,
         AddedItems(
             before.tokens + tokens,
-            {**before.titles, **read_titles(config, Path(items))},
+            {**before.titles, **read_titles(files, Path(items))},
             torch.cat([before.embedding, embedding.cpu()]),
             torch.cat([before.codes, codes.cpu()]),
             before.mean,
@@ -80,13 +82,12 @@ def add_items(
     return _summary(directory, model, codes)
 
 
-def _read_tokens(config: Config, path: Path) -> list[str]:
+def _read_tokens(files: AtomicFiles, path: Path) -> list[str]:
     """The tokens of the new items, in the order of their file."""
-    field = config["ITEM_ID_FIELD"]
-    check_atomic_file(path, {field}, config, quoted=False)
-    tokens = read_rows(path, config, []).index
+    check_atomic_file(path, {files.item_field}, files, quoted=False)
+    tokens = read_rows(path, files, []).index
     if (tokens == "").any():
-        raise UserError(f"items: {path} has a line without {field}")
+        raise UserError(f"items: {path} has a line without {files.item_field}")
     if tokens.has_duplicates:
         twice = tokens[tokens.duplicated()][0]
         raise UserError(f"items: {path} has '{twice}' more than once: keep one line for each")
@@ -106,15 +107,21 @@ def _vectors(config: Config, items: Path, tokens: list[str], embeddings: str | N
             "come with: give --embeddings=FILE.npy with vectors of the same space and width, or "
             "train a run with item_embedding: text"
         )
-    check_atomic_file(items, {config["ITEM_ID_FIELD"], *config["text_fields"]}, config, False)
-    texts = join_fields(read_rows(items, config, config["text_fields"]))
+    files, fields = AtomicFiles.of(config), config["text_fields"]
+    check_atomic_file(items, {files.item_field, *fields}, files, quoted=False)
+    texts = join_fields(read_rows(items, files, fields))
     empty = [token for token, text in texts.items() if not text]
     if empty:
         raise UserError(
             f"items: {len(empty)} of {len(texts)} items in {items} have no text in "
-            f"{', '.join(config['text_fields'])}, first '{empty[0]}': write some, or remove them"
+            f"{', '.join(fields)}, first '{empty[0]}': write some, or remove them"
         )
-    return encode_texts(config, list(texts.values()))
+    return encode_texts(
+        list(texts.values()),
+        text_model=config["text_model"],
+        device=config["device"],
+        show_progress=config["show_progress"],
+    )
 
 
 def _check_new(dataset: WholeSequenceDataset, tokens: list[str], items: str) -> None:

@@ -1,4 +1,7 @@
-"""RecBole models of this plugin, by the name given to ``--model``."""
+"""RecBole models of this plugin, by the name given to ``--model``.
+
+Whose defaults each stands on is told in ``config/models.py``.
+"""
 
 from recbole_etegrec.model.etegrec import TIGER, ETEGRec
 from recbole_etegrec.model.etegrec_llama import ETEGRecLlama

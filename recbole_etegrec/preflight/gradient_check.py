@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.config.checks import advice
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import autocast
+from recbole_etegrec.runs.checks import advice
 from recbole_etegrec.storage.digests import tensor_digest
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine

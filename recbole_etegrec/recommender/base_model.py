@@ -156,15 +156,27 @@ def check_contract(base_model: str, model: PreTrainedModel) -> None:
 
 
 def add_lora(
-    backbone: PreTrainedModel, *, r: int, alpha: float, dropout: float, target_modules: list[str]
+    backbone: PreTrainedModel,
+    *,
+    r: int,
+    dropout: float,
+    target_modules: list[str],
+    alpha: float | None = None,
 ) -> PeftModel:
     """Freeze a backbone and add adapters to it (LoRA, ICLR 2022).
+
+    Args:
+        r: rank of the adapters.
+        alpha: they are scaled by ``alpha / r``; None: by 2.
 
     Raises:
         UserError: it has no modules of those names.
     """
     config = LoraConfig(
-        r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(target_modules)
+        r=r,
+        lora_alpha=2 * r if alpha is None else alpha,
+        lora_dropout=dropout,
+        target_modules=list(target_modules),
     )
     try:
         with warnings.catch_warnings():  # of names that transformers is about to change

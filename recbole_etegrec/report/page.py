@@ -8,8 +8,8 @@ from typing import Any
 
 from recbole.evaluator.register import smaller_metrics
 
+from recbole_etegrec.config import is_ours
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.model import MODELS
 from recbole_etegrec.report.charts import bar_chart
 from recbole_etegrec.report.compared import compared_runs, read_comparisons, rows_of
 from recbole_etegrec.report.curves import Run, code_charts, comparison, loss_charts, read_run
@@ -54,7 +54,7 @@ def report(
     runs = [read_run(path) for path in run_dirs]
     if len({run.name for run in runs}) < len(runs):
         runs = [run._replace(name=path) for run, path in zip(runs, run_dirs, strict=True)]
-    sections = [_section(run, look, config_dict) for run in runs if run.config["model"] in MODELS]
+    sections = [_section(run, look, config_dict) for run in runs if is_ours(run.config)]
     path = Path(out) if out else first.absolute() / "report.html"
     title = f"{len(runs)} runs" if len(runs) > 1 else runs[0].name
     html = (
@@ -84,7 +84,7 @@ def _head(runs: list[Run]) -> str:
     if len(runs) > 1:
         parts.append(_differences(runs))
         parts.append(comparison(runs))
-    if others := [run.name for run in runs if run.config["model"] not in MODELS]:
+    if others := [run.name for run in runs if not is_ours(run.config)]:
         parts.append(_note(f"RecBole's own models have no curves here: {', '.join(others)}."))
     return "\n".join([*parts, *_versions(runs)])
 

@@ -86,7 +86,7 @@ def _prepare(config: Config, run_dir: RunDirectory) -> tuple:
     with refusals_for_the_user("dataset"):
         dataset = create_dataset(config)
         logger.info(dataset)
-        check_dataset_counts(config, dataset)
+        check_dataset_counts(dataset, config["dataset_counts"])
         loaders = settle_history(config, data_preparation(config, dataset))
     init_seed(config["seed"], config["reproducibility"])
     model = config.model_class(config, loaders[0]._dataset).to(config["device"])

@@ -6,14 +6,16 @@ from typing import Any
 import torch
 from recbole.utils import init_seed
 
-from recbole_etegrec.config import Config
+from recbole_etegrec.config import Config, UnknownKeyError, is_ours
+from recbole_etegrec.config.models import STANDS_ON
 from recbole_etegrec.data import create_dataset, data_preparation, load_item_embedding
-from recbole_etegrec.data.dataset_files import check_dataset_counts, check_dataset_files
-from recbole_etegrec.data.download import fetch_dataset
+from recbole_etegrec.data.dataset_files import check_dataset_counts
+from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import MODELS, ETEGRecLlama
 from recbole_etegrec.runs.added_items import take_added_items
 from recbole_etegrec.runs.baseline import load_baseline
+from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.checkpoint import load_model
 
@@ -33,10 +35,10 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
         UserError: `run_dir` is not a run's or is damaged, or the dataset is gone.
     """
     directory = RunDirectory(run_dir)
-    config = Config(config_dict={**directory.read_yaml("config.yaml"), **(config_dict or {})})
-    fetch_dataset(config)
-    check_dataset_files(config)
-    if config["model"] not in MODELS:
+    config = config_of_run(directory, config_dict)
+    check_rules(config)
+    require_files(config)
+    if not is_ours(config):
         return load_baseline(config, directory)
     dataset, loaders = load_data(config)
     embedding = torch.from_numpy(load_item_embedding(config, loaders[0]._dataset))
@@ -46,6 +48,29 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
     return config, model.to(config["device"]).eval(), dataset, *loaders
 
 
+def config_of_run(directory: RunDirectory, changes: dict[str, Any] | None = None) -> Config:
+    """The config that a run was started with, some keys changed.
+
+    Raises:
+        UserError: `directory` is not a run's, or a run of a version with other keys.
+    """
+    recorded = directory.read_yaml("config.yaml")
+    try:
+        return Config(config_dict={**recorded, **(changes or {})})
+    except UnknownKeyError as error:
+        if error.key not in recorded:
+            raise
+        raise earlier_version(directory, error.key) from error
+
+
+def earlier_version(directory: RunDirectory, key: str) -> UserError:
+    """The refusal of a run whose config has a key that there is no more."""
+    return UserError(
+        f"run_dir {directory.path}: written by an earlier version, which had a key '{key}': "
+        "train it anew"
+    )
+
+
 def read_own_config(directory: RunDirectory) -> dict[str, Any]:
     """The config of a run, for what only models of this plugin can do.
 
@@ -53,10 +78,10 @@ def read_own_config(directory: RunDirectory) -> dict[str, Any]:
         UserError: `directory` is not a run's, or is of a model of RecBole.
     """
     values = directory.read_yaml("config.yaml")
-    if values.get("model") not in MODELS:
+    if not is_ours(values):
         raise UserError(
             f"run_dir {directory.path}: a run of {values.get('model')}; name a run of "
-            f"{', '.join(MODELS)}"
+            f"{', '.join(STANDS_ON)}"
         )
     return values
 
@@ -70,7 +95,7 @@ def load_data(config: Config) -> tuple:
     init_seed(config["seed"], config["reproducibility"])
     dataset = create_dataset(config)
     logger.info(dataset)
-    check_dataset_counts(config, dataset)
+    check_dataset_counts(dataset, config["dataset_counts"])
     return dataset, data_preparation(config, dataset)
 
 

@@ -6,9 +6,10 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from recbole_etegrec.config import Config
+from recbole_etegrec.config import Config, is_ours
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.model import MODELS
+from recbole_etegrec.runs.checks import check_rules
+from recbole_etegrec.runs.load import config_of_run, earlier_version
 from recbole_etegrec.storage.logs import start_logging
 from recbole_etegrec.storage.run_directory import RunDirectory, default_path
 
@@ -42,8 +43,20 @@ def start_config(
     """The configuration of a run, and whether it goes on with one that was stopped.
 
     Raises:
-        UserError: the run to go on with does not exist, has ended, or had another configuration.
+        UserError: keys contradict each other, or the run to go on with does not exist, has ended,
+            or had another configuration.
     """
+    config, resume = _chosen_config(model, dataset, config_file_list, config_dict)
+    check_rules(config)
+    return config, resume
+
+
+def _chosen_config(
+    model: str | None,
+    dataset: str | None,
+    config_file_list: list[str] | None,
+    config_dict: dict[str, Any] | None,
+) -> tuple[Config, bool]:
     values = dict(config_dict or {})
     resume = str(values.get("resume") or False)
     if resume.lower() not in ("false", "true"):
@@ -59,7 +72,7 @@ def start_config(
     _check_model(config)
     begun = run_dir.config.exists()
     if begun:
-        _check_resumable(config, run_dir.read_yaml("config.yaml"), run_dir)
+        _check_resumable(config, run_dir)
     return config, begun
 
 
@@ -73,15 +86,17 @@ def _config_of_run(
     if config_file_list:
         raise UserError("config_files: a run that goes on has its own config.yaml; leave it out")
     run_dir = RunDirectory(path)
-    recorded = run_dir.read_yaml("config.yaml")
     named = {key: name for key, name in (("model", model), ("dataset", dataset)) if name}
-    config = Config(config_dict={**recorded, **values, **named, "run_dir": path})
-    _check_resumable(config, recorded, run_dir)
+    config = config_of_run(run_dir, {**values, **named, "run_dir": path})
+    _check_resumable(config, run_dir)
     return config
 
 
-def _check_resumable(config: Config, recorded: dict[str, Any], run_dir: RunDirectory) -> None:
+def _check_resumable(config: Config, run_dir: RunDirectory) -> None:
     _check_model(config)
+    recorded = run_dir.read_yaml("config.yaml")
+    for key in sorted(recorded.keys() - config.known_keys):
+        raise earlier_version(run_dir, key)
     if run_dir.result.exists():
         raise UserError(f"resume: the run in {run_dir.path} has ended; see its result.json")
     for key in sorted(config.inputs.keys() | recorded.keys()):
@@ -94,7 +109,7 @@ def _check_resumable(config: Config, recorded: dict[str, Any], run_dir: RunDirec
 
 
 def _check_model(config: Config) -> None:
-    if config["model"] not in MODELS:
+    if not is_ours(config):
         raise UserError(
             f"resume: RecBole's own models ({config['model']}) start anew; leave it out"
         )

@@ -14,6 +14,7 @@ from recbole_etegrec.config import Config, parse_value
 from recbole_etegrec.data import dataset_files
 from recbole_etegrec.data.dataset_files import check_dataset_files
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.runs.checks import check_rules
 from tests.conftest import write_interactions
 
 
@@ -139,7 +140,7 @@ def test_config_leaves_visible_devices_alone_when_gpu_id_is_not_given(monkeypatc
 )
 def test_config_refuses_in_one_line_when_a_value_is_wrong(model, values, message):
     with pytest.raises(UserError) as refusal:
-        Config(model, "ml-100k", config_dict=values)
+        check_rules(Config(model, "ml-100k", config_dict=values))
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -166,6 +167,7 @@ def test_config_takes_warmup_steps_when_a_number_of_steps_or_a_share(value):
 
 def test_config_accepts_few_beams_when_the_ranking_is_exact():
     config = Config("ETEGRecLlama", "ml-100k", config_dict={"num_beams": 5, "ranking": "exact"})
+    check_rules(config)
     assert config["num_beams"] == 5
 
 

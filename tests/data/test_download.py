@@ -255,7 +255,7 @@ def test_fetch_dataset_refuses_when_no_archive_has_that_name(tmp_path):
 def test_beauty_is_unchanged_when_filtered_to_its_core(caplog):
     config = Config("ETEGRecLlama", "Beauty", config_dict={"data_path": beauty_path()})
     dataset = create_dataset(config)
-    check_dataset_counts(config, dataset)
+    check_dataset_counts(dataset, config["dataset_counts"])
     assert not caplog.records
     assert (dataset.user_num - 1, dataset.item_num - 1) == (22_363, 12_101)
     assert len(dataset.inter_feat) == 198_502
@@ -265,7 +265,7 @@ def test_check_dataset_counts_warns_when_the_version_is_another(tmp_path, caplog
     histories = [list(range(6))] * 6 + [[0, 9]]  # the last user and item 9 are too rare
     write_interactions(tmp_path, "Toys", histories)
     config = Config("Pop", "Toys", config_dict={"data_path": str(tmp_path)})
-    check_dataset_counts(config, create_dataset(config))
+    check_dataset_counts(create_dataset(config), config["dataset_counts"])
     (record,) = caplog.records
     assert "6 users (not 19412), 6 items (not 11924), 36 interactions" in record.getMessage()
 

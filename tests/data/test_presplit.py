@@ -14,6 +14,7 @@ from recbole_etegrec.data.loader import make_windows
 from recbole_etegrec.data.sequences import join_rows
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.quick_start import run
+from recbole_etegrec.runs.checks import check_rules
 from tests.data.test_dataset import rows_of
 from tests.helpers import small_config, small_data, small_values, whole_steps
 
@@ -248,7 +249,7 @@ def test_run_trains_recboles_model_when_files_are_pre_split(tmp_path):
 @pytest.mark.parametrize("files", [["train", "test"], [], "train"])
 def test_config_refuses_when_benchmark_filename_names_not_three_parts(files, tmp_path):
     with pytest.raises(UserError, match="benchmark_filename .* must name three parts"):
-        small_config(str(tmp_path), "split", benchmark_filename=files)
+        check_rules(small_config(str(tmp_path), "split", benchmark_filename=files))
 
 
 def test_files_are_refused_when_they_differ_in_fields(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from recbole_etegrec.cli import main
+from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.item_file import read_titles
 from recbole_etegrec.quick_start import run
 from recbole_etegrec.runs.load import load_run
@@ -133,6 +134,6 @@ def test_read_titles_takes_the_field_that_has_words(header, title, tmp_path):
     write_interactions(tmp_path, "some", [[1, 2, 3, 4]])
     if header:
         (tmp_path / "some" / "some.item").write_text(f'{header}\ni1\ta\tb\ni2\t"c\td\n')
-    titles = read_titles(small_config(str(tmp_path), "some"))
+    titles = read_titles(AtomicFiles.of(small_config(str(tmp_path), "some")))
     assert titles.get("i1") == title
     assert set(titles) == ({"i1", "i2"} if title else set())

@@ -15,6 +15,7 @@ from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.evaluation.evaluate import evaluate
 from recbole_etegrec.model.build import build_recommender
 from recbole_etegrec.quick_start import run
+from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.load import load_run
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.schedule import Stage
@@ -66,7 +67,7 @@ def test_config_takes_what_a_model_leaves_open_from_the_one_it_is_derived_from()
 )
 def test_config_refuses_when_a_value_does_not_fit_an_encoder(values, message):
     with pytest.raises(UserError) as refusal:
-        Config("ETEGRec", "ml-100k", config_dict=values)
+        check_rules(Config("ETEGRec", "ml-100k", config_dict=values))
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -74,7 +75,7 @@ def test_config_refuses_when_an_encoder_would_be_sharded(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(UserError, match=r"\(FSDP\) is for backbones that do not fit one GPU"):
-        Config("TIGER", "ml-100k")
+        check_rules(Config("TIGER", "ml-100k"))
 
 
 def test_config_takes_prefixes_and_a_head_size_when_the_backbone_is_a_llama(tiny_data):

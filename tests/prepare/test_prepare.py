@@ -12,7 +12,7 @@ import pytest
 from recbole_etegrec.cli import main
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset
-from recbole_etegrec.data.item_embedding import file_embedding
+from recbole_etegrec.data.item_embedding.file import file_embedding
 from recbole_etegrec.prepare.atomic import MISSING, InteractionWriter, clean
 from recbole_etegrec.storage.atomic import staged
 
@@ -271,7 +271,7 @@ def test_prepare_etegrec_gives_the_published_split_when_histories_are_cut_to(
         items = part.field2id_token["item_id"][part.inter_feat["item_id"].numpy()]
         targets = {row["user_id"]: row["target_id"] for row in rows}
         assert dict(zip(users, items, strict=True)) == targets
-    found = file_embedding(config, built[0])
+    found = file_embedding(built[0], Path(config["item_embedding_file"]))
     tokens = built[0].field2id_token["item_id"]
     for row, token in enumerate(tokens[1:], start=1):
         assert np.array_equal(found[row], vectors[INDEX[token]])

@@ -23,6 +23,7 @@ from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import check_base_model
 from recbole_etegrec.quick_start import run
 from recbole_etegrec.recommender.base_model import find_base_config, load_base_model
+from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.load import load_run
 from recbole_etegrec.trainer import checkpoint
 from tests.helpers import small_config, small_model, small_values
@@ -231,18 +232,19 @@ def test_base_model_is_refused_in_one_line_when_the_hub_refuses_it(
 )
 def test_config_is_refused_when_its_keys_contradict_each_other(changes, message, tiny_data):
     with pytest.raises(UserError, match=message):
-        small_config(tiny_data, **changes)
+        check_rules(small_config(tiny_data, **changes))
 
 
 def test_config_names_the_package_when_one_is_missing(tiny_data, monkeypatch):
-    monkeypatch.setattr("recbole_etegrec.config.checks.find_spec", lambda name: None)
+    for package in ("bitsandbytes", "gguf"):
+        monkeypatch.setitem(sys.modules, package, None)  # cannot be imported
     for changes, package in (
         ({"optimizer": "adamw_8bit"}, "bitsandbytes"),
         ({"base_model": "x", "tuning": "qlora"}, "bitsandbytes"),
         ({"base_model": "x.gguf"}, "gguf"),
     ):
         with pytest.raises(UserError, match=f"needs the package {package}: pip install {package}"):
-            small_config(tiny_data, **changes)
+            check_rules(small_config(tiny_data, **changes))
 
 
 def test_lora_names_the_layers_there_are_when_its_targets_are_not(llama, tiny_data):

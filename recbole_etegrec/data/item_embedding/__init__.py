@@ -5,7 +5,6 @@ internal item order, row 0 being the padding item; this package sets them side b
 vectors become is unknown here.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,18 +12,9 @@ import torch
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.dataset import WholeSequenceDataset
-from recbole_etegrec.data.item_embedding.collaborative import collaborative_embedding
-from recbole_etegrec.data.item_embedding.file import file_embedding
-from recbole_etegrec.data.item_embedding.sasrec import sasrec_embedding
-from recbole_etegrec.data.item_embedding.text import check_text_model, text_embedding
+from recbole_etegrec.data.item_embedding.sources import ITEM_EMBEDDINGS
+from recbole_etegrec.data.item_embedding.text import check_text_model
 from recbole_etegrec.errors import UserError
-
-ITEM_EMBEDDINGS: dict[str, Callable[[Config, WholeSequenceDataset], np.ndarray]] = {
-    "collaborative": collaborative_embedding,
-    "file": file_embedding,
-    "sasrec": sasrec_embedding,
-    "text": text_embedding,
-}
 
 
 def load_item_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:

@@ -8,38 +8,51 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 from tqdm import tqdm
 
-from recbole_etegrec.config import Config
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.item_embedding.cache import cached, interactions_digest
 from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
 
 
-def collaborative_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
+def collaborative_embedding(
+    dataset: WholeSequenceDataset,
+    *,
+    width: int,
+    window: int,
+    seed: int,
+    cache: Path,
+    show_progress: bool,
+) -> np.ndarray:
     """Truncated SVD of the items' positive pointwise mutual information (PPMI).
 
-    Items that follow each other within ``cooccurrence_window`` steps of a training sequence
-    co-occur, weighted by one over their distance. Cached in ``embedding_cache`` under a manifest
-    of the training interactions and the keys used.
+    Items that follow each other within ``window`` steps of a training sequence co-occur, weighted
+    by one over their distance.
+
+    Args:
+        dataset: the training part.
+        width: columns of the result.
+        cache: the folder in which the vectors are kept, under a manifest of the training
+            interactions and the arguments.
     """
     manifest = {
         "source": "collaborative: PPMI, SVD, rows at unit length",
         "interactions": interactions_digest(dataset),
         "items": int(dataset.item_num),
-        "semantic_hidden_size": config["semantic_hidden_size"],
-        "cooccurrence_window": config["cooccurrence_window"],
-        "seed": config["seed"],
+        "semantic_hidden_size": width,
+        "cooccurrence_window": window,
+        "seed": seed,
     }
-    folder = Path(config["embedding_cache"])
-    return cached(folder, manifest, lambda: _collaborative(config, dataset))
+    return cached(cache, manifest, lambda: _make(dataset, width, window, seed, show_progress))
 
 
-def _collaborative(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
+def _make(
+    dataset: WholeSequenceDataset, width: int, window: int, seed: int, show_progress: bool
+) -> np.ndarray:
     items = dataset.inter_feat[dataset.iid_field].numpy()
-    window, rng = config["cooccurrence_window"], np.random.default_rng(config["seed"])
-    bar = tqdm(total=window + 1, desc="Item embeddings", disable=not config["show_progress"])
+    rng = np.random.default_rng(seed)
+    bar = tqdm(total=window + 1, desc="Item embeddings", disable=not show_progress)
     with bar:
         counts = cooccurrence(items, dataset.offsets, dataset.item_num, window, bar.update)
-        vectors = ppmi_svd(counts, config["semantic_hidden_size"], rng)
+        vectors = ppmi_svd(counts, width, rng)
         bar.update()
     cold = np.flatnonzero(np.abs(vectors[1:]).sum(axis=1) == 0) + 1
     fill_cold_items(vectors, cold, rng, "never co-occur in training")

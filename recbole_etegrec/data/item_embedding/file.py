@@ -9,17 +9,16 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from recbole_etegrec.config import Config
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-def file_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
+def file_embedding(dataset: WholeSequenceDataset, path: Path) -> np.ndarray:
     """Vectors from a file, matched to items by their tokens.
 
-    ``item_embedding_file`` is a ``.npy``, or a ``.safetensors`` with one tensor, of shape
+    The file is a ``.npy``, or a ``.safetensors`` with one tensor, of shape
     ``[rows, width]`` beside a text file of the same stem ending in ``.items`` (one item token a
     line, in row order), or RecBole's ``.itememb`` (item token, then the vector separated by
     spaces). Rows of items that the dataset does not have are left out.
@@ -29,7 +28,7 @@ def file_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
             is not finite.
     """
     wanted = dataset.field2id_token[dataset.iid_field][1:]
-    vectors = vectors_for(Path(config["item_embedding_file"]), wanted, "item_embedding_file")
+    vectors = vectors_for(path, wanted, "item_embedding_file")
     return np.concatenate([np.zeros_like(vectors[:1]), vectors])
 
 

@@ -9,6 +9,7 @@ number of epochs needs no validation, so nothing that is held out is ever seen.
 import logging
 import pickle
 from collections import ChainMap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import yaml
 from recbole.model.abstract_recommender import SequentialRecommender
 from tqdm import trange
 
-from recbole_etegrec.config import RECBOLE_PROPERTIES, Config, Loader, find_model
+from recbole_etegrec.config import RECBOLE_PROPERTIES, Config, Loader, find_recbole_model
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.dataset_files import check_dataset_files
 from recbole_etegrec.data.item_embedding.cache import cached, interactions_digest
@@ -53,85 +54,117 @@ def whole_sequence_states(sasrec: SequentialRecommender, items: torch.Tensor) ->
     return sasrec.trm_encoder(hidden, mask, output_all_encoded_layers=False)[-1]
 
 
-def sasrec_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
-    """SASRec's item embeddings (SASRec, ICDM 2018; cross-entropy over all items).
+def sasrec_embedding(
+    dataset: WholeSequenceDataset,
+    *,
+    width: int,
+    epochs: int,
+    max_history: int,
+    window_overlap: float,
+    seed: int,
+    device: torch.device,
+    cache: Path,
+    show_progress: bool,
+) -> np.ndarray:
+    """The item embeddings of a SASRec trained here (ICDM 2018; cross-entropy over all items).
 
-    From the run in ``sasrec_run`` where one is named; else trained for ``sasrec_epochs`` epochs
-    and cached in ``embedding_cache`` under a manifest of the training interactions and settings.
+    Args:
+        dataset: the training part.
+        width: of the embeddings.
+        max_history: items of a history at most.
+        window_overlap: share of a window that repeats the one before.
+        cache: the folder in which the vectors are kept, under a manifest of the training
+            interactions and settings.
+    """
+    architecture = sasrec_settings(width, max_history)
+    manifest = {
+        "source": "sasrec: whole sequences, cross-entropy over all items, Adam",
+        "interactions": interactions_digest(dataset),
+        "items": int(dataset.item_num),
+        "windows": bytes_digest(np.concatenate(dataset.windows).tobytes()),
+        "window_overlap": window_overlap,
+        "epochs": epochs,
+        "step_items": STEP_ITEMS,
+        "learning_rate": LEARNING_RATE,
+        "seed": seed,
+        **architecture,
+    }
+
+    def train() -> np.ndarray:
+        loader = SequenceLoader(
+            dataset,
+            max_tokens=STEP_ITEMS,
+            code_length=1,
+            training_rows="sequences",
+            window_overlap=window_overlap,
+            cut_probability=0.0,
+            seed=seed,
+        )
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            # The names of fields are those that the dataset was made with.
+            settings = ChainMap(architecture, dataset.config)
+            model = find_recbole_model("SASRec")(settings, dataset).to(device)
+            _train(model, loader, epochs, device, show_progress)
+        return model.item_embedding.weight.detach().cpu().numpy()
+
+    return _with_cold_items(cached(cache, manifest, train), dataset, seed)
+
+
+def sasrec_run_embedding(
+    dataset: WholeSequenceDataset, run: str, *, eval_args: Mapping[str, Any], seed: int
+) -> np.ndarray:
+    """The item embeddings of a finished run of RecBole's SASRec.
+
+    Args:
+        dataset: the training part.
+        run: the directory of the run.
+        eval_args: RecBole's key of this name, by which `dataset` was split.
 
     Raises:
-        UserError: ``sasrec_run`` cannot be read, or has not trained on these interactions.
+        UserError: the run cannot be read, or has not trained on these interactions.
     """
-    if config["sasrec_run"]:
-        vectors = _vectors_of_run(config, dataset)
-    else:
-        architecture = _architecture(config)
-        manifest = {
-            "source": "sasrec: whole sequences, cross-entropy over all items, Adam",
-            "interactions": interactions_digest(dataset),
-            "items": int(dataset.item_num),
-            "windows": bytes_digest(np.concatenate(dataset.windows).tobytes()),
-            "window_overlap": config["window_overlap"],
-            "epochs": config["sasrec_epochs"],
-            "step_items": STEP_ITEMS,
-            "learning_rate": LEARNING_RATE,
-            "seed": config["seed"],
-            **architecture,
-        }
-        folder = Path(config["embedding_cache"])
-        vectors = cached(folder, manifest, lambda: _train(config, architecture, dataset))
+    return _with_cold_items(_vectors_of_run(dataset, run, eval_args), dataset, seed)
+
+
+def _with_cold_items(vectors: np.ndarray, dataset: WholeSequenceDataset, seed: int) -> np.ndarray:
     # All that training teaches of an item in no sequence is that it is never the next one.
     items = dataset.inter_feat[dataset.iid_field].numpy()
     lengths = np.diff(dataset.offsets)
     seen = items[np.repeat(lengths > 1, lengths)]
     cold = np.setdiff1d(np.arange(1, len(vectors)), seen)
     vectors[cold] = 0
-    fill_cold_items(
-        vectors, cold, np.random.default_rng(config["seed"]), "have no neighbour in training"
-    )
+    fill_cold_items(vectors, cold, np.random.default_rng(seed), "have no neighbour in training")
     return vectors
 
 
-def _architecture(config: Config) -> dict[str, Any]:
+def sasrec_settings(width: int, max_history: int) -> dict[str, Any]:
     """RecBole's settings of SASRec, at the width of the embeddings."""
-    width = config["semantic_hidden_size"]
     defaults = yaml.load((RECBOLE_PROPERTIES / "model" / "SASRec.yaml").read_text("utf-8"), Loader)
-    length = config["MAX_ITEM_LIST_LENGTH"]
-    scaled = {"hidden_size": width, "inner_size": 4 * width, "MAX_ITEM_LIST_LENGTH": length}
+    scaled = {"hidden_size": width, "inner_size": 4 * width, "MAX_ITEM_LIST_LENGTH": max_history}
     return {**defaults, **scaled}
 
 
 def _train(
-    config: Config, architecture: dict[str, Any], dataset: WholeSequenceDataset
-) -> np.ndarray:
-    """The item embeddings ``[N, semantic_hidden_size]`` of a SASRec trained on a dataset."""
-    device, epochs = config["device"], config["sasrec_epochs"]
-    loader = SequenceLoader(
-        dataset,
-        max_tokens=STEP_ITEMS,
-        code_length=1,
-        training_rows="sequences",
-        window_overlap=config["window_overlap"],
-        cut_probability=0.0,
-        seed=config["seed"],
-    )
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(config["seed"])
-        model = find_model("SASRec")(ChainMap(architecture, config), dataset).to(device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-        losses = []
-        with trange(epochs, desc="SASRec", disable=not config["show_progress"]) as bar:
-            for epoch in bar:
-                loader.draw(epoch)
-                losses.append(_train_epoch(model, loader, optimizer, device))
-                bar.set_postfix(loss=f"{losses[-1]:.4f}")
+    model: SequentialRecommender,
+    loader: SequenceLoader,
+    epochs: int,
+    device: torch.device,
+    show_progress: bool,
+) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    losses = []
+    with trange(epochs, desc="SASRec", disable=not show_progress) as bar:
+        for epoch in bar:
+            loader.draw(epoch)
+            losses.append(_train_epoch(model, loader, optimizer, device))
+            bar.set_postfix(loss=f"{losses[-1]:.4f}")
     logger.info(
         "item embeddings: SASRec, %d epochs, loss %.4f in the first, %.4f in the last",
         epochs,
         losses[0],
         losses[-1],
     )
-    return model.item_embedding.weight.detach().cpu().numpy()
 
 
 def _train_epoch(
@@ -155,12 +188,14 @@ def _train_epoch(
     return float(total) / count
 
 
-def _vectors_of_run(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
+def _vectors_of_run(
+    dataset: WholeSequenceDataset, run: str, eval_args: Mapping[str, Any]
+) -> np.ndarray:
     """The item embeddings of a run of RecBole's SASRec, matched to items by their tokens.
 
     The checkpoint is a pickle, as RecBole writes it: name only runs you trust.
     """
-    run_dir = RunDirectory(config["sasrec_run"])
+    run_dir = RunDirectory(run)
     try:
         values = run_dir.read_yaml("config.yaml")
         if values.get("model") != "SASRec":
@@ -171,7 +206,12 @@ def _vectors_of_run(config: Config, dataset: WholeSequenceDataset) -> np.ndarray
         theirs = create_dataset(run_config).build()[0]
     except UserError as error:
         raise UserError(f"sasrec_run: {error}") from error
-    _check_same_training(config, dataset, run_config, theirs)
+    named = f"sasrec_run ({run})"
+    for key in ("split", "group_by", "order"):
+        here, there = eval_args[key], run_config["eval_args"][key]
+        if here != there:
+            raise UserError(f"{named}: its eval_args had {key} {there}, here it is {here}")
+    _check_same_interactions(named, dataset, theirs)
     weight = _item_weight(run_dir.path / "best.pth")
     row_of = {token: row for row, token in enumerate(theirs.field2id_token[theirs.iid_field])}
     wanted = dataset.field2id_token[dataset.iid_field]
@@ -185,15 +225,10 @@ def _vectors_of_run(config: Config, dataset: WholeSequenceDataset) -> np.ndarray
     return weight[[row_of[token] for token in wanted]]
 
 
-def _check_same_training(
-    config: Config, ours: WholeSequenceDataset, run_config: Config, theirs: WholeSequenceDataset
+def _check_same_interactions(
+    named: str, ours: WholeSequenceDataset, theirs: WholeSequenceDataset
 ) -> None:
     """Refuse a run that may have seen what is held out here."""
-    named = f"sasrec_run ({config['sasrec_run']})"
-    for key in ("split", "group_by", "order"):
-        here, there = config["eval_args"][key], run_config["eval_args"][key]
-        if here != there:
-            raise UserError(f"{named}: its eval_args had {key} {there}, here it is {here}")
     pairs = []
     for part in (ours, theirs):
         tokens = part.field2id_token[part.iid_field][part.inter_feat[part.iid_field].numpy()]

@@ -6,6 +6,7 @@ loads.
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
-from recbole_etegrec.config import Config
+from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.item_embedding.cache import cached
 from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
@@ -27,17 +28,31 @@ logger = logging.getLogger(__name__)
 _MARKS = ("modules.json", "config.json")  # a model has one of them, the second if of transformers
 
 
-def text_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
+def text_embedding(
+    dataset: WholeSequenceDataset,
+    files: AtomicFiles,
+    *,
+    text_model: str,
+    text_fields: Sequence[str],
+    seed: int,
+    device: torch.device,
+    cache: Path,
+    show_progress: bool,
+) -> np.ndarray:
     """Vectors of the items' texts (Sentence-BERT, EMNLP 2019).
 
-    ``text_model``, a model of sentence-transformers, reads the ``text_fields`` of an item. Items
-    with the same text have the same vector. Cached in ``embedding_cache`` under a manifest of
-    texts and model.
+    Items with the same text have the same vector.
+
+    Args:
+        files: of the dataset; the texts are in its ``.item``.
+        text_model: a model of sentence-transformers.
+        text_fields: of an item, that it reads.
+        cache: the folder in which the vectors are kept, under a manifest of texts and model.
 
     Raises:
-        UserError: the model cannot be loaded.
+        UserError: the model cannot be loaded, or no item has any text.
     """
-    texts = item_texts(config, dataset)
+    texts = item_texts(dataset, files, text_fields)
     rows = {text: row for row, text in enumerate(sorted(set(texts) - {""}))}
     empty = [item for item, text in enumerate(texts, start=1) if not text]
     logger.info(
@@ -46,25 +61,32 @@ def text_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
         len(texts) - len(empty),
     )
     if not rows:
-        raise UserError(f"text_fields ({config['text_fields']}): no item has any text in them")
+        raise UserError(f"text_fields ({text_fields}): no item has any text in them")
     manifest = {
         "source": "text: sentence-transformers, fp32",
         "texts": bytes_digest(json.dumps(list(rows)).encode()),
-        "model": _identity(config["text_model"]),
+        "model": _identity(text_model),
     }
-    folder = Path(config["embedding_cache"])
-    encoded = cached(folder, manifest, lambda: encode_texts(config, list(rows)))
+
+    def encode() -> np.ndarray:
+        return encode_texts(
+            list(rows), text_model=text_model, device=device, show_progress=show_progress
+        )
+
+    encoded = cached(cache, manifest, encode)
     vectors = np.zeros((len(texts) + 1, encoded.shape[1]), dtype=np.float32)
     for item, text in enumerate(texts, start=1):
         if text:
             vectors[item] = encoded[rows[text]]
-    fill_cold_items(vectors, np.array(empty), np.random.default_rng(config["seed"]), "have no text")
+    fill_cold_items(vectors, np.array(empty), np.random.default_rng(seed), "have no text")
     return vectors
 
 
-def item_texts(config: Config, dataset: WholeSequenceDataset) -> list[str]:
+def item_texts(
+    dataset: WholeSequenceDataset, files: AtomicFiles, text_fields: Sequence[str]
+) -> list[str]:
     """The text of each item but the padding item, empty where the `.item` file has none."""
-    text_of = join_fields(read_items(config, config["text_fields"]))
+    text_of = join_fields(read_items(files, text_fields))
     return [text_of.get(token, "") for token in dataset.field2id_token[dataset.iid_field][1:]]
 
 
@@ -104,11 +126,13 @@ def _is_on_hub(model: str, file: str) -> bool:
         return False
 
 
-def encode_texts(config: Config, texts: list[str]) -> np.ndarray:
-    """Vectors ``[n, width]`` of texts by the config's ``text_model``.
+def encode_texts(
+    texts: list[str], *, text_model: str, device: torch.device, show_progress: bool
+) -> np.ndarray:
+    """Vectors ``[n, width]`` of texts by a model of sentence-transformers.
 
     Raises:
-        UserError: it cannot be loaded, or sentence-transformers is not installed.
+        UserError: the model cannot be loaded, or sentence-transformers is not installed.
     """
     try:
         from sentence_transformers import SentenceTransformer  # optional, and slow to import
@@ -117,14 +141,13 @@ def encode_texts(config: Config, texts: list[str]) -> np.ndarray:
             "item_embedding (text) needs the package sentence-transformers to encode texts: "
             "pip install 'recbole-etegrec[text]'"
         ) from error
-    name = config["text_model"]
     try:
         model = SentenceTransformer(
-            name, device=str(config["device"]), model_kwargs={"dtype": torch.float32}
+            text_model, device=str(device), model_kwargs={"dtype": torch.float32}
         )
     except Exception as error:  # of many kinds, by what its files lack
-        raise hub_refusal("text_model", name, error) from error
-    vectors = model.encode(texts, show_progress_bar=config["show_progress"])
+        raise hub_refusal("text_model", text_model, error) from error
+    vectors = model.encode(texts, show_progress_bar=show_progress)
     return vectors.astype(np.float32)
 
 

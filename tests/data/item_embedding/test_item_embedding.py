@@ -14,10 +14,12 @@ from safetensors.numpy import save_file
 from scipy import sparse
 
 from recbole_etegrec import quick_start
-from recbole_etegrec.data import create_dataset, load_item_embedding
+from recbole_etegrec.data import create_dataset, embedding_width, load_item_embedding
+from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS
 from recbole_etegrec.data.item_embedding.cache import cached
 from recbole_etegrec.data.item_embedding.collaborative import cooccurrence, ppmi_svd
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.runs.checks import check_rules
 from tests.conftest import write_interactions
 from tests.helpers import embedding_of, small_config, small_data, small_values
 
@@ -108,8 +110,17 @@ def test_embedding_follows_the_seed_alone_when_made_anew(source, tiny_data, tmp_
 )
 def test_embedding_is_refused_when_its_sources_make_no_sense(value, message, tiny_data):
     with pytest.raises(UserError) as error:
-        small_config(tiny_data, item_embedding=value)
+        check_rules(small_config(tiny_data, item_embedding=value))
     assert message in str(error.value)
+
+
+def test_embedding_comes_from_a_source_when_it_is_registered_in_the_table(tiny_data, monkeypatch):
+    monkeypatch.setitem(ITEM_EMBEDDINGS, "mine", lambda config, dataset: np.eye(dataset.item_num))
+    config = small_config(tiny_data, item_embedding=["collaborative", "mine"])
+    check_rules(config)
+    train_dataset = small_data(config)[1].train._dataset
+    assert load_item_embedding(config, train_dataset).shape == (41, 10 + 41)
+    assert embedding_width(config, train_dataset) == 10 + 41
 
 
 def test_embedding_puts_neighbours_close_when_users_walk_a_circle(tiny_data):

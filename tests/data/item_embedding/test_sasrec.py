@@ -11,12 +11,13 @@ import pytest
 import recbole.data
 import torch
 
-from recbole_etegrec.config import Config, find_model
+from recbole_etegrec.config import Config, find_recbole_model
 from recbole_etegrec.data import create_dataset, load_item_embedding
 from recbole_etegrec.data.item_embedding import sasrec, standardised
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.quick_start import run
+from recbole_etegrec.runs.checks import check_rules
 from tests.conftest import write_interactions
 from tests.helpers import embedding_of, small_config, small_data, small_values
 
@@ -24,8 +25,9 @@ from tests.helpers import embedding_of, small_config, small_data, small_values
 def small_sasrec(config: Config, dataset) -> torch.nn.Module:
     """RecBole's SASRec as it is trained here, in evaluation mode, with weights that matter."""
     torch.manual_seed(0)
-    architecture = {**sasrec._architecture(config), "initializer_range": 0.3}
-    return find_model("SASRec")(ChainMap(architecture, config), dataset).eval()
+    width, longest = config["semantic_hidden_size"], config["MAX_ITEM_LIST_LENGTH"]
+    architecture = {**sasrec.sasrec_settings(width, longest), "initializer_range": 0.3}
+    return find_recbole_model("SASRec")(ChainMap(architecture, config), dataset).eval()
 
 
 def test_states_equal_recboles_when_each_prefix_is_a_row_of_its_own(tiny_data):
@@ -116,8 +118,8 @@ def test_cache_is_not_hit_when_what_sasrec_learns_from_differs(tiny_data, tmp_pa
 
 def test_config_refuses_sasrec_when_its_heads_do_not_divide_the_width(tiny_data):
     with pytest.raises(UserError, match=r"semantic_hidden_size \(9\) must be even for sasrec"):
-        small_config(tiny_data, item_embedding="sasrec", semantic_hidden_size=9)
-    small_config(tiny_data, semantic_hidden_size=9)
+        check_rules(small_config(tiny_data, item_embedding="sasrec", semantic_hidden_size=9))
+    check_rules(small_config(tiny_data, semantic_hidden_size=9))
 
 
 # Vectors of a run --------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ def test_run_is_refused_by_the_config_when_it_has_not_finished(
     other = shutil.copytree(sasrec_run, tmp_path / "run")
     (other / file).unlink()
     with pytest.raises(UserError, match=r"sasrec_run \(.*\) must be the directory of a finished"):
-        small_config(tiny_data, item_embedding="sasrec", sasrec_run=str(other))
+        check_rules(small_config(tiny_data, item_embedding="sasrec", sasrec_run=str(other)))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])

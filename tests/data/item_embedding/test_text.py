@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from recbole_etegrec.data import create_dataset, load_item_embedding
-from recbole_etegrec.data.dataset_files import check_dataset_files
+from recbole_etegrec.data.atomic_files import AtomicFiles
+from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.data.item_embedding.text import check_text_model, item_texts
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.runs.checks import check_rules
 from tests.conftest import write_interactions
 from tests.helpers import embedding_of, small_config, small_data
 
@@ -66,7 +68,7 @@ def texts_of(data_path: str, fields: list[str]) -> dict[str, str]:
     config = small_config(data_path, "shop", **text_values(text_fields=fields))
     dataset = create_dataset(config)
     tokens = dataset.field2id_token["item_id"][1:]
-    return dict(zip(tokens, item_texts(config, dataset), strict=True))
+    return dict(zip(tokens, item_texts(dataset, AtomicFiles.of(config), fields), strict=True))
 
 
 def place_of(data_path: str) -> dict[str, int]:
@@ -147,7 +149,7 @@ def test_text_is_refused_when_no_item_has_any(shop, tmp_path):
 )
 def test_config_refuses_text_when_a_key_is_wrong(values, message, shop):
     with pytest.raises(UserError) as error:
-        small_config(shop, "shop", **text_values(**values))
+        check_rules(small_config(shop, "shop", **text_values(**values)))
     assert message in str(error.value)
 
 
@@ -173,17 +175,17 @@ def test_text_needs_the_package_only_when_vectors_are_not_cached(shop, tmp_path,
 def test_files_are_refused_when_the_item_file_lacks_a_field(fields, message, shop):
     config = small_config(shop, "shop", **text_values(text_fields=fields))
     if message is None:
-        check_dataset_files(config)
+        require_files(config)
     else:
         with pytest.raises(UserError, match=message):
-            check_dataset_files(config)
+            require_files(config)
 
 
 @needs_package
 def test_files_are_refused_when_there_is_no_item_file(shop, tmp_path):
     (tmp_path / "shop" / "shop.item").unlink()
     with pytest.raises(UserError, match="no file .*shop.item"):
-        check_dataset_files(small_config(shop, "shop", **text_values()))
+        require_files(small_config(shop, "shop", **text_values()))
 
 
 def test_model_is_refused_when_a_directory_holds_none(tmp_path):

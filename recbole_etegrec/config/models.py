@@ -1,0 +1,33 @@
+"""The names of the plugin's models, and which of them stand on the defaults of which.
+
+The classes are in ``recbole_etegrec.model``; a configuration is made, and a wrong key refused,
+without them.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recbole_etegrec.config.config import Config
+
+# The model whose defaults those of a model stand on, if any.
+STANDS_ON: dict[str, str | None] = {
+    "ETEGRecLlama": None,
+    "ETEGRec": "ETEGRecLlama",
+    "TIGER": "ETEGRec",
+}
+
+
+def is_ours(config: "Config | Mapping[str, Any]") -> bool:
+    """Whether a configuration, or what a run has kept of it, is of a model of the plugin."""
+    return "model" in config and config["model"] in STANDS_ON
+
+
+def lineage(model: str) -> list[str]:
+    """A model of the plugin and those that it stands on, the first of them first."""
+    names = []
+    name: str | None = model
+    while name is not None:
+        names.insert(0, name)
+        name = STANDS_ON[name]
+    return names

@@ -1,0 +1,21 @@
+"""The files of a dataset that a run is about to read: fetched if there are none, and checked."""
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.data.atomic_files import AtomicFiles
+from recbole_etegrec.data.dataset_files import check_atomic_file, check_dataset_files
+from recbole_etegrec.data.download import fetch_dataset
+from recbole_etegrec.data.item_embedding import embedding_sources
+
+
+def require_files(config: Config) -> None:
+    """Fetch the files of a dataset if there are none, and read through those that a run reads.
+
+    Raises:
+        UserError: they cannot be had, or are not what they should be.
+    """
+    fetch_dataset(config)
+    check_dataset_files(config)
+    if "text" in embedding_sources(config):
+        files = AtomicFiles.of(config)
+        fields = {files.item_field, *config["text_fields"]}
+        check_atomic_file(files.path("item"), fields, files, quoted=False)

@@ -1,0 +1,102 @@
+"""What the keys of the recommender must be together: backbone, pretrained base, adapters."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.config.checks import launched_with
+from recbole_etegrec.config.keys import named_in
+from recbole_etegrec.recommender import BACKBONES
+
+FLASH = {
+    "flash_attention_2": is_flash_attn_2_available,
+    "flash_attention_3": is_flash_attn_3_available,
+}
+
+
+def rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """Pairs (whether it is broken, message), one for each rule."""
+    yield named_in(BACKBONES, "backbone", config["backbone"])
+    yield from _base_model_rules(config["base_model"], config["tuning"])
+    if config["backbone"] == "t5":
+        yield from _encoder_decoder_rules(config)
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    yield (
+        not config["head_size"] and hidden % heads != 0,
+        f"hidden_size ({hidden}) must be a multiple of num_attention_heads ({heads})",
+    )
+    size = config["head_size"] or hidden // heads
+    yield (
+        config["backbone"] == "llama" and not config["base_model"] and size % 2 == 1,
+        f"head_size ({size}) must be even with backbone (llama): its positions turn pairs",
+    )
+    attention = config["attn_implementation"]
+    yield (
+        attention in FLASH and not FLASH[attention](),
+        f"attn_implementation ({attention}) needs a GPU and the package flash-attn; sdpa uses the "
+        "flash kernels of torch where it can",
+    )
+    yield (
+        attention in FLASH and config["precision"] == "fp32",
+        f"attn_implementation ({attention}) needs precision bf16 or fp16",
+    )
+
+
+def _base_model_rules(base: str | None, tuning: str) -> Iterator[tuple[bool, str]]:
+    yield (
+        not base and tuning != "full",
+        f"tuning ({tuning}) needs a base_model: a random decoder must learn as a whole",
+    )
+    gguf = str(base).endswith(".gguf")
+    yield (
+        gguf and find_spec("gguf") is None,
+        f"base_model ({base}) needs the package gguf: pip install gguf",
+    )
+    yield (
+        tuning == "qlora" and find_spec("bitsandbytes") is None,
+        f"tuning ({tuning}) needs the package bitsandbytes: pip install bitsandbytes",
+    )
+    yield (
+        gguf and tuning == "qlora",
+        f"tuning (qlora) cannot quantize base_model ({base}) once more: choose lora",
+    )
+
+
+def _encoder_decoder_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """Rules on what an encoder and a decoder take; model ETEGRec keeps them all."""
+    base, rows = config["base_model"], config["training_rows"]
+    pooling, attention = config["alignment_pooling"], config["attn_implementation"]
+    yield (
+        bool(base),
+        f"base_model ({base}) is a decoder, and backbone (t5) is an encoder and a decoder from "
+        "scratch: choose model ETEGRecLlama",
+    )
+    yield (
+        rows != "prefixes",
+        f"training_rows ({rows}) must be prefixes with backbone (t5): an encoder sees all its row",
+    )
+    yield (
+        pooling != "mean",
+        f"alignment_pooling ({pooling}) must be mean with backbone (t5): SIA reads the encoder",
+    )
+    yield (
+        attention not in ("sdpa", "eager"),
+        f"attn_implementation ({attention}) must be sdpa or eager with backbone (t5)",
+    )
+    yield (
+        launched_with("FSDP"),
+        "distributed_type (FSDP) is for backbones that do not fit one GPU, and backbone (t5) does: "
+        "start with properties/accelerate/ddp_bf16.yaml",
+    )
+
+
+def advice(config: Config) -> Iterator[str]:
+    """What is allowed but hardly ever wanted, a line each."""
+    base = config["base_model"]
+    if base and config["projector_init"] == "normal":
+        yield (
+            "projector_init (normal) lets codes enter at another scale than the tokens that "
+            f"base_model ({base}) knows: matched starts lower"
+        )

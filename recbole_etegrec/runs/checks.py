@@ -1,0 +1,37 @@
+"""The rules of all parts, called in one place at the start of all work with a configuration."""
+
+from collections.abc import Iterator
+
+from recbole_etegrec.config import Config, is_ours
+from recbole_etegrec.data import rules as data
+from recbole_etegrec.data.item_embedding import rules as item_embedding
+from recbole_etegrec.decoding import rules as decoding
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.recommender import rules as recommender
+from recbole_etegrec.tokenizer import rules as tokenizer
+from recbole_etegrec.trainer import rules as trainer
+
+_PARTS = (data, item_embedding, tokenizer, recommender, decoding, trainer)
+_ADVISERS = (recommender, trainer)
+
+
+def check_rules(config: Config) -> None:
+    """Refuse keys that contradict each other, or need what is not there.
+
+    RecBole's own models have none of these keys.
+
+    Raises:
+        UserError: a rule of a part is broken.
+    """
+    if not is_ours(config):
+        return
+    for part in _PARTS:
+        for broken, message in part.rules(config):
+            if broken:
+                raise UserError(message)
+
+
+def advice(config: Config) -> Iterator[str]:
+    """What is allowed but hardly ever wanted, a line each."""
+    for part in _ADVISERS:
+        yield from part.advice(config)
