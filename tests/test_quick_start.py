@@ -174,7 +174,7 @@ def test_load_run_recommends_the_same_twice_when_the_model_has_dropout(tiny_data
     run_tiny(tiny_data, tmp_path / "run", epochs=0, dropout=0.5, residual_dropout=0.5)
     _, model, *_, test_data = load_run(str(tmp_path / "run"))
     (rows,) = [interaction for interaction, *_ in test_data]
-    first, second = model.recommend(rows, 10), model.recommend(rows, 10)
+    first, second = model.ranker.best(rows, 10), model.ranker.best(rows, 10)
     assert torch.equal(first.items, second.items)
     assert torch.equal(first.scores, second.scores)
 

@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from recbole_etegrec.config import Config
 
 CHOICES = {
-    "ranking": ("beam", "exact"),
     "collision": ("suffix", "sinkhorn"),
     "codebook_update": ("shared", "tokenizer_only"),
     "alignment_pooling": ("last", "mean"),
-    "precision": ("fp32", "bf16", "fp16"),
     "tuning": ("full", "lora", "qlora", "frozen"),
     "training_rows": ("sequences", "prefixes"),
     "projector_init": ("normal", "matched"),
@@ -136,10 +134,12 @@ def check_plugin_config(config: "Config") -> None:
     Raises:
         UserError: a value outside its choices, or two that contradict each other.
     """
-    from recbole_etegrec.recommender import BACKBONES
+    from recbole_etegrec.decoding import RANKERS
+    from recbole_etegrec.recommender import BACKBONES, PRECISIONS
     from recbole_etegrec.tokenizer import TOKENIZERS
 
-    tables = {"tokenizer": tuple(TOKENIZERS), "backbone": tuple(BACKBONES)}
+    tables = {"tokenizer": TOKENIZERS, "backbone": BACKBONES, "ranking": RANKERS}
+    tables["precision"] = PRECISIONS
     for key, choices in {**CHOICES, **tables}.items():
         if key in config and config[key] not in choices:
             known = ", ".join(map(str, choices))
@@ -170,17 +170,9 @@ def check_plugin_config(config: "Config") -> None:
 
 def _contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
     """Pairs (whether it is broken, message), one for each rule between keys."""
-    beam = config["ranking"] == "beam"
-    beams, largest = config["num_beams"], max(config["topk"])
-    yield (
-        beam and beams < largest,
-        f"num_beams ({beams}) must be >= max(topk) ({largest}): raise num_beams or lower topk",
-    )
-    needs_all = [m for m in config["metrics"] if "rec.meanrank" in metric_information[m.lower()]]
-    yield (
-        beam and bool(needs_all) and "full" in config["eval_args"]["mode"].values(),
-        f"metrics ({', '.join(needs_all)}) need the scores of all items: set ranking: exact",
-    )
+    from recbole_etegrec import decoding
+
+    yield from decoding.rules(config)
     yield from _base_model_contradictions(config)
     if config["backbone"] == "t5":
         yield from _encoder_decoder_contradictions(config)

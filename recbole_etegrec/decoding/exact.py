@@ -8,9 +8,48 @@ history, so work grows with the nodes of the trie, not with items times codes.
 from typing import NamedTuple
 
 import torch
+from recbole.data.interaction import Interaction
 
+from recbole_etegrec.data.seen_items import HistoryIndex
+from recbole_etegrec.decoding.batch import BatchFields
+from recbole_etegrec.decoding.ranker import CodeRanker, Ranking
 from recbole_etegrec.recommender import EncodedHistory, Recommender
-from recbole_etegrec.tokenizer import Trie
+from recbole_etegrec.tokenizer import ItemCodes, Trie
+
+
+class ExactRanker(CodeRanker):
+    """Ranks all items, by scores that are those of the recommender to rounding."""
+
+    def __init__(self, recommender: Recommender, codes: ItemCodes, fields: BatchFields):
+        super().__init__(recommender, codes, fields)
+        self._scores: ExactScores | None = None
+
+    def best(
+        self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
+    ) -> Ranking:
+        """See :class:`Ranker`."""
+        scores = self.score_all(interaction, excluded)
+        scores, items = scores.topk(min(k, self.width(k)))
+        return Ranking(items.masked_fill(scores.isneginf(), 0), scores)
+
+    def score_all(
+        self, interaction: Interaction, excluded: HistoryIndex | None = None
+    ) -> torch.Tensor:
+        """See :class:`Ranker`."""
+        self.prepare()
+        scores = self._scores(self.encode(interaction))
+        if excluded is not None:
+            scores[self.on_device(excluded)] = -torch.inf
+        return scores
+
+    def width(self, k: int) -> int:
+        """All items, whatever ``k`` is."""
+        return len(self.codes.table) - 1
+
+    def prepare(self) -> None:
+        """See :class:`Ranker`; the trie is cut into chunks."""
+        if self._scores is None or self._scores.trie is not self.codes.trie:
+            self._scores = ExactScores(self.recommender, self.codes.trie)
 
 
 class _Chunk(NamedTuple):
@@ -25,7 +64,7 @@ class _Chunk(NamedTuple):
     sees: torch.Tensor  # [1, m, m] a node sees its ancestors and itself
 
 
-class ExactRanking:
+class ExactScores:
     """Scores every item, for one recommender and one trie.
 
     Args:

@@ -41,7 +41,7 @@ from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.histories import given_histories
 from recbole_etegrec.inference.new_items import add_items
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.model.build import autocast_to
+from recbole_etegrec.recommender import autocast
 from recbole_etegrec.quick_start import run
 from recbole_etegrec.runs.load import load_run
 
@@ -237,11 +237,11 @@ def top_lists(
         nearest: what the baseline scores all items ``[B, N]``.
     """
     longest = min(max(CUTOFFS), len(is_cold) - 1)
-    with autocast_to(model.precision, nearest.device.type):
+    with autocast(model.precision, nearest.device.type):
         model.ranking = "beam"
-        lists = {"model, beam": model.recommend(batch, longest, excluded).items}
+        lists = {"model, beam": model.ranker.best(batch, longest, excluded).items}
         model.ranking = "exact"
-        exact = model.full_sort_predict(batch, excluded)
+        exact = model.ranker.score_all(batch, excluded)
     ways = {"model, exact": exact, f"text, last {LAST}": nearest}
     ways["model and text, fused"] = fused(exact, nearest)
     for name, scores in ways.items():

@@ -59,7 +59,7 @@ def test_rank_gives_what_the_evaluator_scored_when_rows_are_of_a_split(name, exc
         assert len(users) > 50
         assert torch.equal(ranking.items, collected.get("rec.items"))
         scores = [
-            model.full_sort_predict(interaction, excluded).topk(20).values
+            model.ranker.score_all(interaction, excluded).topk(20).values
             for interaction, excluded, *_ in loader
         ]
         assert torch.equal(ranking.scores, torch.cat(scores))

@@ -145,7 +145,7 @@ def test_scores_agree_when_predicted_recommended_and_ranked(ranking, attention, 
     full, target = model.full_sort_predict(rows), rows["item_id"]
     predicted = model.predict(rows)
     torch.testing.assert_close(predicted, full.gather(1, target.unsqueeze(1)).squeeze(1), **CLOSE)
-    ranked = model.recommend(rows, 40)
+    ranked = model.ranker.best(rows, 40)
     torch.testing.assert_close(ranked.scores, full.gather(1, ranked.items), **CLOSE)
     assert torch.equal(ranked.items.sort(dim=1).values, torch.arange(1, 41).expand(len(rows), -1))
     with torch.no_grad():

@@ -76,7 +76,7 @@ def rank(bench: Bench, kind: str, users: int, memory_gib: float | None = None) -
         model.full_sort_predict(rows)
         seconds, peak = now(device) - started, peak_gib(device)
         started = now(device)
-        history = model._encode(rows)
+        history = model.ranker.encode(rows)
         encode_seconds = now(device) - started
         reads, times = [], []
         with _extensions_timed(model.recommender, device, reads, times):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.decoding import ExactRanking
+from recbole_etegrec.decoding import ExactScores
 from recbole_etegrec.losses import recommendation_loss
 from recbole_etegrec.model.build import build_recommender
 from recbole_etegrec.recommender import Recommender
@@ -95,7 +95,7 @@ def training_step(model: Recommender, codes: ItemCodes, rows: int, history: int)
 def exact_ranking(model: Recommender, n_items: int) -> Callable:
     """Exact ranking of a catalogue for two users."""
     codes = random_codes(n_items + 1)
-    ranking, items = ExactRanking(model, codes.trie), random_items(codes, 2, 9)
+    ranking, items = ExactScores(model, codes.trie), random_items(codes, 2, 9)
 
     @torch.no_grad()
     def run() -> None:

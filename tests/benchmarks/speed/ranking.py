@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.decoding import ExactRanking, beam_search
-from recbole_etegrec.decoding.beam import Ranking
+from recbole_etegrec.decoding import ExactScores, beam_search
+from recbole_etegrec.decoding import Ranking
 from recbole_etegrec.model.build import build_recommender
 from recbole_etegrec.quick_start import load_data
 from recbole_etegrec.recommender import Recommender
@@ -154,7 +154,7 @@ def joined_rankings(rankings: list[Ranking]) -> Ranking:
 
 def exact(recommender: Recommender, codes: ItemCodes, items: torch.Tensor) -> Work:
     """Exact ranking of a few users."""
-    ranking = ExactRanking(recommender, codes.trie)
+    ranking = ExactScores(recommender, codes.trie)
     few = items[:EXACT_USERS]
 
     def run() -> None:
