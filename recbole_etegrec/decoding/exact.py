@@ -46,6 +46,12 @@ class ExactRanker(CodeRanker):
         """All items, whatever ``k`` is."""
         return len(self.codes.table) - 1
 
+    def rehearse(self, interaction: Interaction) -> None:
+        """See :class:`Ranker`; one chunk takes as much as all of them, one after another."""
+        self.prepare()
+        largest = max(self._scores.chunks, key=lambda chunk: len(chunk.node_codes))
+        self._scores(self.encode(interaction), [largest])
+
     def prepare(self) -> None:
         """See :class:`Ranker`; the trie is cut into chunks."""
         if self._scores is None or self._scores.trie is not self.codes.trie:
@@ -80,19 +86,21 @@ class ExactScores:
         ]
 
     @torch.no_grad()
-    def __call__(self, history: EncodedHistory) -> torch.Tensor:
+    def __call__(self, history: EncodedHistory, chunks: list[_Chunk] | None = None) -> torch.Tensor:
         """Scores ``[B, n_items + 1]`` in nats, indexed by item id; 0, the padding item, is -inf.
 
-        The history's cache is left as it was.
+        Args:
+            history: its cache is left as it was.
+            chunks: those wanted of ``chunks``; none: all.
         """
         state = history.state
         scores = torch.full((len(state), self.n_items + 1), -torch.inf, device=state.device)
-        for chunk in self.chunks:
-            scores[:, chunk.items] = self.score_chunk(history, chunk)
+        for chunk in self.chunks if chunks is None else chunks:
+            scores[:, chunk.items] = self._score_chunk(history, chunk)
         return scores
 
-    def score_chunk(self, history: EncodedHistory, chunk: _Chunk) -> torch.Tensor:
-        """Scores ``[B, n]`` of the items of one of ``chunks``."""
+    def _score_chunk(self, history: EncodedHistory, chunk: _Chunk) -> torch.Tensor:
+        """Scores of its items ``[B, n]``."""
         embedding = self.recommender.code_embedding
         rows = embedding.tables()[chunk.node_levels, chunk.node_codes]
         tokens = embedding.scid_projector(rows).float().expand(len(history.state), -1, -1)

@@ -66,6 +66,10 @@ class Ranker(ABC):
     def prepare(self) -> None:
         """Make now what ranking by the present codes needs, which is else made when it is due."""
 
+    def rehearse(self, interaction: Interaction) -> None:
+        """Do what of :meth:`score_all` takes the most memory, to see how much that is."""
+        self.score_all(interaction)
+
 
 class CodeRanker(Ranker):
     """A ranker of `RANKERS`: made of a recommender, a code table, and options of its own.

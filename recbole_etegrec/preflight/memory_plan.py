@@ -197,7 +197,7 @@ class MemoryPlan:
             if self.candidates > 1:
                 ranker.score(batch, torch.ones(users, self.candidates, dtype=torch.long))
             else:
-                ranker.score_all(batch)
+                ranker.rehearse(batch)
 
     @torch.no_grad()
     def history_bytes(self) -> int:

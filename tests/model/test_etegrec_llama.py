@@ -12,6 +12,7 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
 from recbole_etegrec.data import SequenceBatch
+from recbole_etegrec.decoding import RANKERS
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.losses import recommendation_loss
 from recbole_etegrec.model import ETEGRecLlama
@@ -190,8 +191,8 @@ def test_recommend_gives_the_best_items_when_k_is_small(tiny_data):
     found = model.ranker.best(rows, 3)
     assert torch.equal(found.items, items)
     torch.testing.assert_close(found.scores, scores, **CLOSE)
-    model.ranking = "exact"
-    assert torch.equal(model.ranker.best(rows, 3).items, items)
+    exact = RANKERS["exact"](model.recommender, model.codes, model.fields)
+    assert torch.equal(exact.best(rows, 3).items, items)
 
 
 @pytest.mark.parametrize("ranking", ["beam", "exact"])
