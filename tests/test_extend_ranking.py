@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from transformers import Qwen2Config, Qwen2Model
@@ -10,6 +11,7 @@ from transformers import Qwen2Config, Qwen2Model
 from recbole_etegrec import export_run, load_exported, load_run, recommend, run
 from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS
 from recbole_etegrec.decoding import RANKERS, CodeRanker, Ranking
+from recbole_etegrec.errors import UserError
 from recbole_etegrec.recommender import BACKBONES
 from recbole_etegrec.tokenizer import TOKENIZERS, RQKMeans
 from tests.helpers import small_values
@@ -63,6 +65,9 @@ def test_run_ranks_by_a_ranker_of_ones_own_when_the_table_has_it(tiny_data, tmp_
     assert [r.log_probability for r in found[0]] == [40, 39, 38]
     export_run(str(tmp_path / "run"), str(tmp_path / "out"))
     assert recommend(*load_exported(tmp_path / "out"), [["i3"]], 3) == found
+    monkeypatch.delitem(RANKERS, "newest_first")
+    with pytest.raises(UserError, match="'newest_first', which is not in RANKERS"):
+        load_exported(tmp_path / "out")
 
 
 def qwen2_from_scratch(*, hidden_size, init_std, head_size, residual_dropout, **sizes):

@@ -121,8 +121,7 @@ def load_exported(
         names = json.loads((folder / _CATALOGUE).read_text("utf-8"))
         titles = dict(zip(names["tokens"], names["titles"], strict=True))
         catalogue = Catalogue(names["tokens"], titles)
-        if "recommender" not in description:
-            raise UserError(f"{folder}: exported by a version before this: export the run again")
+        _check_description(folder, description)
         model = ExportedModel(description)
         model.load_state_dict(load_file(folder / _WEIGHTS), assign=True)
         model.codes.build_trie()
@@ -133,6 +132,14 @@ def load_exported(
         raise UserError(f"{folder} is damaged ({reason}): export the run again") from error
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.requires_grad_(False).to(device).eval(), catalogue
+
+
+def _check_description(folder: Path, description: dict[str, Any]) -> None:
+    if "recommender" not in description:
+        raise UserError(f"{folder}: exported by a version before this: export the run again")
+    name = description["ranker"]["name"]
+    if name not in RANKERS:
+        raise UserError(f"{folder}: it ranks by '{name}', which is not in RANKERS: put it there")
 
 
 def _description(config: Config, model: ETEGRecLlama) -> dict[str, Any]:
