@@ -177,7 +177,7 @@ class MemoryPlan:
         """An evaluation batch of other size."""
         peak = self._trace(lambda: self._rank(users))
         total = sum(self.weights.values()) + self.optimizer + peak + self.passing
-        return Evaluation(users, self.history_bytes(), total)
+        return Evaluation(users, self._history_bytes(), total)
 
     def _step(self, batch: SequenceBatch, checkpointing: bool, passes: int) -> None:
         model = self.model
@@ -200,7 +200,7 @@ class MemoryPlan:
                 ranker.rehearse(batch)
 
     @torch.no_grad()
-    def history_bytes(self) -> int:
+    def _history_bytes(self) -> int:
         """Bytes of the keys and values of a user's longest history."""
         model = self.model.eval()
         with self.mode, autocast(self.config["precision"], "cpu"):
