@@ -5,24 +5,76 @@ the shared history, and a mask lets each see only its own ancestors. So the cach
 per beam or reordered, and every beam is an item of the catalogue.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from recbole.data.interaction import Interaction
+from recbole.evaluator import metric_information
 
+from recbole_etegrec.config import Config
+from recbole_etegrec.data.seen_items import HistoryIndex
+from recbole_etegrec.decoding.batch import BatchFields
+from recbole_etegrec.decoding.ranker import CodeRanker, Ranking
 from recbole_etegrec.recommender import EncodedHistory, Recommender
-from recbole_etegrec.tokenizer import Trie
+from recbole_etegrec.tokenizer import ItemCodes, Trie
 
 
-class Ranking(NamedTuple):
-    """Best items first.
+class BeamRanker(CodeRanker):
+    """Ranks what a beam search finds, and nothing else.
 
-    Attributes:
-        items: ``[B, K]``.
-        scores: ``log p(item | history)``, the sum over its codes, in nats ``[B, K]``.
+    Args:
+        num_beams: beams of a history, at least; with more, other items may be found.
     """
 
-    items: torch.Tensor
-    scores: torch.Tensor
+    keys = ("num_beams",)
+
+    def __init__(
+        self, recommender: Recommender, codes: ItemCodes, fields: BatchFields, *, num_beams: int
+    ):
+        super().__init__(recommender, codes, fields)
+        self.num_beams = num_beams
+
+    @staticmethod
+    def rules(config: Config) -> Iterator[tuple[bool, str]]:
+        """A beam must hold what is measured."""
+        beams, largest = config["num_beams"], max(config["topk"])
+        yield (
+            beams < largest,
+            f"num_beams ({beams}) must be >= max(topk) ({largest}): raise num_beams or lower topk",
+        )
+        metrics = [m for m in config["metrics"] if "rec.meanrank" in metric_information[m.lower()]]
+        yield (
+            bool(metrics) and "full" in config["eval_args"]["mode"].values(),
+            f"metrics ({', '.join(metrics)}) need the scores of all items: set ranking: exact",
+        )
+
+    def best(
+        self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
+    ) -> Ranking:
+        """See :class:`Ranker`."""
+        ranking = self._search(interaction, self.width(k), excluded)
+        return Ranking(ranking.items[:, :k], ranking.scores[:, :k])
+
+    def score_all(
+        self, interaction: Interaction, excluded: HistoryIndex | None = None
+    ) -> torch.Tensor:
+        """See :class:`Ranker`; finite are the scores of ``num_beams`` items at most."""
+        ranking = self._search(interaction, self.num_beams, excluded)
+        shape = len(ranking.items), len(self.codes.table)
+        scores = ranking.scores.new_full(shape, -torch.inf)
+        return scores.scatter_(1, ranking.items, ranking.scores)
+
+    def width(self, k: int) -> int:
+        """See :class:`Ranker`."""
+        return max(k, self.num_beams)
+
+    def _search(
+        self, interaction: Interaction, num_beams: int, excluded: HistoryIndex | None
+    ) -> Ranking:
+        history = self.encode(interaction)
+        excluded = excluded and self.on_device(excluded)
+        return beam_search(self.recommender, self.codes.trie, history, num_beams, excluded)
 
 
 class _Beams(NamedTuple):
@@ -38,7 +90,7 @@ def beam_search(
     trie: Trie,
     history: EncodedHistory,
     num_beams: int,
-    excluded: tuple[torch.Tensor, torch.Tensor] | None = None,
+    excluded: HistoryIndex | None = None,
 ) -> Ranking:
     """The ``num_beams`` most probable items of each history, as far as a beam can tell.
 
@@ -78,7 +130,7 @@ def _expand(
     hidden: torch.Tensor,
     beams: _Beams,
     num_beams: int,
-    excluded: tuple[torch.Tensor, torch.Tensor] | None,
+    excluded: HistoryIndex | None,
 ) -> _Beams:
     """The best children of all beams of a user, in order."""
     rows, width = beams.nodes.shape
@@ -102,7 +154,7 @@ def _expand(
 
 
 def _has_items_left(
-    trie: Trie, depth: int, nodes: torch.Tensor, excluded: tuple[torch.Tensor, torch.Tensor]
+    trie: Trie, depth: int, nodes: torch.Tensor, excluded: HistoryIndex
 ) -> torch.Tensor:
     """Whether some item under each node ``[B, K, W]`` of a depth is not excluded in its row."""
     rows, items = excluded

@@ -8,9 +8,54 @@ history, so work grows with the nodes of the trie, not with items times codes.
 from typing import NamedTuple
 
 import torch
+from recbole.data.interaction import Interaction
 
+from recbole_etegrec.data.seen_items import HistoryIndex
+from recbole_etegrec.decoding.batch import BatchFields
+from recbole_etegrec.decoding.ranker import CodeRanker, Ranking
 from recbole_etegrec.recommender import EncodedHistory, Recommender
-from recbole_etegrec.tokenizer import Trie
+from recbole_etegrec.tokenizer import ItemCodes, Trie
+
+
+class ExactRanker(CodeRanker):
+    """Ranks all items, by scores that are those of the recommender to rounding."""
+
+    def __init__(self, recommender: Recommender, codes: ItemCodes, fields: BatchFields):
+        super().__init__(recommender, codes, fields)
+        self._scores: ExactScores | None = None
+
+    def best(
+        self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
+    ) -> Ranking:
+        """See :class:`Ranker`."""
+        scores = self.score_all(interaction, excluded)
+        scores, items = scores.topk(min(k, self.width(k)))
+        return Ranking(items.masked_fill(scores.isneginf(), 0), scores)
+
+    def score_all(
+        self, interaction: Interaction, excluded: HistoryIndex | None = None
+    ) -> torch.Tensor:
+        """See :class:`Ranker`."""
+        self.prepare()
+        scores = self._scores(self.encode(interaction))
+        if excluded is not None:
+            scores[self.on_device(excluded)] = -torch.inf
+        return scores
+
+    def width(self, k: int) -> int:
+        """All items, whatever ``k`` is."""
+        return len(self.codes.table) - 1
+
+    def rehearse(self, interaction: Interaction) -> None:
+        """See :class:`Ranker`; one chunk takes as much as all of them, one after another."""
+        self.prepare()
+        largest = max(self._scores.chunks, key=lambda chunk: len(chunk.node_codes))
+        self._scores(self.encode(interaction), [largest])
+
+    def prepare(self) -> None:
+        """See :class:`Ranker`; the trie is cut into chunks."""
+        if self._scores is None or self._scores.trie is not self.codes.trie:
+            self._scores = ExactScores(self.recommender, self.codes.trie)
 
 
 class _Chunk(NamedTuple):
@@ -25,7 +70,7 @@ class _Chunk(NamedTuple):
     sees: torch.Tensor  # [1, m, m] a node sees its ancestors and itself
 
 
-class ExactRanking:
+class ExactScores:
     """Scores every item, for one recommender and one trie.
 
     Args:
@@ -41,19 +86,21 @@ class ExactRanking:
         ]
 
     @torch.no_grad()
-    def __call__(self, history: EncodedHistory) -> torch.Tensor:
+    def __call__(self, history: EncodedHistory, chunks: list[_Chunk] | None = None) -> torch.Tensor:
         """Scores ``[B, n_items + 1]`` in nats, indexed by item id; 0, the padding item, is -inf.
 
-        The history's cache is left as it was.
+        Args:
+            history: its cache is left as it was.
+            chunks: those wanted of ``chunks``; none: all.
         """
         state = history.state
         scores = torch.full((len(state), self.n_items + 1), -torch.inf, device=state.device)
-        for chunk in self.chunks:
-            scores[:, chunk.items] = self.score_chunk(history, chunk)
+        for chunk in self.chunks if chunks is None else chunks:
+            scores[:, chunk.items] = self._score_chunk(history, chunk)
         return scores
 
-    def score_chunk(self, history: EncodedHistory, chunk: _Chunk) -> torch.Tensor:
-        """Scores ``[B, n]`` of the items of one of ``chunks``."""
+    def _score_chunk(self, history: EncodedHistory, chunk: _Chunk) -> torch.Tensor:
+        """Scores of its items ``[B, n]``."""
         embedding = self.recommender.code_embedding
         rows = embedding.tables()[chunk.node_levels, chunk.node_codes]
         tokens = embedding.scid_projector(rows).float().expand(len(history.state), -1, -1)

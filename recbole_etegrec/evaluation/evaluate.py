@@ -9,15 +9,17 @@ from accelerate.utils import gather_object
 from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
 from recbole.evaluator import Evaluator
 from recbole.evaluator.collector import DataStruct
-from recbole.model.abstract_recommender import SequentialRecommender
 from tqdm import tqdm
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.seen_items import FullSortLoader, HistoryIndex
+from recbole_etegrec.decoding import Ranker
 from recbole_etegrec.evaluation.collector import RankingCollector
-from recbole_etegrec.model.build import autocast
+from recbole_etegrec.model.protocol import RankingModel
+from recbole_etegrec.recommender import autocast
 
 
 def sample_users(
@@ -36,7 +38,7 @@ def sample_users(
 
 
 def evaluate(
-    model: SequentialRecommender,
+    model: RankingModel,
     loader: AbstractDataLoader,
     train_dataset: Dataset,
     config: Config,
@@ -57,7 +59,7 @@ def evaluate(
 
 @torch.no_grad()
 def collect_rankings(
-    model: SequentialRecommender,
+    model: RankingModel,
     loader: AbstractDataLoader,
     train_dataset: Dataset,
     config: Config,
@@ -70,23 +72,23 @@ def collect_rankings(
     With several processes each ranks its share of the batches, and all get all of it.
 
     Args:
-        model: with ``recommend``, ``full_sort_predict`` and ``score_candidates``.
+        model: its ranker ranks.
         loader: one of RecBole's evaluation loaders.
         train_dataset: for the metrics that need item counts.
     """
     state = PartialState()
     collector = RankingCollector(config)
     collector.data_collect(_Training(train_dataset))
-    rank, collect = _score_sampled, collector.eval_batch_collect
+    rank, collect = partial(_score_sampled, model), collector.eval_batch_collect
     if isinstance(loader, FullSortEvalDataLoader):
-        rank = _score_all
+        rank = model.ranker.score_all
         if not collector.needs_scores:  # scores of all items are then never made
             best = max(config["topk"])
-            rank, collect = partial(_best_items, k=best), collector.collect_best_items
+            rank, collect = partial(_best_items, model.ranker, best), collector.collect_best_items
     model.eval()
     np.random.seed(config["seed"])  # sampled evaluation: the same items each time, everywhere
     collected = []
-    with autocast(config):
+    with autocast(config["precision"], config["device"].type):
         for number, batch in enumerate(tqdm(loader, title, disable=not show_progress, ncols=100)):
             own = number % state.num_processes == state.process_index
             # The last round may have fewer batches than processes. All of them rank one then,
@@ -98,7 +100,7 @@ def collect_rankings(
                 continue
             interaction, index, positive_u, positive_i = batch
             interaction = interaction.to(config["device"])
-            ranked = rank(model, interaction, index)
+            ranked = rank(interaction, index)
             if left_over:
                 break
             collect(ranked, interaction, positive_u, positive_i)
@@ -116,30 +118,28 @@ class _Training:
         self.dataset = dataset
 
 
-def _best_items(model, interaction, excluded: HistoryIndex | None, k: int) -> torch.Tensor:
-    return model.recommend(interaction, k, excluded).items
+def _best_items(
+    ranker: Ranker, k: int, interaction: Interaction, excluded: HistoryIndex | None
+) -> torch.Tensor:
+    return ranker.best(interaction, k, excluded).items
 
 
-def _score_all(model, interaction, excluded: HistoryIndex | None) -> torch.Tensor:
-    scores = model.full_sort_predict(interaction, excluded)
-    scores[:, 0] = -torch.inf
-    return scores
-
-
-def _score_sampled(model, interaction, rows: torch.Tensor) -> torch.Tensor:
+def _score_sampled(
+    model: RankingModel, interaction: Interaction, rows: torch.Tensor
+) -> torch.Tensor:
     """Scores of each user's sampled items; the user's history is encoded once.
 
     Args:
         rows: which user each line of the interaction belongs to, ascending.
     """
-    items = interaction[model.ITEM_ID]
+    items = interaction[model.fields.item]
     rows = rows.to(items.device)
     users, counts = rows.unique_consecutive(return_counts=True)
     first = counts.cumsum(0) - counts
     column = torch.arange(len(rows), device=rows.device) - first[rows]
     candidates = items.new_ones(len(users), int(counts.max()))
     candidates[rows, column] = items
-    scored = model.score_candidates(interaction[first], candidates)
+    scored = model.ranker.score(interaction[first], candidates)
     scores = scored.new_full((len(users), model.n_items), -torch.inf)
     scores[rows, items] = scored[rows, column]
     return scores

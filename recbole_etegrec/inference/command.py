@@ -127,7 +127,7 @@ def explain_command(run_dir: str, values: dict[str, str]) -> str:
     users, histories = run.given(text) if kind == "history" else run.histories(None)
     rows = _rows(users, [text], run, None) if kind == "user" else np.arange(1)
     tokens, model = run.catalogue.tokens, run.model
-    history = [tokens[item] for item in histories.batch(rows)[0][model.ITEM_SEQ][0].tolist()]
+    history = [tokens[item] for item in histories.batch(rows)[0][model.fields.history][0].tolist()]
     if item is None:
         item = tokens[rank(model, histories, rows, 1, 1).items[0, 0]]
     return str(explain(model, run.catalogue, history, item, alternatives))

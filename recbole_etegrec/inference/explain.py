@@ -13,11 +13,12 @@ import torch
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 
+from recbole_etegrec.decoding import code_log_probs, encode_batch
 from recbole_etegrec.inference.catalogue import Catalogue, cut
 from recbole_etegrec.inference.histories import given_histories
 from recbole_etegrec.inference.recommend import catalogue_of, item_ids
-from recbole_etegrec.model.build import autocast_to
-from recbole_etegrec.model.ranking import RanksItems
+from recbole_etegrec.model.protocol import RankingModel
+from recbole_etegrec.recommender import autocast
 
 _EXAMPLES = 3
 
@@ -66,7 +67,7 @@ class Explanation(NamedTuple):
 
 
 def explain(
-    model: RanksItems,
+    model: RankingModel,
     items: Catalogue | Dataset,
     history: Sequence[str],
     item: str,
@@ -88,7 +89,7 @@ def explain(
 
 
 def explain_each(
-    model: RanksItems,
+    model: RankingModel,
     items: Catalogue | Dataset,
     history: Sequence[str],
     wanted: Sequence[str],
@@ -106,7 +107,7 @@ def explain_each(
 
 
 def _explanation(
-    model: RanksItems,
+    model: RankingModel,
     catalogue: Catalogue,
     item: int,
     log_probs: torch.Tensor,
@@ -120,19 +121,21 @@ def _explanation(
     return Explanation(catalogue.tokens[item], catalogue.titles[item], total, steps)
 
 
-def _log_probs(model: RanksItems, interaction: Interaction, items: list[int]) -> torch.Tensor:
-    """Of all codes at each level, given the codes of each item before it: ``[B, L, C]``, on the
-    CPU.
+@torch.no_grad()
+def _log_probs(model: RankingModel, interaction: Interaction, items: list[int]) -> torch.Tensor:
+    """Log-probabilities of all codes at each level, given the codes before it of the item of each
+    row: ``[B, L, C]``, on the CPU. Those of the item's own codes sum to its own.
     """
     model.eval()
     device = model.codes.table.device
-    interaction.update(Interaction({model.ITEM_ID: torch.tensor(items)}))
-    with autocast_to(model.precision, device.type):
-        return model.predict_codes(interaction.to(device)).cpu()
+    codes = model.codes(torch.tensor(items, device=device).unsqueeze(1))
+    with autocast(model.precision, device.type):
+        history = encode_batch(model.recommender, model.codes, model.fields, interaction.to(device))
+        return code_log_probs(model.recommender, history, codes).squeeze(1).cpu()
 
 
 def _step(
-    model: RanksItems,
+    model: RankingModel,
     catalogue: Catalogue,
     level: int,
     log_probs: torch.Tensor,
@@ -155,11 +158,13 @@ def _step(
     return Step(choices[0], choices[1:])
 
 
-def _below(model: RanksItems, catalogue: Catalogue, depth: int, node: int) -> tuple[int, list[str]]:
+def _below(
+    model: RankingModel, catalogue: Catalogue, depth: int, node: int
+) -> tuple[int, list[str]]:
     """How many items are under a node of a depth, and names of some."""
     items = model.codes.trie.items[model.codes.trie.nodes[depth] == node]
     order = items.argsort()
-    if hasattr(model, "item_embedding"):
+    if model.item_embedding is not None:
         embedding = model.item_embedding[items]
         distance = (embedding - embedding.mean(dim=0)).norm(dim=1)
         order = distance.argsort(stable=True)

@@ -5,6 +5,7 @@ training and new items need: item embeddings and the tokenizer's encoder and dec
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +16,45 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.decoding import RANKERS, BatchFields
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.model_card import model_card
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.model.build import rebuild_recommender
-from recbole_etegrec.model.ranking import RanksItems
-from recbole_etegrec.recommender import Recommender
+from recbole_etegrec.model.build import ranker_options
+from recbole_etegrec.recommender import RecommenderSpec, empty_recommender
 from recbole_etegrec.runs.load import load_run, read_own_config
 from recbole_etegrec.storage.atomic import atomic_directory
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import ItemCodes
 
 _WEIGHTS, _CONFIG, _CATALOGUE, _CARD = "model.safetensors", "config.json", "items.json", "README.md"
-_FIELDS = ("ITEM_ID", "ITEM_SEQ", "ITEM_SEQ_LEN")
 _BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
-_KEYS = ("model", "dataset", "code_length", "code_num", "codebook_update", "alignment_pooling")
-_KEYS += ("backbone", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_size")
-_KEYS += ("intermediate_size", "init_std", "dropout", "residual_dropout", "attn_implementation")
-_KEYS += ("MAX_ITEM_LIST_LENGTH", "precision", "ranking", "num_beams", "exclude_history")
 
 
-class ExportedModel(RanksItems, nn.Module):
-    """A recommender and its code table, to recommend with.
+class ExportedModel(nn.Module):
+    """A recommender and its code table, to recommend with; see `RankingModel`.
 
     Args:
         description: as :func:`export_run` writes it.
     """
 
-    def __init__(self, description: dict[str, Any], recommender: Recommender):
+    def __init__(self, description: dict[str, Any]):
         super().__init__()
-        values = description["values"]
-        for name in _FIELDS:
-            setattr(self, name, description["fields"][name])
+        self.spec = RecommenderSpec(**description["recommender"])
+        self.fields = BatchFields(**description["fields"])
         self.n_items = description["n_items"]
-        self.max_history = values["MAX_ITEM_LIST_LENGTH"]
-        self.precision, self.ranking = values["precision"], values["ranking"]
-        self.num_beams = values["num_beams"]
-        self.exclude_history = bool(values["exclude_history"])
-        self.recommender = recommender
+        self.max_history = description["max_history"]
+        self.precision = description["precision"]
+        self.exclude_history = description["exclude_history"]
+        self.item_embedding = None
+        self.recommender = empty_recommender(self.spec, keep_buffers=True)
         self.codes = ItemCodes(
-            n_items=self.n_items, code_length=values["code_length"], code_num=values["code_num"]
+            n_items=self.n_items, code_length=self.spec.code_length, code_num=self.spec.code_num
+        )
+        ranker = description["ranker"]
+        self.ranker = RANKERS[ranker["name"]](
+            self.recommender, self.codes, self.fields, **ranker["options"]
         )
 
 
@@ -122,14 +121,8 @@ def load_exported(
         names = json.loads((folder / _CATALOGUE).read_text("utf-8"))
         titles = dict(zip(names["tokens"], names["titles"], strict=True))
         catalogue = Catalogue(names["tokens"], titles)
-        recommender = rebuild_recommender(
-            description["values"],
-            description["base"],
-            getattr(torch, description["dtype"]),
-            description["semantic_hidden_size"],
-            description["e_dim"],
-        )
-        model = ExportedModel(description, recommender)
+        _check_description(folder, description)
+        model = ExportedModel(description)
         model.load_state_dict(load_file(folder / _WEIGHTS), assign=True)
         model.codes.build_trie()
         if model.codes.digest() != description["codes"] or len(catalogue) != model.n_items:
@@ -141,25 +134,24 @@ def load_exported(
     return model.requires_grad_(False).to(device).eval(), catalogue
 
 
+def _check_description(folder: Path, description: dict[str, Any]) -> None:
+    if "recommender" not in description:
+        raise UserError(f"{folder}: exported by a version before this: export the run again")
+    name = description["ranker"]["name"]
+    if name not in RANKERS:
+        raise UserError(f"{folder}: it ranks by '{name}', which is not in RANKERS: put it there")
+
+
 def _description(config: Config, model: ETEGRecLlama) -> dict[str, Any]:
     """All that is needed to build the model but its weights."""
-    base = None
-    if config["base_model"]:
-        base = model.recommender.backbone.config.to_dict()
-        base.pop("_name_or_path", None)  # a directory of this machine, perhaps
-        # The token table is not kept; a row of it stands for it.
-        base |= {"vocab_size": 1, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    values = {key: config[key] for key in _KEYS}
-    if values["attn_implementation"] != "eager":
-        values["attn_implementation"] = "sdpa"  # as others are not everywhere
     return {
-        "values": values,
-        "fields": {name: getattr(model, name) for name in _FIELDS},
+        "recommender": asdict(model.spec),
+        "ranker": {"name": config["ranking"], "options": ranker_options(config)},
+        "fields": model.fields._asdict(),
         "n_items": model.n_items,
-        "semantic_hidden_size": model.item_embedding.shape[1],
-        "e_dim": model.recommender.code_embedding.codebooks.shape[-1],
-        "base": base,
-        "dtype": str(model.recommender.residual_dtype).removeprefix("torch."),
+        "max_history": model.max_history,
+        "precision": model.precision,
+        "exclude_history": model.exclude_history,
         "codes": model.codes.digest(),
     }
 

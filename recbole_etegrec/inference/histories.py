@@ -14,7 +14,7 @@ from recbole.data.interaction import Interaction
 from recbole_etegrec.data import WholeSequenceDataset
 from recbole_etegrec.data.seen_items import FullSortLoader, HistoryIndex, SeenItems
 from recbole_etegrec.data.sequences import pad_runs, run_indices, sequence_offsets
-from recbole_etegrec.model.ranking import RanksItems
+from recbole_etegrec.model.protocol import RankingModel
 
 SPLITS = ("valid", "test")
 
@@ -29,7 +29,7 @@ class Histories(Protocol):
     lengths: np.ndarray
 
     def batch(self, rows: np.ndarray) -> tuple[Interaction, HistoryIndex | None]:
-        """Some rows as the model's `recommend` wants them, and what it is not to rank."""
+        """Some rows as the model's ranker wants them, and what it is not to rank."""
 
 
 class Runs:
@@ -43,13 +43,13 @@ class Runs:
 
     def __init__(
         self,
-        model: RanksItems,
+        model: RankingModel,
         items: np.ndarray,
         ends: np.ndarray,
         lengths: np.ndarray,
         exclude: bool,
     ):
-        self._fields = model.ITEM_SEQ, model.ITEM_SEQ_LEN
+        self._fields = model.fields.history, model.fields.length
         self._items, self._ends, self._whole, self._exclude = items, ends, lengths, exclude
         self.lengths = np.minimum(lengths, model.max_history)
 
@@ -93,7 +93,7 @@ class UserHistories(NamedTuple):
     histories: Histories
 
 
-def given_histories(model: RanksItems, histories: Sequence[Sequence[int]], exclude: bool) -> Runs:
+def given_histories(model: RankingModel, histories: Sequence[Sequence[int]], exclude: bool) -> Runs:
     """Histories of item ids, none of them empty."""
     lengths = np.array([len(history) for history in histories])
     items = np.concatenate([np.asarray(history, dtype=np.int64) for history in histories])
@@ -101,7 +101,7 @@ def given_histories(model: RanksItems, histories: Sequence[Sequence[int]], exclu
 
 
 def whole_histories(
-    model: RanksItems, dataset: WholeSequenceDataset, exclude: bool
+    model: RankingModel, dataset: WholeSequenceDataset, exclude: bool
 ) -> UserHistories:
     """All that each user of a dataset has done, after its ``build``."""
     feat = dataset.inter_feat

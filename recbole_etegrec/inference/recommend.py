@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from recbole.data.dataset import Dataset
 
-from recbole_etegrec.decoding.beam import Ranking
+from recbole_etegrec.decoding import Ranking
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.histories import Histories, given_histories
-from recbole_etegrec.model.build import autocast_to
-from recbole_etegrec.model.ranking import RanksItems
+from recbole_etegrec.model.protocol import RankingModel
+from recbole_etegrec.recommender import autocast
 
 
 class Recommendation(NamedTuple):
@@ -24,7 +24,7 @@ class Recommendation(NamedTuple):
 
 
 def recommend(
-    model: RanksItems,
+    model: RankingModel,
     items: Catalogue | Dataset,
     histories: Sequence[Sequence[str]],
     k: int = 10,
@@ -58,7 +58,7 @@ def recommend(
     return named(catalogue, ranking)
 
 
-def catalogue_of(model: RanksItems, items: Catalogue | Dataset) -> Catalogue:
+def catalogue_of(model: RankingModel, items: Catalogue | Dataset) -> Catalogue:
     """The catalogue of a model.
 
     Raises:
@@ -90,7 +90,7 @@ def item_ids(catalogue: Catalogue, histories: Sequence[Sequence[str]]) -> list[l
 
 @torch.no_grad()
 def rank(
-    model: RanksItems, histories: Histories, rows: np.ndarray, k: int, batch_size: int
+    model: RankingModel, histories: Histories, rows: np.ndarray, k: int, batch_size: int
 ) -> Ranking:
     """The ``k`` best items of some rows, in their order, on the CPU.
 
@@ -103,8 +103,8 @@ def rank(
     rankings = []
     for start in range(0, len(rows), batch_size):
         interaction, excluded = histories.batch(rows[order[start : start + batch_size]])
-        with autocast_to(model.precision, device.type):
-            ranking = model.recommend(interaction.to(device), k, excluded)
+        with autocast(model.precision, device.type):
+            ranking = model.ranker.best(interaction.to(device), k, excluded)
         rankings.append([values.cpu() for values in ranking])
     back = torch.from_numpy(np.argsort(order))
     return Ranking(*(torch.cat(values)[back] for values in zip(*rankings, strict=True)))

@@ -16,7 +16,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.model.build import autocast
+from recbole_etegrec.recommender import autocast
 from recbole_etegrec.runs.checks import advice
 from recbole_etegrec.storage.digests import tensor_digest
 from recbole_etegrec.storage.run_directory import RunDirectory
@@ -278,7 +278,7 @@ def _look_at_scale(
     """How far the first logits are from a uniform guess, and from a blind one."""
     recommender = model.recommender.eval()
     codes, targets = model.codes(batch.items), model.codes(batch.targets)
-    with autocast(config):
+    with autocast(config["precision"], config["device"].type):
         tokens = recommender.code_embedding.embed(codes[codes.any(dim=2)])
         logits = recommender(codes, batch.target_index).logits  # [n, L, C]
     own = recommender.backbone.token_rms

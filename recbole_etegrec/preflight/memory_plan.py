@@ -8,7 +8,9 @@ knows nothing of its layers. What kernels allocate for themselves is not seen.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from accelerate import PartialState
@@ -19,12 +21,11 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.config.checks import launched_with
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.data.loader import SequenceLoader
-from recbole_etegrec.decoding import ExactRanking, beam_search, score_items
+from recbole_etegrec.decoding import encode_batch
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import MODELS
-from recbole_etegrec.model.build import autocast
 from recbole_etegrec.preflight.memory_trace import AliveBytes, without_data
-from recbole_etegrec.recommender import EncodedHistory
+from recbole_etegrec.recommender import autocast
 from recbole_etegrec.recommender.backbone import cached_tensors, checkpoint_activations
 
 GIB = 2**30
@@ -61,14 +62,11 @@ class Evaluation:
     Attributes:
         users: of the batch.
         history: keys and values of a user's longest history.
-        beams: keys and values of all beams of a user; of a chunk of items in exact ranking, of a
-            user's candidates in sampled evaluation.
         total: all that is alive at the worst moment.
     """
 
     users: int
     history: int
-    beams: int
     total: int
 
 
@@ -97,8 +95,7 @@ class MemoryPlan:
         self.model = MODELS[config["model"]](config, dataset, embedding)
         self.model.tokenizer.requires_grad_(False)
         self.model.codes.set_table(_spread_codes(self.model.codes.table, config["code_num"]))
-        if config["ranking"] == "exact":
-            self.exact = ExactRanking(self.model.recommender, self.model.codes.trie)
+        self.model.ranker.prepare()
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self.mode:
             without_data(self.model)
@@ -178,10 +175,9 @@ class MemoryPlan:
 
     def evaluation_of(self, users: int) -> Evaluation:
         """An evaluation batch of other size."""
-        sizes = {}
-        peak = self._trace(lambda: sizes.update(self._rank(users)))
+        peak = self._trace(lambda: self._rank(users))
         total = sum(self.weights.values()) + self.optimizer + peak + self.passing
-        return Evaluation(users, sizes["history"] // users, sizes["beams"] // users, total)
+        return Evaluation(users, self._history_bytes(), total)
 
     def _step(self, batch: SequenceBatch, checkpointing: bool, passes: int) -> None:
         model = self.model
@@ -189,36 +185,36 @@ class MemoryPlan:
         model.recommender.train()
         names = ["recommendation"] + ["sia", "psa"] * bool(self.config["epochs"])
         for _ in range(passes):
-            recommender = autocast(self.config, "cpu")(model.recommender)
+            recommender = autocast(self.config["precision"], "cpu")(model.recommender)
             losses = model.losses(names, batch, recommender)
             sum(losses.values()).backward()
         model.zero_grad()
 
     @torch.no_grad()
-    def _rank(self, users: int) -> dict[str, int]:
-        model, recommender = self.model.eval(), self.model.recommender
-        items = torch.zeros(users, self.longest, dtype=torch.long)
-        with autocast(self.config, "cpu"):
-            history = recommender.encode_history(model.codes(items), items == 0)
-            before = _cache_bytes(history)
+    def _rank(self, users: int) -> None:
+        ranker, batch = self.model.eval().ranker, self._longest_histories(users)
+        with autocast(self.config["precision"], "cpu"):
             if self.candidates > 1:
-                further = self.candidates * (self.config["code_length"] - 1)
-                candidates = items.new_ones(users, self.candidates)
-                scores = score_items(recommender, history, model.codes(candidates))
-            elif self.config["ranking"] == "beam":
-                further = self.config["num_beams"] * (self.config["code_length"] - 1)
-                ranking = beam_search(
-                    recommender, model.codes.trie, history, self.config["num_beams"]
-                )
-                scores = torch.empty(users, model.n_items)
-                scores.scatter_(1, ranking.items, ranking.scores)
+                ranker.score(batch, torch.ones(users, self.candidates, dtype=torch.long))
             else:
-                further = len(self.exact.chunks[0].node_codes)
-                scores = torch.empty(users, model.n_items)
-                self.exact.score_chunk(history, self.exact.chunks[0])
-            del scores
-        tokens = self.longest * self.config["code_length"]
-        return {"history": before, "beams": before * further // tokens}
+                ranker.rehearse(batch)
+
+    @torch.no_grad()
+    def _history_bytes(self) -> int:
+        """Bytes of the keys and values of a user's longest history."""
+        model = self.model.eval()
+        with self.mode, autocast(self.config["precision"], "cpu"):
+            batch = self._longest_histories(1)
+            history = encode_batch(model.recommender, model.codes, model.fields, batch)
+            return sum(map(_bytes, cached_tensors(history.cache)))
+
+    def _longest_histories(self, users: int) -> dict[str, Any]:
+        """A batch; its lengths are numpy's, for a tensor without data has no largest value."""
+        fields = self.model.fields
+        return {
+            fields.history: torch.zeros(users, self.longest, dtype=torch.long),
+            fields.length: np.full(users, self.longest),
+        }
 
     def _trace(self, work: Callable[[], None]) -> int:
         """The most bytes alive at once during some work, parameters and buffers not counted."""
@@ -244,13 +240,6 @@ class MemoryPlan:
         lines.append(("training, at its peak", now.total, step))
         each = f"{ranks.users} users, {ranks.history / 2**20:.1f} MiB each"
         lines.append(("cache of histories", ranks.users * ranks.history, each))
-        what, each = "cache of a chunk of items", f"{ranks.beams / 2**20:.1f} MiB a user"
-        if self.candidates > 1:
-            what = f"cache of {self.candidates} items to rank"
-        elif config["ranking"] == "beam":
-            beam = ranks.beams / config["num_beams"] / 2**20
-            what, each = f"cache of {config['num_beams']} beams", f"{beam:.2f} MiB a beam and user"
-        lines.append((what, ranks.users * ranks.beams, each))
         lines.append(("evaluation, at its peak", ranks.total, ""))
         if (limit := memory_limit(config)) is not None:
             lines.append(("memory there is", limit, str(config["device"])))
@@ -365,10 +354,6 @@ def _adam_bytes(parameter: nn.Parameter, optimizer: str) -> int:
     if optimizer == "adamw_8bit" and parameter.numel() >= _EIGHT_BIT_FROM:
         return 2 * parameter.numel()
     return 2 * _bytes(parameter)
-
-
-def _cache_bytes(history: EncodedHistory) -> int:
-    return sum(map(_bytes, cached_tensors(history.cache)))
 
 
 def _halved(number: int) -> Iterator[int]:

@@ -1,19 +1,28 @@
 """From codes of a history to logits of the next item's codes; items are unknown here."""
 
 from recbole_etegrec.recommender.backbone import BACKBONES
+from recbole_etegrec.recommender.build import build_recommender, empty_recommender
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
 from recbole_etegrec.recommender.encoder_decoder import EncoderDecoder
+from recbole_etegrec.recommender.precision import PRECISIONS, autocast
 from recbole_etegrec.recommender.recommender import (
     EncodedHistory,
     Recommender,
     RecommenderOutput,
 )
+from recbole_etegrec.recommender.spec import RecommenderSpec, Tuning
 
 __all__ = [
     "BACKBONES",
     "CodeEmbedding",
     "EncodedHistory",
     "EncoderDecoder",
+    "PRECISIONS",
     "Recommender",
     "RecommenderOutput",
+    "RecommenderSpec",
+    "Tuning",
+    "autocast",
+    "build_recommender",
+    "empty_recommender",
 ]

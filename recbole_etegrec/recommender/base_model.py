@@ -8,6 +8,7 @@ import json
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -24,6 +25,8 @@ from recbole_etegrec.recommender.backbone import (
     new_cache,
     residual_dtype,
 )
+
+_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @cache
@@ -48,6 +51,13 @@ def find_base_config(base_model: str, shapes: Path | None = None) -> PreTrainedC
     if config.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
         raise UserError(f"base_model ({base_model}): {config.model_type} is not decoder-only")
     return config
+
+
+def without_vocabulary(config: PreTrainedConfig) -> dict[str, Any]:
+    """A configuration as plain data: of a token table of one row, and of no machine's folder."""
+    values = config.to_dict()
+    values.pop("_name_or_path", None)
+    return {**values, "vocab_size": 1, **dict.fromkeys(_SPECIAL_TOKENS)}
 
 
 def check_length(base_model: str, config: PreTrainedConfig, tokens: int) -> None:

@@ -10,7 +10,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.evaluation.evaluate import sample_users
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.model.build import autocast
+from recbole_etegrec.recommender import autocast
 from recbole_etegrec.report.charts import Bar
 from recbole_etegrec.runs.load import load_run
 from recbole_etegrec.storage.run_directory import RunDirectory
@@ -104,9 +104,9 @@ def _recommend(
     config: Config, model: ETEGRecLlama, loader: FullSortEvalDataLoader, k: int
 ) -> np.ndarray:
     items = []
-    with autocast(config):
+    with autocast(config["precision"], config["device"].type):
         for interaction, excluded, *_ in loader:
-            ranking = model.recommend(interaction.to(config["device"]), k, excluded)
+            ranking = model.ranker.best(interaction.to(config["device"]), k, excluded)
             items.append(ranking.items.cpu())
     return torch.cat(items).numpy()
 

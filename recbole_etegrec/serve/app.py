@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 
 from recbole_etegrec import __version__
 from recbole_etegrec.inference.catalogue import Catalogue, cut
-from recbole_etegrec.model.ranking import RanksItems
-from recbole_etegrec.serve import ranker
+from recbole_etegrec.model.protocol import RankingModel
+from recbole_etegrec.serve import answers
 from recbole_etegrec.serve.batching import Batcher, BusyError, WorkError
 from recbole_etegrec.serve.limits import Measured, WholeBody
 from recbole_etegrec.serve.metrics import Metrics
@@ -45,7 +45,7 @@ class Asked(BaseModel):
 
 
 def create_app(
-    model: RanksItems,
+    model: RankingModel,
     catalogue: Catalogue,
     exclude_history: bool = False,
     batch: int = BATCH,
@@ -62,7 +62,7 @@ def create_app(
         UserError: model and catalogue are not of the same items.
     """
     metrics = Metrics()
-    batcher = Batcher(ranker.Ranker(model, catalogue), batch, room, metrics.batch)
+    batcher = Batcher(answers.Answers(model, catalogue), batch, room, metrics.batch)
     metrics.waiting.set_function(lambda: batcher.waiting)
 
     @asynccontextmanager
@@ -100,7 +100,7 @@ def _add_ranking(
         if unknown:
             raise HTTPException(422, f"history: the model does not know {_list(unknown)}")
         exclude = exclude_history if asked.exclude_history is None else asked.exclude_history
-        query = ranker.Query(history, asked.k, exclude, asked.explain)
+        query = answers.Query(history, asked.k, exclude, asked.explain)
         return JSONResponse({"items": await batcher.ask(query)})
 
 

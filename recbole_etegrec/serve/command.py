@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from recbole_etegrec.inference.catalogue import Catalogue
-    from recbole_etegrec.model.ranking import RanksItems
+    from recbole_etegrec.model.protocol import RankingModel
 
 _NEEDS = ("fastapi", "uvicorn", "prometheus_client")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -25,7 +25,7 @@ _END_SECONDS = 10  # that requests may take to end once the server is to end
 
 
 class _Served(NamedTuple):
-    model: "RanksItems"
+    model: "RankingModel"
     catalogue: "Catalogue"
     exclude: bool  # items of a history, where a request does not say
 

@@ -35,8 +35,6 @@ from recbole_etegrec.trainer.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
 
-_PRECISION = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-
 
 class StepResult(NamedTuple):
     """What one step gives.
@@ -66,7 +64,7 @@ class Engine:
         self.model, self.clip = model, config["clip_grad_norm"] or {}
         self.max_bad_steps, self.bad_steps = config["max_bad_steps"], 0
         self.accelerator = Accelerator(
-            mixed_precision=_PRECISION[config["precision"]],
+            mixed_precision="no" if config["precision"] == "fp32" else config["precision"],
             cpu=not config["use_gpu"],
             gradient_accumulation_steps=config["gradient_accumulation_steps"],
             log_with=make_trackers(config, run_dir),

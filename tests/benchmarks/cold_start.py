@@ -37,12 +37,13 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset
 from recbole_etegrec.data.download import fetch_dataset
 from recbole_etegrec.data.seen_items import HistoryIndex
+from recbole_etegrec.decoding import RANKERS
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.histories import given_histories
 from recbole_etegrec.inference.new_items import add_items
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.model.build import autocast_to
 from recbole_etegrec.quick_start import run
+from recbole_etegrec.recommender import autocast
 from recbole_etegrec.runs.load import load_run
 
 CUTOFFS = (10, 50)
@@ -208,7 +209,6 @@ def rank_all(
     histories = [catalogue.ids(history) for history in queries.histories]
     given = given_histories(model, histories, exclude=True)
     vectors = F.normalize(model.item_embedding, dim=1)
-    model.num_beams = max(CUTOFFS)
     sums: dict[str, torch.Tensor] = {}
     for start in range(0, len(targets), ROWS):
         rows = np.arange(start, min(start + ROWS, len(targets)))
@@ -237,11 +237,11 @@ def top_lists(
         nearest: what the baseline scores all items ``[B, N]``.
     """
     longest = min(max(CUTOFFS), len(is_cold) - 1)
-    with autocast_to(model.precision, nearest.device.type):
-        model.ranking = "beam"
-        lists = {"model, beam": model.recommend(batch, longest, excluded).items}
-        model.ranking = "exact"
-        exact = model.full_sort_predict(batch, excluded)
+    parts = model.recommender, model.codes, model.fields
+    with autocast(model.precision, nearest.device.type):
+        beam = RANKERS["beam"](*parts, num_beams=max(CUTOFFS))
+        lists = {"model, beam": beam.best(batch, longest, excluded).items}
+        exact = RANKERS["exact"](*parts).score_all(batch, excluded)
     ways = {"model, exact": exact, f"text, last {LAST}": nearest}
     ways["model and text, fused"] = fused(exact, nearest)
     for name, scores in ways.items():

@@ -12,7 +12,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from recbole_etegrec.data.loader import SequenceLoader
-from recbole_etegrec.decoding.beam import Ranking
+from recbole_etegrec.decoding import Ranking
 from recbole_etegrec.recommender import Recommender
 from recbole_etegrec.recommender.backbone import cached
 from recbole_etegrec.recommender.recommender import token_mask_of

@@ -60,9 +60,9 @@ def test_model_ranks_no_item_of_the_history_when_it_is_excluded(ranking, tiny_da
     values = {"exclude_history": True, "ranking": ranking}
     model, loaders = small_model(small_config(tiny_data, **values))
     for interaction, excluded, *_ in loaders.test:
-        scores = model.full_sort_predict(interaction, excluded)
+        scores = model.ranker.score_all(interaction, excluded)
         assert scores[excluded].isneginf().all()
-        items, values = model.recommend(interaction, 5, excluded)
+        items, values = model.ranker.best(interaction, 5, excluded)
         for row, item in zip(*excluded, strict=True):
             assert item not in items[row]
         assert torch.equal(scores.gather(1, items), values)

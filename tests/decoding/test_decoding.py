@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recbole_etegrec.decoding import ExactRanking, beam_search, score_items
+from recbole_etegrec.decoding import ExactScores, beam_search, score_items
 from recbole_etegrec.recommender import BACKBONES, EncodedHistory, Recommender
 from recbole_etegrec.recommender.backbone import cached_tensors
 from recbole_etegrec.tokenizer import ItemCodes
@@ -101,7 +101,7 @@ def test_exact_ranking_equals_teacher_forcing_when_every_item_is_tried(
     backbone, code_length, padding
 ):
     recommender, codes, items = setting(backbone, code_length)
-    found = ExactRanking(recommender, codes.trie)(encode(recommender, codes, items, padding))
+    found = ExactScores(recommender, codes.trie)(encode(recommender, codes, items, padding))
     assert found.shape == (3, N_ITEMS + 1)
     assert torch.isneginf(found[:, 0]).all()
     for row, history in enumerate(items):
@@ -117,7 +117,7 @@ def test_beam_search_is_the_exact_ranking_when_it_holds_the_catalogue(backbone, 
     ranking = beam_search(
         recommender, codes.trie, encode(recommender, codes, items, "right"), width
     )
-    exact = ExactRanking(recommender, codes.trie)(encode(recommender, codes, items, "right"))
+    exact = ExactScores(recommender, codes.trie)(encode(recommender, codes, items, "right"))
     scores, order = exact[:, 1:].sort(dim=-1, descending=True)
     assert torch.equal(ranking.items, order + 1)
     torch.testing.assert_close(ranking.scores, scores, **CLOSE)
@@ -134,7 +134,7 @@ def test_beam_search_gives_items_each_once_and_in_order_when_not_exact(
         recommender, codes.trie, encode(recommender, codes, items, "right"), width
     )
     assert ranking.items.shape == ranking.scores.shape == (3, width)
-    exact = ExactRanking(recommender, codes.trie)(encode(recommender, codes, items, "right"))
+    exact = ExactScores(recommender, codes.trie)(encode(recommender, codes, items, "right"))
     torch.testing.assert_close(ranking.scores, exact.gather(1, ranking.items), **CLOSE)
     assert (ranking.scores.diff(dim=1) <= 0).all()
     for row in ranking.items.tolist():
@@ -147,8 +147,8 @@ def test_beam_search_gives_items_each_once_and_in_order_when_not_exact(
 def test_exact_ranking_is_the_same_when_cut_into_chunks(backbone, chunk_items):
     recommender, codes, items = setting(backbone)
     history = encode(recommender, codes, items, "right")
-    whole = ExactRanking(recommender, codes.trie)(history)
-    chunked = ExactRanking(recommender, codes.trie, chunk_items)(history)
+    whole = ExactScores(recommender, codes.trie)(history)
+    chunked = ExactScores(recommender, codes.trie, chunk_items)(history)
     torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=0)
 
 
@@ -160,7 +160,7 @@ def test_score_items_equals_exact_ranking_when_candidates_are_many(backbone, cod
     candidates = torch.randint(1, N_ITEMS + 1, (3, 9), generator=generator)
     history = encode(recommender, codes, items, "left")
     found = score_items(recommender, history, codes(candidates))
-    exact = ExactRanking(recommender, codes.trie)(history)
+    exact = ExactScores(recommender, codes.trie)(history)
     torch.testing.assert_close(found, exact.gather(1, candidates), **CLOSE)
 
 
@@ -176,7 +176,7 @@ def test_cache_stays_as_it_was_when_items_are_scored(backbone):
     candidates = codes(torch.arange(1, 8).expand(3, -1))
     results = []
     for _ in range(2):
-        results.append(ExactRanking(recommender, codes.trie, 11)(history))
+        results.append(ExactScores(recommender, codes.trie, 11)(history))
         results.append(score_items(recommender, history, candidates))
         for old, new in zip(before, cache_of(history), strict=True):
             assert torch.equal(old, new)
@@ -221,7 +221,7 @@ def test_beam_reaches_no_excluded_item_when_some_are(backbone, num_beams):
     assert sorted(ranking.items[0, :3].tolist()) == [4, 9, 30]
     assert ranking.items[0, 3:].eq(0).all() and ranking.scores[0, 3:].isneginf().all()
     assert ranking.scores[1:, :5].isfinite().all()
-    exact = ExactRanking(recommender, codes.trie)(encode(recommender, codes, items, "right"))
+    exact = ExactScores(recommender, codes.trie)(encode(recommender, codes, items, "right"))
     exact[excluded] = -torch.inf
     torch.testing.assert_close(exact.gather(1, ranking.items), ranking.scores, **CLOSE)
     if num_beams == N_ITEMS:

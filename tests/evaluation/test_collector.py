@@ -147,6 +147,6 @@ def test_evaluation_gives_the_same_when_scores_of_all_items_are_never_made(
     with monkeypatch.context() as patched:
         patched.setattr(RankingCollector, "needs_scores", True)
         expected = evaluate(model, loaders.test, loaders.train._dataset, config)
-    monkeypatch.setattr(model, "full_sort_predict", None)  # would fail if called
+    monkeypatch.setattr(model.ranker, "score_all", None)  # would fail if called
     assert evaluate(model, loaders.test, loaders.train._dataset, config) == expected
     assert expected["recall@20"] > 0

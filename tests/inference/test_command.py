@@ -79,7 +79,7 @@ def test_recommend_writes_what_the_evaluator_scored_when_a_split_is_named(
     config["metrics"] = ["Recall", "ItemCoverage"]
     items = collect_rankings(model, loader, train._dataset, config).get("rec.items")
     scores = [
-        model.full_sort_predict(interaction, excluded).topk(20).values
+        model.ranker.score_all(interaction, excluded).topk(20).values
         for interaction, excluded, *_ in loader
     ]
     users = loader._dataset.inter_feat["user_id"].numpy()

@@ -98,7 +98,7 @@ def test_add_items_changes_no_code_and_no_score_of_known_items(run_dir, new, cap
     assert torch.equal(after.codes.table[: ITEMS + 1], before.codes.table)
     assert torch.equal(after.item_embedding[: ITEMS + 1], before.item_embedding)
     candidates = torch.arange(1, ITEMS + 1).expand(6, -1)
-    scores = [model.score_candidates(histories(), candidates) for model in (before, after)]
+    scores = [model.ranker.score(histories(), candidates) for model in (before, after)]
     assert torch.equal(*scores)
     everything = after.full_sort_predict(histories())
     assert everything.shape == (6, ITEMS + 4)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import recbole_etegrec
+from recbole_etegrec.decoding import RANKERS
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.evaluation.evaluate import collect_rankings
 from recbole_etegrec.inference import Catalogue, recommend
@@ -59,7 +60,7 @@ def test_rank_gives_what_the_evaluator_scored_when_rows_are_of_a_split(name, exc
         assert len(users) > 50
         assert torch.equal(ranking.items, collected.get("rec.items"))
         scores = [
-            model.full_sort_predict(interaction, excluded).topk(20).values
+            model.ranker.score_all(interaction, excluded).topk(20).values
             for interaction, excluded, *_ in loader
         ]
         assert torch.equal(ranking.scores, torch.cat(scores))
@@ -96,7 +97,7 @@ def test_recommend_gives_what_full_ranking_gives_when_beams_are_enough(exclude, 
     catalogue = Catalogue([f"i{n}" for n in range(model.n_items)])
     histories = [["i3"], ["i1", "i2", "i3", "i4"], ["i9", "i9"], ["i7", "i8", "i40", "i5", "i6"]]
     beam = recommend(model, catalogue, histories, 15, exclude_history=exclude)
-    model.ranking = "exact"
+    model.ranker = RANKERS["exact"](model.recommender, model.codes, model.fields)
     exact = recommend(model, catalogue, histories, 15, exclude_history=exclude)
     alone = [
         recommend(model, catalogue, [history], 15, exclude_history=exclude)[0]

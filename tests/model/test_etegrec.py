@@ -13,8 +13,9 @@ from recbole.data.dataset import SequentialDataset
 from recbole_etegrec.config import Config
 from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.evaluation.evaluate import evaluate
-from recbole_etegrec.model.build import build_recommender
+from recbole_etegrec.model.build import recommender_spec
 from recbole_etegrec.quick_start import run
+from recbole_etegrec.recommender import empty_recommender
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.load import load_run
 from recbole_etegrec.trainer.engine import Engine
@@ -31,7 +32,8 @@ MODELS = ("ETEGRec", "TIGER")
 @pytest.mark.parametrize("model", MODELS)
 def test_config_gives_the_published_backbone_when_the_model_is_published(model):
     config = Config(model, "ml-100k")
-    backbone = build_recommender(config, 256, 128, shapes_only=True).backbone
+    spec = recommender_spec(config, 256, 128)
+    backbone = empty_recommender(spec, keep_buffers=False).backbone
     for stack in (backbone.encoder, backbone.decoder):
         assert len(stack.block) == 6
         attention, mlp = stack.block[0].layer[0].SelfAttention, stack.block[5].layer[-1]
@@ -146,7 +148,7 @@ def test_scores_agree_when_predicted_recommended_and_ranked(ranking, attention, 
     full, target = model.full_sort_predict(rows), rows["item_id"]
     predicted = model.predict(rows)
     torch.testing.assert_close(predicted, full.gather(1, target.unsqueeze(1)).squeeze(1), **CLOSE)
-    ranked = model.recommend(rows, 40)
+    ranked = model.ranker.best(rows, 40)
     torch.testing.assert_close(ranked.scores, full.gather(1, ranked.items), **CLOSE)
     assert torch.equal(ranked.items.sort(dim=1).values, torch.arange(1, 41).expand(len(rows), -1))
     with torch.no_grad():

@@ -12,6 +12,7 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 
 from recbole_etegrec.data import SequenceBatch
+from recbole_etegrec.decoding import RANKERS
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.losses import recommendation_loss
 from recbole_etegrec.model import ETEGRecLlama
@@ -145,11 +146,11 @@ def test_scores_agree_when_predicted_recommended_and_ranked(ranking, tiny_data):
     predicted = model.predict(rows)
     torch.testing.assert_close(predicted, full.gather(1, target.unsqueeze(1)).squeeze(1), **CLOSE)
 
-    ranked = model.recommend(rows, 40)
+    ranked = model.ranker.best(rows, 40)
     torch.testing.assert_close(ranked.scores, full.gather(1, ranked.items), **CLOSE)
     assert torch.equal(ranked.items.sort(dim=1).values, torch.arange(1, 41).expand(len(rows), -1))
     candidates = ranked.items[:, [0, 7, 39, 7]]
-    scores = model.score_candidates(rows, candidates)
+    scores = model.ranker.score(rows, candidates)
     torch.testing.assert_close(scores, full.gather(1, candidates), **CLOSE)
 
 
@@ -187,17 +188,17 @@ def test_recommend_gives_the_best_items_when_k_is_small(tiny_data):
     rows = rows_to_rank(loaders)
     full = model.full_sort_predict(rows)
     scores, items = full.topk(3)
-    found = model.recommend(rows, 3)
+    found = model.ranker.best(rows, 3)
     assert torch.equal(found.items, items)
     torch.testing.assert_close(found.scores, scores, **CLOSE)
-    model.ranking = "exact"
-    assert torch.equal(model.recommend(rows, 3).items, items)
+    exact = RANKERS["exact"](model.recommender, model.codes, model.fields)
+    assert torch.equal(exact.best(rows, 3).items, items)
 
 
 @pytest.mark.parametrize("ranking", ["beam", "exact"])
 def test_recommend_gives_the_catalogue_once_when_k_exceeds_it(ranking, tiny_data):
     model, loaders = small_model(small_config(tiny_data, ranking=ranking))
-    found = model.recommend(rows_to_rank(loaders), 60)
+    found = model.ranker.best(rows_to_rank(loaders), 60)
     assert found.items.shape == (len(found.scores), 40)
     assert torch.equal(found.items.sort(dim=1).values[0], torch.arange(1, 41))
 
@@ -209,7 +210,7 @@ def test_full_sort_predict_ranks_only_beams_when_they_are_few(tiny_data):
     scores = model.full_sort_predict(rows)
     ranked = ~torch.isneginf(scores)
     assert (ranked.sum(dim=1) == 20).all()
-    beams = model.recommend(rows, 20)
+    beams = model.ranker.best(rows, 20)
     torch.testing.assert_close(scores.gather(1, beams.items), beams.scores, **CLOSE)
 
 

@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaModel
 
 from recbole_etegrec.data import load_item_embedding
+from recbole_etegrec.decoding import RANKERS
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.evaluation.evaluate import evaluate
 from recbole_etegrec.model import MODELS
@@ -110,15 +111,17 @@ def test_plan_is_within_a_twentieth_of_the_measured_peak_when_training(
     assert plan.training.checkpointing == checkpointing
 
 
+@pytest.mark.parametrize("ranking", RANKERS)
 @pytest.mark.parametrize("model", MODELS)
-def test_plan_is_within_a_twentieth_of_the_measured_peak_when_ranking(model, tiny_data):
-    config = small_config(tiny_data, model=model, **WIDE)
+def test_plan_is_within_a_twentieth_of_the_measured_peak_when_ranking(model, ranking, tiny_data):
+    config = small_config(tiny_data, model=model, **WIDE, ranking=ranking)
     plan, loaders = planned(config)
     model = MODELS[model](config, loaders.train._dataset)
     user = max(range(1, 60), key=lambda row: int(loaders.test._dataset[row]["item_length"]))
     longest = int(loaders.test._dataset[user]["item_length"])
     assert longest == plan.longest
     rows = loaders.test._dataset[torch.full((16,), user)]
+    model.ranker.prepare()
     peak = measured(lambda: model.full_sort_predict(rows), tensor_bytes(model))
     assert plan.evaluation.total - plan.optimizer == pytest.approx(peak, rel=0.05)
     assert evaluate(model, loaders.test, loaders.train._dataset, config)
@@ -142,7 +145,6 @@ def test_plan_loads_no_weights_when_the_base_model_is_large(tiny_data):
     assert plan.weights["adapters (LoRA)"] == 4 * 32 * 4 * 2 * 64 * 4096
     # A token's keys and values: 2 x 32 layers x 4096 x 2 bytes.
     assert plan.evaluation.history == 50 * 4 * 2 * 32 * 4096 * 2
-    assert plan.evaluation.beams == 3 * 20 * 2 * 32 * 4096 * 2
     assert plan.training.total < 31 * GIB
     plan.check()
     assert "adapters (LoRA)" in str(plan)
@@ -196,7 +198,8 @@ def test_plan_counts_the_users_of_a_batch_when_evaluation_is_sampled(tiny_data):
     plan, loaders = planned(small_config(tiny_data, **values))
     (interaction, rows, *_), *_ = loaders.test
     assert plan.evaluation.users == len(rows.unique())
-    assert "cache of 11 items to rank" in str(plan)
+    few, _ = planned(small_config(tiny_data, **{**values, "eval_args": {"mode": "uni2"}}))
+    assert plan.evaluation.total > few.evaluation.total
 
 
 def test_plan_refuses_when_there_are_fewer_tuples_than_items(tiny_data):
@@ -217,9 +220,3 @@ def test_plan_counts_a_share_of_the_decoder_when_it_is_sharded(tiny_data, monkey
     assert share.weights["heads"] == whole.weights["heads"]
     assert whole.gradients / 4 < share.gradients < whole.gradients / 2
     assert share.training.total < whole.training.total
-
-
-def test_plan_of_exact_ranking_counts_a_chunk_of_items_when_asked(tiny_data):
-    plan, _ = planned(small_config(tiny_data, **WIDE, ranking="exact"))
-    assert "cache of a chunk of items" in str(plan)
-    assert plan.evaluation.total > sum(plan.weights.values())

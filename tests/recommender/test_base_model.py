@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.decoding import ExactRanking, beam_search
+from recbole_etegrec.decoding import ExactScores, beam_search
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.evaluation.evaluate import evaluate
 from recbole_etegrec.model import ETEGRecLlama
@@ -67,8 +67,8 @@ def test_beam_ranks_as_the_exact_ranking_when_the_decoder_is_pretrained(name, ti
     config = small_config(tiny_data, base_model=saved(tmp_path, name), tuning="frozen")
     model, loaders = small_model(config)
     rows = loaders.test._dataset[torch.arange(20)]
-    history = model._encode(rows)
-    exact = ExactRanking(model.recommender, model.codes.trie)(history)
+    history = model.ranker.encode(rows)
+    exact = ExactScores(model.recommender, model.codes.trie)(history)
     ranking = beam_search(model.recommender, model.codes.trie, history, num_beams=40)
     assert (ranking.items == exact.topk(40).indices).all()
     torch.testing.assert_close(ranking.scores, exact.topk(40).values, atol=1e-5, rtol=1e-5)
@@ -107,7 +107,7 @@ def test_weights_are_as_precise_as_they_need_to_be_when_loaded(
     trains = [p for p in model.recommender.parameters() if p.requires_grad]
     assert {parameter.dtype for parameter in trains} == {torch.float32}
     rows = loaders.test._dataset[torch.arange(5)]
-    assert model.recommend(rows, 10).scores.isfinite().all()  # without autocast, too
+    assert model.ranker.best(rows, 10).scores.isfinite().all()  # without autocast, too
 
 
 @pytest.mark.parametrize(
@@ -298,10 +298,10 @@ def test_merged_adapters_recommend_the_same_when_folded_into_the_base(finished):
     _, run_dir = finished
     _, model, _, _, _, test_data = load_run(str(run_dir))
     rows = test_data._dataset[torch.arange(len(test_data._dataset.inter_feat))]
-    before = model.recommend(rows, 10)
+    before = model.ranker.best(rows, 10)
     model.merge_adapters()
     assert not [name for name, _ in model.named_parameters() if "lora_" in name]
-    after = model.recommend(rows, 10)
+    after = model.ranker.best(rows, 10)
     assert torch.equal(before.items, after.items)
     torch.testing.assert_close(before.scores, after.scores, atol=1e-4, rtol=1e-4)
 
@@ -312,9 +312,9 @@ def test_merged_adapters_score_nearly_the_same_when_weights_are_bf16(finished):
     model.recommender.backbone.get_base_model().to(torch.bfloat16)
     model.recommender.residual_dtype = torch.bfloat16
     rows = test_data._dataset[torch.arange(len(test_data._dataset.inter_feat))]
-    before = model.score_candidates(rows, rows["item_id"].unsqueeze(1))
+    before = model.ranker.score(rows, rows["item_id"].unsqueeze(1))
     model.merge_adapters()
-    after = model.score_candidates(rows, rows["item_id"].unsqueeze(1))
+    after = model.ranker.score(rows, rows["item_id"].unsqueeze(1))
     torch.testing.assert_close(before, after, atol=0.3, rtol=0)
     assert not torch.equal(before, after)
 
@@ -369,7 +369,7 @@ def test_checkpointing_changes_no_gradient_when_adapters_train(llama, tiny_data)
 def test_ranking_is_the_same_when_attention_cannot_take_a_mask_for_each_token(tiny_data):
     model, loaders = small_model(small_config(tiny_data))
     rows = loaders.test._dataset[torch.arange(20)]
-    expected = model.recommend(rows, 10)
+    expected = model.ranker.best(rows, 10)
 
     def causal_alone(module, query, key, value, attention_mask, **options):
         """Like the flash kernels: no mask but the causal one and padding."""
@@ -379,7 +379,7 @@ def test_ranking_is_the_same_when_attention_cannot_take_a_mask_for_each_token(ti
 
     AttentionInterface.register("causal_alone", causal_alone)
     model.recommender.backbone.config._attn_implementation = "causal_alone"
-    ranking = model.recommend(rows, 10)
+    ranking = model.ranker.best(rows, 10)
     assert model.recommender.backbone.config._attn_implementation == "causal_alone"
     longest = rows["item_length"] == rows["item_length"].max()
     assert torch.equal(ranking.items[longest], expected.items[longest])
@@ -401,7 +401,7 @@ def test_residual_dropout_is_refused_when_layers_have_other_parts(tiny_data, tmp
     with pytest.raises(UserError, match=r"residual_dropout \(0.1\): .*GPT2Model.*set it to 0"):
         small_model(small_config(tiny_data, base_model=base, residual_dropout=0.1))
     model, loaders = small_model(small_config(tiny_data, base_model=base))
-    assert model.recommend(loaders.test._dataset[torch.arange(5)], 10).scores.isfinite().all()
+    assert model.ranker.best(loaders.test._dataset[torch.arange(5)], 10).scores.isfinite().all()
 
 
 def test_projectors_match_the_decoder_when_scaled_to_it(llama, tiny_data):

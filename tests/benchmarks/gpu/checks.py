@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from recbole_etegrec.decoding import ExactRanking, beam_search, score_items
+from recbole_etegrec.decoding import ExactScores, beam_search, score_items
 from recbole_etegrec.losses import recommendation_loss
 from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, Recommender
 from recbole_etegrec.recommender.backbone import checkpoint_activations
@@ -86,7 +86,7 @@ def beam_is_exact(dtype: torch.dtype, device: torch.device) -> dict:
     recommender, codes, (items, _) = _recommender(device), _codes(device), _histories(device)
     with _precision(device, dtype):
         history = recommender.encode_history(codes(items), items > 0)
-        exact = ExactRanking(recommender, codes.trie)(history)
+        exact = ExactScores(recommender, codes.trie)(history)
         ranking = beam_search(recommender, codes.trie, history, N_ITEMS)
     return _differ(ranking.scores, exact.gather(1, ranking.items), TOLERANCE[dtype])
 
@@ -108,7 +108,7 @@ def candidates_score_as_exact(dtype: torch.dtype, device: torch.device) -> dict:
     candidates = torch.arange(1, 101, device=device).expand(USERS, -1)
     with _precision(device, dtype):
         history = recommender.encode_history(codes(items), items > 0)
-        exact = ExactRanking(recommender, codes.trie)(history)
+        exact = ExactScores(recommender, codes.trie)(history)
         scores = score_items(recommender, history, codes(candidates))
     return _differ(scores, exact.gather(1, candidates), TOLERANCE[dtype])
 

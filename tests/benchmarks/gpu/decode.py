@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.model.build import autocast
 from recbole_etegrec.preflight.memory_plan import GIB
+from recbole_etegrec.recommender import autocast
 from recbole_etegrec.recommender.backbone import cached_tensors
 from tests.benchmarks.first_design import generate_uncached, left_padded
 from tests.benchmarks.flops import linear_parameters
@@ -65,24 +65,24 @@ def rank(bench: Bench, kind: str, users: int, memory_gib: float | None = None) -
     other at the measured rate of products.
     """
     model, device = bench.model.eval(), bench.device
-    rows, beams = _histories(bench, kind, users), model.num_beams
+    rows, ranker = _histories(bench, kind, users), model.ranker
     limit_memory(device, memory_gib)
     frozen, learning = linear_parameters(model.recommender.backbone)
     weights = sum(p.numel() * p.element_size() for p in model.recommender.backbone.parameters())
-    with autocast(bench.base):
-        model.full_sort_predict(rows)
+    with autocast(bench.base["precision"], bench.device.type):
+        ranker.score_all(rows)
         reset_peak(device)
         started = now(device)
-        model.full_sort_predict(rows)
+        ranker.score_all(rows)
         seconds, peak = now(device) - started, peak_gib(device)
         started = now(device)
-        history = model._encode(rows)
+        history = ranker.encode(rows)
         encode_seconds = now(device) - started
         reads, times = [], []
         with _extensions_timed(model.recommender, device, reads, times):
-            model._beams(rows, beams, None)
+            ranker.best(rows, ranker.num_beams)
     by_reading = sum(weights + cache for cache in reads) / bench.copy_rate
-    flops = 2 * (frozen + learning) * users * beams * len(reads)
+    flops = 2 * (frozen + learning) * users * ranker.num_beams * len(reads)
     by_computing = flops / bench.matmul_rate
     return {
         "users_per_second": users / seconds,
@@ -120,13 +120,14 @@ def _extensions_timed(recommender, device, reads: list, times: list) -> Iterator
 def rerun(bench: Bench, kind: str, users: int) -> dict:
     """The same users and beams without a cache."""
     model, rows = bench.model.eval(), _histories(bench, kind, users)
-    items = left_padded(rows[model.ITEM_SEQ], rows[model.ITEM_SEQ_LEN])
-    with autocast(bench.base):
+    items = left_padded(rows[model.fields.history], rows[model.fields.length])
+    beams = model.ranker.num_beams
+    with autocast(bench.base["precision"], bench.device.type):
         for _ in range(2):  # the first warms up
             started = now(bench.device)
-            slow = generate_uncached(model.recommender, model.codes, items, model.num_beams)
+            slow = generate_uncached(model.recommender, model.codes, items, beams)
             seconds = now(bench.device) - started
-        fast = model._beams(rows, model.num_beams, None)
+        fast = model.ranker.best(rows, beams)
     figures = {"users_per_second": users / seconds}
     figures["scores_differ_by"] = float((slow.scores - fast.scores).abs().max())
     for batch in (4, *(bench.config(o)["eval_batch_size"] for o in (SMALL_CARD, LARGE_CARD))):

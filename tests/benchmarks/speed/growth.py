@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 import torch
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.decoding import ExactRanking
+from recbole_etegrec.decoding import ExactScores
 from recbole_etegrec.losses import recommendation_loss
-from recbole_etegrec.model.build import build_recommender
-from recbole_etegrec.recommender import Recommender
+from recbole_etegrec.model.build import recommender_spec, tuning_of
+from recbole_etegrec.recommender import Recommender, build_recommender
 from recbole_etegrec.tokenizer import ItemCodes
 from tests.benchmarks.speed.measure import Stopwatch, Work, exponent
 from tests.benchmarks.speed.ranking import beams_of, random_codes
@@ -71,7 +71,8 @@ def recommender_of(values: dict, width: int) -> Recommender:
         "MAX_ITEM_LIST_LENGTH": HISTORIES[-1],
     }
     config = Config("ETEGRecLlama", "ml-100k", config_dict={**values, **more})
-    return build_recommender(config, config["semantic_hidden_size"], config["e_dim"]).eval()
+    spec = recommender_spec(config, config["semantic_hidden_size"], config["e_dim"])
+    return build_recommender(spec, tuning_of(config)).eval()
 
 
 def random_items(codes: ItemCodes, rows: int, history: int) -> torch.Tensor:
@@ -95,7 +96,7 @@ def training_step(model: Recommender, codes: ItemCodes, rows: int, history: int)
 def exact_ranking(model: Recommender, n_items: int) -> Callable:
     """Exact ranking of a catalogue for two users."""
     codes = random_codes(n_items + 1)
-    ranking, items = ExactRanking(model, codes.trie), random_items(codes, 2, 9)
+    ranking, items = ExactScores(model, codes.trie), random_items(codes, 2, 9)
 
     @torch.no_grad()
     def run() -> None:

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import torch
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.decoding import ExactRanking, beam_search
-from recbole_etegrec.decoding.beam import Ranking
-from recbole_etegrec.model.build import build_recommender
+from recbole_etegrec.decoding import ExactScores, Ranking, beam_search
+from recbole_etegrec.model.build import recommender_spec, tuning_of
 from recbole_etegrec.quick_start import load_data
-from recbole_etegrec.recommender import Recommender
+from recbole_etegrec.recommender import Recommender, build_recommender
 from recbole_etegrec.tokenizer import ItemCodes
 from tests.benchmarks.first_design import (
     AllowedTokens,
@@ -64,7 +63,8 @@ def ranking_rows(
 def untrained(config: Config, n_items: int) -> tuple[Recommender, ItemCodes]:
     """A recommender with random weights, and random codes: speed depends on neither."""
     torch.manual_seed(0)
-    recommender = build_recommender(config, config["semantic_hidden_size"], config["e_dim"]).eval()
+    spec = recommender_spec(config, config["semantic_hidden_size"], config["e_dim"])
+    recommender = build_recommender(spec, tuning_of(config)).eval()
     return recommender, random_codes(n_items, config["code_num"], config["code_length"])
 
 
@@ -154,7 +154,7 @@ def joined_rankings(rankings: list[Ranking]) -> Ranking:
 
 def exact(recommender: Recommender, codes: ItemCodes, items: torch.Tensor) -> Work:
     """Exact ranking of a few users."""
-    ranking = ExactRanking(recommender, codes.trie)
+    ranking = ExactScores(recommender, codes.trie)
     few = items[:EXACT_USERS]
 
     def run() -> None:

@@ -9,7 +9,7 @@ from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.explain import explain_each
 from recbole_etegrec.inference.histories import given_histories
 from recbole_etegrec.inference.recommend import Recommendation, catalogue_of, named, rank
-from recbole_etegrec.model.ranking import RanksItems
+from recbole_etegrec.model.protocol import RankingModel
 
 
 class Query(NamedTuple):
@@ -21,25 +21,25 @@ class Query(NamedTuple):
     explain: bool
 
 
-class Ranker:
+class Answers:
     """A model and the names of its items.
 
     Raises:
         UserError: the two are not of the same items.
     """
 
-    def __init__(self, model: RanksItems, catalogue: Catalogue):
+    def __init__(self, model: RankingModel, catalogue: Catalogue):
         self.model, self.catalogue = model, catalogue_of(model, catalogue)
 
     def __call__(self, queries: list[Query]) -> list[list[dict[str, Any]]]:
         """The items for each query, best first, as plain data.
 
-        Those that need the same number of beams are ranked at once: with more, others may be
-        found, and what a query is answered must not depend on its company.
+        Those of the same width are ranked at once: in a greater one others may be found, and what
+        a query is answered must not depend on its company.
         """
         alike: dict[tuple[bool, int], list[int]] = defaultdict(list)
         for number, query in enumerate(queries):
-            alike[query.exclude, max(query.k, self.model.num_beams)].append(number)
+            alike[query.exclude, self.model.ranker.width(query.k)].append(number)
         answers: list[list[dict[str, Any]]] = [[]] * len(queries)
         for (exclude, _), numbers in alike.items():
             histories = [queries[number].history for number in numbers]

@@ -1,0 +1,36 @@
+"""The batches that are ranked: what RecBole calls their fields, and how their histories are run."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_etegrec.recommender import EncodedHistory, Recommender
+from recbole_etegrec.tokenizer import ItemCodes
+
+
+class BatchFields(NamedTuple):
+    """RecBole's names of the fields of a batch.
+
+    Attributes:
+        item: the target of each row ``[B]``; to rank, none is needed.
+        history: item ids, padded with 0 on the right ``[B, T]``.
+        length: items of each history ``[B]``.
+    """
+
+    item: str
+    history: str
+    length: str
+
+
+@torch.no_grad()
+def encode_batch(
+    recommender: Recommender,
+    codes: ItemCodes,
+    fields: BatchFields,
+    interaction: Interaction | Mapping[str, torch.Tensor],
+) -> EncodedHistory:
+    """Run the histories of a batch through a recommender; padding that no row needs is cut off."""
+    history = interaction[fields.history][:, : int(interaction[fields.length].max())]
+    return recommender.encode_history(codes(history), history > 0)

@@ -1,0 +1,110 @@
+"""What every ranker offers, whatever it is made of."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.data.seen_items import HistoryIndex
+from recbole_etegrec.decoding.batch import BatchFields, encode_batch
+from recbole_etegrec.decoding.scoring import score_items
+from recbole_etegrec.recommender import EncodedHistory, Recommender
+from recbole_etegrec.tokenizer import ItemCodes
+
+
+class Ranking(NamedTuple):
+    """Best items first.
+
+    Attributes:
+        items: ``[B, K]``; 0 where a row has no more items.
+        scores: ``[B, K]``; -inf there.
+    """
+
+    items: torch.Tensor
+    scores: torch.Tensor
+
+
+class Ranker(ABC):
+    """Ranks the items of a catalogue after histories.
+
+    Batches have the fields that `BatchFields` names. Scores are comparable within a row; those of
+    the rankers that read codes alone are ``log p(item | history)`` in nats.
+    """
+
+    @abstractmethod
+    def best(
+        self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
+    ) -> Ranking:
+        """The ``k`` best items after each history, or all where the catalogue has fewer.
+
+        Args:
+            excluded: distinct pairs of row and item that are not to be ranked. A row left with
+                fewer than ``k`` items ends in item 0 with score -inf.
+        """
+
+    @abstractmethod
+    def score(self, interaction: Interaction, items: torch.Tensor) -> torch.Tensor:
+        """Scores of given items ``[B, n]`` after each history: ``[B, n]``."""
+
+    @abstractmethod
+    def score_all(
+        self, interaction: Interaction, excluded: HistoryIndex | None = None
+    ) -> torch.Tensor:
+        """Scores ``[B, N]`` by item id, -inf where an item is not ranked; item 0 never is."""
+
+    @abstractmethod
+    def width(self, k: int) -> int:
+        """How many items are found where ``k`` are asked for; the best ``k`` of them are given.
+
+        Two numbers of the same width give rankings of which one is the beginning of the other.
+        """
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make now what ranking by the present codes needs, which is else made when it is due."""
+
+    def rehearse(self, interaction: Interaction) -> None:
+        """Do what of :meth:`score_all` takes the most memory, to see how much that is."""
+        self.score_all(interaction)
+
+
+class CodeRanker(Ranker):
+    """A ranker of `RANKERS`: made of a recommender, a code table, and options of its own.
+
+    Args:
+        recommender: it may be trained further, and is asked anew for each batch.
+        codes: they may be rebuilt, and their trie is asked for anew for each batch.
+        fields: of the batches.
+
+    Attributes:
+        keys: the config keys that it takes as options, each an argument of that name.
+    """
+
+    keys: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, recommender: Recommender, codes: ItemCodes, fields: BatchFields):
+        self.recommender, self.codes, self.fields = recommender, codes, fields
+
+    @staticmethod
+    def rules(config: Config) -> Iterator[tuple[bool, str]]:
+        """Pairs (whether it is broken, message) of rules between keys that concern this ranker."""
+        yield from ()
+
+    def score(self, interaction: Interaction, items: torch.Tensor) -> torch.Tensor:
+        """The sum of the log-probabilities of the codes of each item; see :class:`Ranker`."""
+        return score_items(self.recommender, self.encode(interaction), self.codes(items))
+
+    def prepare(self) -> None:
+        """See :class:`Ranker`; there is nothing to make."""
+
+    def encode(self, interaction: Interaction) -> EncodedHistory:
+        """The histories of a batch, run through the recommender."""
+        return encode_batch(self.recommender, self.codes, self.fields, interaction)
+
+    def on_device(self, index: HistoryIndex) -> HistoryIndex:
+        """Pairs of row and item where the codes are."""
+        rows, items = index
+        return rows.to(self.codes.table.device), items.to(self.codes.table.device)

@@ -1,0 +1,36 @@
+"""What a model offers to whoever ranks with it, be it trained or exported."""
+
+from typing import Protocol
+
+import torch
+
+from recbole_etegrec.decoding import BatchFields, Ranker
+from recbole_etegrec.recommender import Recommender
+from recbole_etegrec.tokenizer import ItemCodes
+
+
+class RankingModel(Protocol):
+    """A recommender, the codes of items, and a ranker made of these.
+
+    Attributes:
+        ranker: ranks by all of it.
+        fields: RecBole's names of the fields of a batch.
+        n_items: items, the padding item included.
+        max_history: items of a history that are seen at most.
+        precision: of weights and sums, a name in `PRECISIONS`.
+        exclude_history: whether items of a history leave its ranking, where nothing else is said.
+        item_embedding: of all items ``[N, d_z]``; an exported model has none.
+    """
+
+    ranker: Ranker
+    recommender: Recommender
+    codes: ItemCodes
+    fields: BatchFields
+    n_items: int
+    max_history: int
+    precision: str
+    exclude_history: bool
+    item_embedding: torch.Tensor | None
+
+    def eval(self) -> "RankingModel":
+        """Turn dropout off."""
