@@ -4,13 +4,13 @@ They are read through before RecBole loads them, so that a fault is named by its
 """
 
 import logging
-from codecs import BOM_UTF8
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from recbole.utils import ModelType
 
+from recbole_etegrec.data.atomic_header import read_header
 from recbole_etegrec.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -83,26 +83,22 @@ def check_atomic_file(
     """
     if not path.is_file():
         raise UserError(f"dataset '{config['dataset']}': no file {path}{_found_instead(path)}")
-    separator = config["field_separator"].encode()
+    header = read_header(path, config["field_separator"], config["encoding"])
+    if header.byte_order_mark:
+        raise UserError(f"{path}: a byte order mark comes first: save it as UTF-8 without one")
+    for column in header.columns:
+        if column.count(":") != 1:
+            raise UserError(f"{path}: header has '{column}' where 'field:type' is expected")
+    present = header.fields
+    for field in sorted(fields - set(present)):
+        hint = nearest(field, present)
+        raise UserError(f"{path}: missing field '{field}' (found {', '.join(present)}){hint}")
     with path.open("rb") as lines:
-        header = next(lines, b"").rstrip(b"\r\n")
-        if header.startswith(BOM_UTF8):
-            raise UserError(f"{path}: a byte order mark comes first: save it as UTF-8 without one")
-        present = _field_names(path, header.decode(config["encoding"] or "utf-8-sig"), config)
-        for field in sorted(fields - set(present)):
-            hint = nearest(field, present)
-            raise UserError(f"{path}: missing field '{field}' (found {', '.join(present)}){hint}")
+        next(lines, b"")
+        separator = config["field_separator"].encode()
         if not _check_lines(path, lines, separator, len(present), quoted):
             raise UserError(f"{path}: no lines after the header")
     return present
-
-
-def _field_names(path: Path, header: str, config: "Config") -> list[str]:
-    columns = header.split(config["field_separator"])
-    for column in columns:
-        if column.count(":") != 1:
-            raise UserError(f"{path}: header has '{column}' where 'field:type' is expected")
-    return [column.split(":")[0] for column in columns]
 
 
 def _check_lines(path: Path, lines: BinaryIO, separator: bytes, columns: int, quoted: bool) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.data.atomic_header import atomic_encoding, read_header
 
 
 def read_items(config: Config, fields: Sequence[str]) -> pd.DataFrame:
@@ -20,33 +21,33 @@ def read_items(config: Config, fields: Sequence[str]) -> pd.DataFrame:
 
 def read_rows(path: Path, config: Config, fields: Sequence[str]) -> pd.DataFrame:
     """Some fields of each line of a file like it, by the item's token."""
-    wanted = [config["ITEM_ID_FIELD"], *fields]
+    header = read_header(path, config["field_separator"], config["encoding"])
+    token = config["ITEM_ID_FIELD"]
     table = pd.read_csv(
         path,
         sep=config["field_separator"],
-        usecols=lambda column: column.partition(":")[0] in wanted,
+        header=0,
+        names=header.fields,
+        usecols=lambda field: field in {token, *fields},
         dtype=str,
         keep_default_na=False,
         quoting=csv.QUOTE_NONE,
         on_bad_lines="warn",
-        encoding=_encoding(config),
+        encoding=atomic_encoding(config["encoding"]),
     )
-    table.columns = [column.partition(":")[0] for column in table.columns]
-    return table.set_index(wanted[0])[list(fields)]
+    return table.set_index(token)[list(fields)]
 
 
 def read_titles(config: Config, path: Path | None = None) -> dict[str, str]:
     """A text for each item token: the field ``title`` of ``.item``, or its first of words.
 
     Args:
-        path: of a file like it, in its place.
+        path: a file of the same form that is read in its place.
     """
     path = path or _path(config)
     if not path.is_file():
         return {}
-    with path.open(encoding=_encoding(config)) as lines:
-        columns = next(lines, "").rstrip("\r\n").split(config["field_separator"])
-    types = dict(column.partition(":")[::2] for column in columns)
+    types = read_header(path, config["field_separator"], config["encoding"]).types
     words = [field for field, kind in types.items() if kind == "token_seq"]
     title = "title" if "title" in types else next(iter(words), None)
     if config["ITEM_ID_FIELD"] not in types or title is None:
@@ -57,7 +58,3 @@ def read_titles(config: Config, path: Path | None = None) -> dict[str, str]:
 
 def _path(config: Config) -> Path:
     return Path(config["data_path"]) / f"{config['dataset']}.item"
-
-
-def _encoding(config: Config) -> str:
-    return config["encoding"] or "utf-8-sig"

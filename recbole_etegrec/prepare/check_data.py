@@ -14,6 +14,7 @@ from recbole.utils import FeatureType
 from tqdm import tqdm
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.data.atomic_header import atomic_encoding, read_header
 from recbole_etegrec.data.dataset import sequence_offsets
 from recbole_etegrec.data.dataset_files import datasets_in
 from recbole_etegrec.errors import UserError, nearest
@@ -140,14 +141,11 @@ def _read_header(
     path: Path, wanted: Iterable[str], config: Config, findings: Findings
 ) -> dict[str, str] | None:
     """Fields and their types; None where the lines cannot be read by them."""
-    with path.open("rb") as lines:
-        first = lines.readline()
-    if first.startswith(b"\xef\xbb\xbf"):
+    header = read_header(path, config["field_separator"], config["encoding"])
+    if header.byte_order_mark:
         findings.error(path, "a byte order mark comes first: save it as UTF-8 without one", 1)
-    text = first.decode(config["encoding"] or "utf-8-sig", errors="replace").rstrip("\r\n")
-    columns = text.split(config["field_separator"])
     fields = {}
-    for column in columns:
+    for column in header.columns:
         field, _, kind = column.partition(":")
         if kind not in TYPES:
             known = ", ".join(sorted(TYPES))
@@ -159,7 +157,7 @@ def _read_header(
         if field not in fields:
             hint = nearest(field, fields)
             findings.error(path, f"missing field '{field}' (found {', '.join(fields)}){hint}", 1)
-    readable = len(fields) == len(columns) and not set(wanted) - fields.keys()
+    readable = len(fields) == len(header.columns) and not set(wanted) - fields.keys()
     return fields if readable and set(fields.values()) <= TYPES else None
 
 
@@ -167,7 +165,7 @@ def _rows(
     path: Path, header: dict[str, str], config: Config, findings: Findings
 ) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of each line that has as many as the header; numbers are looked at."""
-    encoding, separator = config["encoding"] or "utf-8", config["field_separator"]
+    encoding, separator = atomic_encoding(config["encoding"]), config["field_separator"]
     numeric = [
         (column, field)
         for column, (field, kind) in enumerate(header.items())
@@ -183,7 +181,7 @@ def _rows(
             try:
                 line = raw.decode(encoding).rstrip("\r\n")
             except UnicodeDecodeError as error:
-                findings.error(path, f"not {encoding} text (byte {error.start + 1})", number)
+                findings.error(path, f"not {error.encoding} text (byte {error.start + 1})", number)
                 continue
             cells = line.split(separator)
             if len(cells) != len(header):
