@@ -1,6 +1,5 @@
 """What a comparison knows of one run beyond its `result.json`, in files of the run's directory."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ def read_measures(run_dir: Path) -> dict[str, Any]:
 
     Of a run that has not begun there is an empty ``test_result`` alone.
     """
-    path = run_dir / MEASURES
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {"test_result": {}}
+    return RunDirectory(run_dir).read_json(MEASURES) or {"test_result": {}}
 
 
 def write_measures(run_dir: Path, measures: dict[str, Any]) -> None:

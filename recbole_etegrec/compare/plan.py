@@ -27,7 +27,7 @@ _NOT_TAKEN = {"seed": "give --seeds", "run_dir": "give --out", "resume": "it goe
 HISTORIES = {False: "kept", True: "excluded"}
 
 
-class Run(NamedTuple):
+class PlannedRun(NamedTuple):
     """One model with one seed.
 
     Attributes:
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
         jobs: runs at a time.
     """
 
-    runs: list[Run]
+    runs: list[PlannedRun]
     out: Path
     histories: list[str]
     command: str
@@ -94,7 +94,7 @@ def make_plan(values: Mapping[str, str]) -> Plan:
         applied = {key: value for key, value in given.items() if key in known[model]}
         for seed in seeds:
             config = _config(model, dataset, {**applied, **changes, "seed": seed})
-            runs.append(Run(label, config, out / _name(label, config)))
+            runs.append(PlannedRun(label, config, out / _name(label, config)))
     fetch_dataset(runs[0].config)
     for run in runs[:: len(seeds)]:
         check_dataset_files(run.config)
@@ -184,7 +184,7 @@ def _name(label: str, config: Config) -> str:
     return f"{label.replace(' ', '')}-{config['seed']}-{digest.hexdigest()[:8]}"
 
 
-def _histories(runs: list[Run], both: bool) -> list[str]:
+def _histories(runs: list[PlannedRun], both: bool) -> list[str]:
     """How the models are tested; `both` ways need rankings of all items.
 
     Raises:

@@ -1,6 +1,5 @@
 """The comparison of runs: a row a model, means over its seeds, as Markdown, CSV and JSON."""
 
-import json
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -10,7 +9,7 @@ import pandas as pd
 from scipy.stats import ttest_rel
 
 from recbole_etegrec.compare.measures import is_finished, per_user_file, read_measures
-from recbole_etegrec.compare.plan import HISTORIES, Plan, Run
+from recbole_etegrec.compare.plan import HISTORIES, Plan, PlannedRun
 from recbole_etegrec.compare.plots import plots
 from recbole_etegrec.config import Config
 from recbole_etegrec.model import MODELS
@@ -42,7 +41,7 @@ def write_table(plan: Plan) -> str:
     return text
 
 
-def _record(run: Run, histories: list[str]) -> dict[str, Any]:
+def _record(run: PlannedRun, histories: list[str]) -> dict[str, Any]:
     """What a run has come to: its numbers, its ``error``, or neither while it is to run."""
     record = {"model": run.label, "seed": run.config["seed"], "run_dir": str(run.path)}
     measures = read_measures(run.path)
@@ -50,7 +49,7 @@ def _record(run: Run, histories: list[str]) -> dict[str, Any]:
         return {**record, "error": measures["error"]}
     if not is_finished(run.path, histories):
         return record
-    result = json.loads(RunDirectory(run.path).result.read_text("utf-8"))
+    result = RunDirectory(run.path).read_result()
     kept = ("best_valid_score", "epochs", "seconds")
     return {**record, **{key: result[key] for key in kept}, **measures}
 

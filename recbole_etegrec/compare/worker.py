@@ -5,7 +5,6 @@ directory, beside its result. Peak memory and global state are those of this run
 """
 
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -38,6 +37,7 @@ from recbole_etegrec.model import MODELS
 from recbole_etegrec.quick_start import run
 from recbole_etegrec.runs.baseline import baseline_rankings
 from recbole_etegrec.runs.load import load_run
+from recbole_etegrec.storage.atomic import atomic_file
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 
@@ -86,7 +86,7 @@ def _measure(run_dir: RunDirectory, history: str, known: dict[str, dict]) -> dic
         str(run_dir.path), {"exclude_history": exclude}
     )
     if not isinstance(test_data, FullSortEvalDataLoader):  # nothing is excluded, no user ranked
-        result = json.loads(run_dir.result.read_text("utf-8"))["test_result"]
+        result = run_dir.read_result()["test_result"]
     else:
         if config["model"] in MODELS:
             collected = collect_rankings(model, test_data, train_data._dataset, config)
@@ -128,10 +128,8 @@ def _write_per_user(
     ids = dataset.inter_feat[dataset.uid_field] if loader.is_sequential else loader.uid_list
     tokens = dataset.id2token(dataset.uid_field, ids.numpy())
     means = pd.Series(values, index=tokens).groupby(level=0).mean()
-    fresh = path.with_name(f".{path.name}")
-    with fresh.open("wb") as file:
+    with atomic_file(path) as fresh, fresh.open("wb") as file:
         np.savez(file, users=means.index.to_numpy(dtype=str), values=means.to_numpy())
-    os.replace(fresh, path)
 
 
 def main() -> int:

@@ -31,7 +31,7 @@ _WHOSE = ("users", "users-file", "all", "history")
 _BATCHES = 4  # of a part: their histories are sorted by length, so that batches hold less padding
 
 
-class Run(NamedTuple):
+class LoadedRun(NamedTuple):
     """A trained model and what it was trained on."""
 
     directory: RunDirectory
@@ -58,7 +58,7 @@ class Run(NamedTuple):
         return UserHistories(np.array([""]), given_histories(self.model, known, self.exclude))
 
 
-def open_run(run_dir: str, values: dict[str, str]) -> Run:
+def open_run(run_dir: str, values: dict[str, str]) -> LoadedRun:
     """A finished run of one of the plugin's models.
 
     Args:
@@ -74,7 +74,7 @@ def open_run(run_dir: str, values: dict[str, str]) -> Run:
     if "exclude-history" in values:
         values["exclude_history"] = values.pop("exclude-history")
     config, model, *data = load_run(run_dir, values)
-    return Run(directory, config, model, Catalogue.from_dataset(data[0]), tuple(data))
+    return LoadedRun(directory, config, model, Catalogue.from_dataset(data[0]), tuple(data))
 
 
 def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
@@ -152,7 +152,7 @@ def _lines(path: str) -> list[str]:
         raise UserError(f"users-file {path}: {reason}") from error
 
 
-def _rows(users: np.ndarray, asked: list[str], run: Run, split: str | None) -> np.ndarray:
+def _rows(users: np.ndarray, asked: list[str], run: LoadedRun, split: str | None) -> np.ndarray:
     """The rows of some users, in their order; those that have none are told on stderr.
 
     Raises:
@@ -175,7 +175,7 @@ def _rows(users: np.ndarray, asked: list[str], run: Run, split: str | None) -> n
 class _Parts:
     """The rankings of some rows, a part of them at a time."""
 
-    def __init__(self, run: Run, source: UserHistories, rows: np.ndarray, k: int):
+    def __init__(self, run: LoadedRun, source: UserHistories, rows: np.ndarray, k: int):
         self.run, self.source, self.k = run, source, k
         size = run.config["eval_batch_size"] * _BATCHES
         self.rows = [rows[start : start + size] for start in range(0, len(rows), size)]

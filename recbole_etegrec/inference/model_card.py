@@ -1,6 +1,5 @@
 """The page that goes with an exported model: what it was trained on, how, and how well."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,9 @@ def model_card(
 
 def _metrics(directory: RunDirectory) -> str:
     """A row for each metric, of the run's own test and validation."""
-    if not directory.result.is_file():
+    result = directory.read_result()
+    if not result:
         return "The run was not finished; there are none.\n"
-    result = json.loads(directory.result.read_text("utf-8"))
     found = {"valid": result["best_valid_result"], "test": result["test_result"]}
     rows = {
         name: " | ".join(f"{part[name]:.4f}" for part in found.values()) for name in found["test"]

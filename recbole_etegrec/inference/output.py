@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pandas as pd
 
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.storage.atomic import replace_text
+from recbole_etegrec.storage.atomic import atomic_file, replace_text
 
 COLUMNS = ("user", "rank", "item", "title", "log_probability")
 Row = tuple[str, int, str, str | None, float]
@@ -74,15 +74,13 @@ class PartedFile:
 
     def write(self, number: int, rows: list[Row]) -> None:
         """Write a part."""
-        fresh = self._folder / ".part.new"
-        self._format.write(rows, fresh)
-        os.replace(fresh, self._part(number))
+        with atomic_file(self._part(number)) as fresh:
+            self._format.write(rows, fresh)
 
     def join(self, parts: int) -> None:
         """Make the file of its parts, and delete these."""
-        fresh = self._folder / ".whole.new"
-        self._format.join(map(self._part, range(parts)), fresh)
-        os.replace(fresh, self.path)
+        with atomic_file(self.path) as fresh:
+            self._format.join(map(self._part, range(parts)), fresh)
         shutil.rmtree(self._folder)
 
     def _part(self, number: int) -> Path:

@@ -1,6 +1,5 @@
 """What a report takes from `compare`: the runs of a comparison, and its tables."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 from recbole.evaluator.register import smaller_metrics
 
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.report.curves import Run
+from recbole_etegrec.runs.recorded_run import RecordedRun
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 _FILE = "comparison.json"
 # What a model costs, and how that is printed; all else is a metric.
@@ -29,7 +29,7 @@ def compared_runs(paths: Sequence[str]) -> list[str]:
             found[path] = None
             continue
         # By name: the directory may have been moved.
-        names = [Path(run["run_dir"]).name for run in json.loads(file.read_text("utf-8"))["runs"]]
+        names = [Path(run["run_dir"]).name for run in RunDirectory(path).read_json(_FILE)["runs"]]
         runs = [str(Path(path, name)) for name in names if Path(path, name, "config.yaml").exists()]
         if not runs:
             raise UserError(f"{path}: no run of this comparison has begun")
@@ -37,10 +37,11 @@ def compared_runs(paths: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def read_comparisons(runs: Iterable[Run]) -> list[dict[str, Any]]:
+def read_comparisons(runs: Iterable[RecordedRun]) -> list[dict[str, Any]]:
     """What `compare` has written above these runs, each comparison once."""
-    files = dict.fromkeys(run.directory.path.parent / _FILE for run in runs)
-    return [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
+    folders = dict.fromkeys(run.directory.path.parent for run in runs)
+    found = [RunDirectory(folder).read_json(_FILE) for folder in folders]
+    return [comparison for comparison in found if comparison]
 
 
 def rows_of(rows: list[dict]) -> tuple[list[str], list[tuple[str, list[tuple[str, bool]]]]]:

@@ -3,13 +3,12 @@
 A file has no page around it: it brings the colours and the title that a page gives a chart.
 """
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.storage.atomic import replace_text
+from recbole_etegrec.storage.atomic import atomic_file, replace_text
 
 STYLE = Path(__file__).with_name("style.css").read_text("utf-8")
 CHART_STYLE = Path(__file__).with_name("charts.css").read_text("utf-8")
@@ -60,9 +59,8 @@ def write_pngs(folder: Path, html: str) -> None:
         for number, found in enumerate(_FIGURE.finditer(html), 1):
             name = "-".join(re.findall(r"[a-z0-9@]+", found[1].lower()))
             data = resvg_py.svg_to_bytes(svg_string=svg_of(found[0]), zoom=_SCALE)
-            fresh = folder / f".{number}"
-            fresh.write_bytes(bytes(data))
-            os.replace(fresh, folder / f"{number:02}-{name[:60]}.png")
+            with atomic_file(folder / f"{number:02}-{name[:60]}.png") as fresh:
+                fresh.write_bytes(bytes(data))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
 

@@ -6,7 +6,6 @@ sees the items of before or all of the new ones.
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from recbole_etegrec.data import WholeSequenceDataset
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.storage.atomic import as_readable_as_its_folder
+from recbole_etegrec.storage.atomic import as_readable_as_its_folder, atomic_file
 from recbole_etegrec.storage.digests import tensor_digest
 from recbole_etegrec.storage.run_directory import RunDirectory
 
@@ -71,11 +70,10 @@ def write_added_items(directory: RunDirectory, added: AddedItems) -> None:
     path = directory.added_items
     words = json.dumps({"tokens": added.tokens, "titles": added.titles, "base": added.base})
     tensors = {name: getattr(added, name).cpu().clone() for name in _TENSORS}
-    fresh = path.with_name(f".{path.name}.new")
     try:
-        save_file(tensors, fresh, metadata={"items": words, "digest": _digest(words, tensors)})
-        as_readable_as_its_folder(fresh)
-        os.replace(fresh, path)
+        with atomic_file(path) as fresh:
+            save_file(tensors, fresh, metadata={"items": words, "digest": _digest(words, tensors)})
+            as_readable_as_its_folder(fresh)
     except (OSError, SafetensorError) as error:
         raise UserError(f"run_dir: {path} cannot be written ({error})") from error
 

@@ -33,7 +33,7 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
         UserError: `run_dir` is not a run's or is damaged, or the dataset is gone.
     """
     directory = RunDirectory(run_dir)
-    config = Config(config_dict={**directory.read_yaml("config.yaml"), **(config_dict or {})})
+    config = Config(config_dict={**directory.read_config(), **(config_dict or {})})
     fetch_dataset(config)
     check_dataset_files(config)
     if config["model"] not in MODELS:
@@ -52,7 +52,7 @@ def read_own_config(directory: RunDirectory) -> dict[str, Any]:
     Raises:
         UserError: `directory` is not a run's, or is of a model of RecBole.
     """
-    values = directory.read_yaml("config.yaml")
+    values = directory.read_config()
     if values.get("model") not in MODELS:
         raise UserError(
             f"run_dir {directory.path}: a run of {values.get('model')}; name a run of "

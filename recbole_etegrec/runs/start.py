@@ -59,7 +59,7 @@ def start_config(
     _check_model(config)
     begun = run_dir.config.exists()
     if begun:
-        _check_resumable(config, run_dir.read_yaml("config.yaml"), run_dir)
+        _check_resumable(config, run_dir.read_config(), run_dir)
     return config, begun
 
 
@@ -73,7 +73,7 @@ def _config_of_run(
     if config_file_list:
         raise UserError("config_files: a run that goes on has its own config.yaml; leave it out")
     run_dir = RunDirectory(path)
-    recorded = run_dir.read_yaml("config.yaml")
+    recorded = run_dir.read_config()
     named = {key: name for key, name in (("model", model), ("dataset", dataset)) if name}
     config = Config(config_dict={**recorded, **values, **named, "run_dir": path})
     _check_resumable(config, recorded, run_dir)
@@ -111,7 +111,7 @@ def start_run_directory(config: Config, resume: bool) -> RunDirectory:
     run_dir = RunDirectory(broadcast_object_list([str(path)])[0])
     if state.is_main_process and not resume:
         RunDirectory.create(run_dir.path)
-        run_dir.write_yaml("config.yaml", config.inputs)
+        run_dir.write_config(config.inputs)
     state.wait_for_everyone()
     start_logging(run_dir if state.is_main_process else None, config["state"])
     return run_dir

@@ -45,11 +45,25 @@ def as_readable_as_its_folder(path: Path) -> None:
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Write a file beside `path`; it takes the place of `path` when the block succeeds.
+
+    A reader of `path` sees all of what was there before, or all of the new file. Several processes
+    may write it at once: the last one to end wins.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        yield fresh
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
-    """Write a file in one go: a reader sees what it held before, or all of `text`."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+    """Write a text file; a reader sees what it held before, or all of `text`."""
+    with atomic_file(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
 
 
 @contextmanager

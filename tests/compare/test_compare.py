@@ -16,7 +16,7 @@ import pytest
 from recbole_etegrec.cli import main
 from recbole_etegrec.compare.command import compare
 from recbole_etegrec.compare.measures import per_user_file, write_error, write_measures
-from recbole_etegrec.compare.plan import Plan, Run, make_plan, read_ablation
+from recbole_etegrec.compare.plan import Plan, PlannedRun, make_plan, read_ablation
 from recbole_etegrec.compare.table import write_table
 from recbole_etegrec.compare.worker import work
 from recbole_etegrec.config import Config, properties_dir
@@ -261,7 +261,7 @@ def test_ablations_are_all_known_here_when_the_folder_is_listed():
     assert {file.stem for file in files} == ABLATIONS.keys()
 
 
-def leave_result(run: Run, score: float, users: list[float], digest: str = "a") -> None:
+def leave_result(run: PlannedRun, score: float, users: list[float], digest: str = "a") -> None:
     """What a finished run leaves that the table reads."""
     measures = {"parameters": 7, "pairs": len(users), "digest": digest}
     write_measures(run.path, {**measures, "test_result": {"kept": {"ndcg@10": score}}})
