@@ -44,7 +44,7 @@ class Plan(NamedTuple):
     """All that a comparison is to do.
 
     Attributes:
-        histories: how the finished models are tested, values of `HISTORIES`.
+        histories: how finished models are tested, values of `HISTORIES`.
         command: the command line that asked for this.
         notes: which keys were applied to some of the models only, lines of text.
         jobs: runs at a time.
@@ -136,7 +136,7 @@ def _config(model: str, dataset: str, values: dict[str, Any]) -> Config:
 
 
 def _device_keys(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The first configuration settles the device of this process."""
+    """Keep the keys of the device, which the first configuration settles for this process."""
     return {key: given[key] for key in ("use_gpu", "gpu_id") if key in given}
 
 
@@ -155,7 +155,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _notes(given: Iterable[str], known: Mapping[str, set[str]]) -> list[str]:
-    """A line for all keys that the same models know, unless that is all models.
+    """Say which keys apply to some of the models only, one line for each set of models.
 
     Raises:
         UserError: no model knows a key.
@@ -185,7 +185,7 @@ def _name(label: str, config: Config) -> str:
 
 
 def _histories(runs: list[PlannedRun], both: bool) -> list[str]:
-    """How the models are tested; `both` ways need rankings of all items.
+    """List how the models are tested; testing `both` ways needs rankings of all items.
 
     Raises:
         UserError: that is not settled for a model, or evaluation is sampled.

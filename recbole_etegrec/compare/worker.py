@@ -1,7 +1,7 @@
 """One run of a comparison, in a process of its own: ``python -m recbole_etegrec.compare.worker``.
 
-The order comes on the standard input, as YAML; what the run is like goes to `measures.json` in its
-directory, beside its result. Peak memory and global state are those of this run alone.
+The order comes on standard input, as YAML; measures of the run go to `measures.json` in its
+directory, beside its result. Each run has its own process, so that peak memory is that run's.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ from recbole_etegrec.storage.run_directory import RunDirectory
 
 
 def work(config: dict[str, Any], path: Path, histories: list[str]) -> None:
-    """Start a run, go on with it, or leave it as it is; then test its model as `histories` say."""
+    """Start, resume or keep a run; then test its model with each way of `histories`."""
     run_dir = RunDirectory(path)
     measures = read_measures(path)
     if measures.pop("error", None):
@@ -61,7 +61,7 @@ def work(config: dict[str, Any], path: Path, histories: list[str]) -> None:
 
 
 def _peak_memory_gib() -> float:
-    """Of the GPU where there is one, else of this process."""
+    """Peak memory of the GPU if one is used, else of this process."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 2**30 if sys.platform == "darwin" else 2**20
@@ -80,7 +80,7 @@ def _machine() -> str:
 
 
 def _measure(run_dir: RunDirectory, history: str, known: dict[str, dict]) -> dict[str, Any]:
-    """Measures of a finished run's model, with the test metrics of one more of `HISTORIES`."""
+    """Measure a finished run's model and test it with one more of `HISTORIES`."""
     exclude = next(key for key, name in HISTORIES.items() if name == history)
     config, model, dataset, train_data, _, test_data = load_run(
         str(run_dir.path), {"exclude_history": exclude}
@@ -105,7 +105,7 @@ def _measure(run_dir: RunDirectory, history: str, known: dict[str, dict]) -> dic
 
 
 def _tested(dataset: Dataset) -> dict[str, Any]:
-    """How many pairs of user and item are tested, and a digest of them that models must share."""
+    """Count the tested pairs of user and item; their digest must be the same for all models."""
     columns = [
         dataset.id2token(field, dataset.inter_feat[field].numpy())
         for field in (dataset.uid_field, dataset.iid_field)
@@ -117,7 +117,7 @@ def _tested(dataset: Dataset) -> dict[str, Any]:
 def _write_per_user(
     config: Config, loader: FullSortEvalDataLoader, collected: DataStruct, path: Path
 ) -> None:
-    """The validation metric of each user, by the user's token, where it is one of a top K."""
+    """Write the validation metric of each user, by the user's token, if it is a top-K metric."""
     name, _, cutoff = config["valid_metric"].lower().partition("@")
     metric = Evaluator(config).metric_class.get(name)
     if not isinstance(metric, TopkMetric):

@@ -1,6 +1,6 @@
-"""The atomic files of a dataset: are they there, are they whole, do they hold what a run needs.
+"""Checks that the atomic files of a dataset exist, are whole and hold what a run needs.
 
-They are read through before RecBole loads them, so that a fault is named by its line.
+They are read before RecBole loads them, so that the message can name the line of a fault.
 """
 
 import logging
@@ -55,7 +55,7 @@ def _named(columns: Any) -> set[str]:
 
 
 def _check_parts(paths: list[Path], fields: set[str], config: "Config") -> None:
-    """Pre-split files: times and histories may be missing, but in all of them alike."""
+    """Check pre-split files: all of them have times or none has, and the same for histories."""
     lists = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
     optional = {config["TIME_FIELD"], lists}
     present = [set(check_atomic_file(path, fields - optional, config)) for path in paths]
@@ -78,8 +78,8 @@ def check_atomic_file(
     """Read an atomic file through; returns the fields that it has.
 
     Args:
-        fields: that it must have.
-        quoted: whether it will be read by RecBole, which takes quotation marks for more than text.
+        fields: the fields that it must have.
+        quoted: whether RecBole will read it, for which a cell may not begin with a quotation mark.
     """
     if not path.is_file():
         raise UserError(f"dataset '{config['dataset']}': no file {path}{_found_instead(path)}")
@@ -102,7 +102,7 @@ def check_atomic_file(
 
 
 def _check_lines(path: Path, lines: BinaryIO, separator: bytes, columns: int, quoted: bool) -> bool:
-    """Whether any line is not blank; those that are not must have as many columns as the header."""
+    """Check the columns of each line that is not blank; returns whether there is such a line."""
     number, filled = 2, False
     while chunk := lines.read(_CHUNK) + lines.readline():
         filled = filled or not chunk.isspace()
@@ -129,7 +129,7 @@ def _check_lines(path: Path, lines: BinaryIO, separator: bytes, columns: int, qu
 
 
 def _check_quotes(path: Path, chunk: bytes, separator: bytes, number: int) -> None:
-    """A cell that begins with a quotation mark is read on, over lines, to the next one."""
+    """Refuse an opening quotation mark: pandas reads on over lines, to the next mark."""
     if not any(mark in b"\n" + chunk for mark in (b'\n"', separator + b'"')):
         return
     for place, line in enumerate(chunk.split(b"\n"), number):
@@ -142,7 +142,7 @@ def _check_quotes(path: Path, chunk: bytes, separator: bytes, number: int) -> No
 
 
 def _found_instead(path: Path) -> str:
-    """What lies where the dataset was looked for, as the end of a message."""
+    """Words the end of a message: what is in the place where the dataset was expected."""
     if path.parent.is_dir():
         files = sorted(file.name for file in path.parent.iterdir())
         return f" (the folder has {', '.join(files[:8])})" if files else " (the folder is empty)"
@@ -151,9 +151,9 @@ def _found_instead(path: Path) -> str:
 
 
 def check_dataset_counts(config: "Config", dataset: "Dataset") -> None:
-    """Warn where a dataset, filters applied, is not the one that published results are for.
+    """Warn if a dataset, after filtering, has other counts than the one of published results.
 
-    A warning and no error: someone may want another version, or other filters.
+    It is no error, as other versions and filters may be wanted.
     """
     columns = {"users": dataset.uid_field, "items": dataset.iid_field}
     found = {name: dataset.inter_feat[field].nunique() for name, field in columns.items()}

@@ -1,4 +1,4 @@
-"""The `.item` file of a dataset as text, whatever columns of it RecBole loads."""
+"""Reads the `.item` file of a dataset as text, also columns that RecBole does not load."""
 
 import csv
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from recbole_etegrec.data.atomic_header import atomic_encoding, read_header
 
 
 def read_items(config: Config, fields: Sequence[str]) -> pd.DataFrame:
-    """Some fields of each item as text, empty where there is none, by the item's token.
+    """Read some fields of each item as text, indexed by the item's token.
 
-    Of lines with the same item the first counts, as it does in RecBole.
+    A missing value is empty text. Where an item has several lines the first counts, as in RecBole.
     """
     table = read_rows(_path(config), config, fields)
     return table[~table.index.duplicated()]
 
 
 def read_rows(path: Path, config: Config, fields: Sequence[str]) -> pd.DataFrame:
-    """Some fields of each line of a file like it, by the item's token."""
+    """Read some fields of each line of a file of that form, indexed by the item's token."""
     header = read_header(path, config["field_separator"], config["encoding"])
     token = config["ITEM_ID_FIELD"]
     table = pd.read_csv(
@@ -39,10 +39,10 @@ def read_rows(path: Path, config: Config, fields: Sequence[str]) -> pd.DataFrame
 
 
 def read_titles(config: Config, path: Path | None = None) -> dict[str, str]:
-    """A text for each item token: the field ``title`` of ``.item``, or its first of words.
+    """Read a title for each item token: the field ``title``, or the first ``token_seq`` field.
 
     Args:
-        path: a file of the same form that is read in its place.
+        path: a file that is read in place of the dataset's ``.item``.
     """
     path = path or _path(config)
     if not path.is_file():

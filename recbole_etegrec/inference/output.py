@@ -1,6 +1,6 @@
-"""Rankings as a file of rows: written in parts, which an interruption leaves, then joined.
+"""Writes rankings as a file of rows: in parts, which survive an interruption, then joined.
 
-Rows have the columns `COLUMNS`. Nothing is known here of models.
+Rows have the columns `COLUMNS`. Models are unknown here.
 """
 
 import json
@@ -21,7 +21,7 @@ Row = tuple[str, int, str, str | None, float]
 
 
 class PartedFile:
-    """A file that comes to be when all of its parts are there; one of its name stays until then.
+    """A file that is written when all of its parts are there; until then a former one stays.
 
     Args:
         path: ends in one of `FORMATS`.
@@ -47,10 +47,10 @@ class PartedFile:
         """Begin, or take up what an interruption has left.
 
         Args:
-            order: what the rows depend on, as plain data.
+            order: the arguments that the rows depend on, as plain data.
 
         Raises:
-            UserError: what is left is of another order, or nothing can be written.
+            UserError: the parts found belong to another order, or nothing can be written.
         """
         note = self._folder / "order.json"
         text = json.dumps(order, indent=2)
@@ -78,7 +78,7 @@ class PartedFile:
             self._format.write(rows, fresh)
 
     def join(self, parts: int) -> None:
-        """Make the file of its parts, and delete these."""
+        """Join the parts into the file, and delete them."""
         with atomic_file(self.path) as fresh:
             self._format.join(map(self._part, range(parts)), fresh)
         shutil.rmtree(self._folder)

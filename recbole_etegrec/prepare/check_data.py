@@ -1,4 +1,4 @@
-"""What `recbole-etegrec check-data` reports: each fault of a dataset's files, and what is in them.
+"""The report of `recbole-etegrec check-data`: faults of a dataset's files, and their contents.
 
 Files are read line by line as they lie; filters that a run applies are not applied here.
 """
@@ -26,7 +26,7 @@ TYPES = {kind.value for kind in FeatureType}
 
 
 class Findings:
-    """What was found wrong, equal faults as one line with their number and first places."""
+    """Collects faults; equal ones become one line with their number and first places."""
 
     def __init__(self) -> None:
         self.errors = 0
@@ -34,12 +34,12 @@ class Findings:
         self._counts: dict[tuple[str, str, str], int] = {}
 
     def error(self, path: Path, what: str, line: int = 0, found: str = "") -> None:
-        """Something a run would fail at, or silently read as something else."""
+        """Note a fault at which a run would fail, or which it would misread."""
         self.errors += 1
         self._add(("error", path.name, what), line, found)
 
     def warn(self, path: Path, what: str, line: int = 0, found: str = "") -> None:
-        """Something to know of."""
+        """Note a peculiarity that no run fails at."""
         self._add(("warning", path.name, what), line, found)
 
     def _add(self, key: tuple[str, str, str], line: int, found: str) -> None:
@@ -140,7 +140,7 @@ def _read_interactions(path: Path, config: Config, findings: Findings) -> Intera
 def _read_header(
     path: Path, wanted: Iterable[str], config: Config, findings: Findings
 ) -> dict[str, str] | None:
-    """Fields and their types; None where the lines cannot be read by them."""
+    """Read the fields and their types; None if lines cannot be split by them."""
     header = read_header(path, config["field_separator"], config["encoding"])
     if header.byte_order_mark:
         findings.error(path, "a byte order mark comes first: save it as UTF-8 without one", 1)
@@ -164,7 +164,7 @@ def _read_header(
 def _rows(
     path: Path, header: dict[str, str], config: Config, findings: Findings
 ) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of each line that has as many as the header; numbers are looked at."""
+    """Yield number and cells of each line as wide as the header; checks its numbers."""
     encoding, separator = atomic_encoding(config["encoding"]), config["field_separator"]
     numeric = [
         (column, field)
@@ -202,7 +202,7 @@ def _rows(
 
 
 def _look_closer(path: Path, field: str, cell: str, number: int, findings: Findings) -> None:
-    """Tell a missing number, and several of them, from what is none."""
+    """Tell a missing number, or a list of numbers, from text that is no number."""
     if cell in MISSING:
         findings.warn(path, f"field '{field}' is empty: RecBole takes the mean", number)
         return
@@ -214,7 +214,7 @@ def _look_closer(path: Path, field: str, cell: str, number: int, findings: Findi
 
 
 def _summary(path: Path, table: Interactions, findings: Findings) -> list[str]:
-    """What the interactions are; adds what is wrong with them together to the findings."""
+    """Summarise the interactions; adds faults that only show among several of them."""
     order = np.lexsort((table.line, table.time, table.user))
     user, time, line = table.user[order], table.time[order], table.line[order]
     lengths = np.diff(sequence_offsets(user))

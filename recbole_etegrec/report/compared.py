@@ -17,10 +17,10 @@ SIGNIFICANT = 0.05
 
 
 def compared_runs(paths: Sequence[str]) -> list[str]:
-    """The paths, in place of each comparison's directory those of its runs that have begun.
+    """Replace each comparison's directory among the paths by those of its runs that have begun.
 
     Raises:
-        UserError: a comparison has none.
+        UserError: no run of a comparison has begun.
     """
     found: dict[str, None] = {}
     for path in paths:
@@ -38,7 +38,7 @@ def compared_runs(paths: Sequence[str]) -> list[str]:
 
 
 def read_comparisons(runs: Iterable[RecordedRun]) -> list[dict[str, Any]]:
-    """What `compare` has written above these runs, each comparison once."""
+    """Read the comparisons that these runs belong to, each once."""
     folders = dict.fromkeys(run.directory.path.parent for run in runs)
     found = [RunDirectory(folder).read_json(_FILE) for folder in folders]
     return [comparison for comparison in found if comparison]
@@ -57,7 +57,7 @@ def rows_of(rows: list[dict]) -> tuple[list[str], list[tuple[str, list[tuple[str
 
 
 def least_is_best(column: str) -> bool:
-    """Whether the least of a column is the best: of costs, and of metrics such as RMSE."""
+    """Whether less is better in a column: in costs, and in metrics such as RMSE."""
     metric = column.removeprefix("valid ").partition("@")[0].lower()
     return column in COSTS or metric in smaller_metrics
 

@@ -45,7 +45,7 @@ def code_charts(run: RecordedRun) -> list[str]:
     epochs, trained = max(len(pretraining), 1), max(len(records), 1)
 
     def place(record: dict) -> float:
-        """Pretraining, of many short epochs, takes as much room as the alternation."""
+        """Pretraining has many short epochs; they take as much room as the alternation."""
         if record["phase"] == "codes":
             return 0.0
         middle = record["epoch"] + 0.5
@@ -74,7 +74,7 @@ def code_charts(run: RecordedRun) -> list[str]:
 
 
 def comparison(runs: list[RecordedRun]) -> str:
-    """The validation metric of several runs in one chart; nothing if they chose by different."""
+    """Draw the validation metric of several runs in one chart, if they all use the same metric."""
     titles = {validation_title(run) for run in runs}
     series = [validation(run) for run in runs]
     epochs = max((point[0] for one in series for point in one.points), default=0) + 0.5
@@ -93,12 +93,12 @@ def validation(run: RecordedRun) -> Series:
 
 
 def validation_title(run: RecordedRun) -> str:
-    """Of a chart of `validation`."""
+    """Title of a chart of `validation`."""
     return f"Validation {run.config['valid_metric']}"
 
 
 def _by_module(records: list[dict], key: str) -> list[Series]:
-    """A curve for each module that trains with `key`, named where there are two."""
+    """Make a curve of `key` for each module that trains with it, named if there are two."""
     modules = ("recommender", "tokenizer")
     series = [
         Series(
@@ -111,7 +111,7 @@ def _by_module(records: list[dict], key: str) -> list[Series]:
 
 
 def _stages(records: list[dict]) -> list[Band]:
-    """A band an epoch; the first of each phase carries its name."""
+    """Make a band for each epoch; the first of each phase carries its name."""
     bands, named = [], set()
     for record in records:
         phase, epoch = record["phase"], record["epoch"]

@@ -1,4 +1,4 @@
-"""The page of a report: one file of HTML that needs nothing else, neither scripts nor a network."""
+"""The page of a report: one HTML file without scripts or network."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -36,9 +36,9 @@ def report(
     """Write a page about runs, finished or not.
 
     Args:
-        run_dirs: of runs, or of whole comparisons.
+        run_dirs: directories of runs, or of whole comparisons.
         out: the file; ``report.html`` in the first of these directories if not given.
-        look: whether runs are loaded, to see for whom they are right, and examples.
+        look: whether models are loaded, for results by groups of users and for examples.
         config_dict: overrides keys of the runs' configs when they are loaded.
         png: whether each chart is written as a PNG too, in a folder beside the file.
 
@@ -159,7 +159,7 @@ def _compared(comparison: dict[str, Any]) -> str:
 
 
 def _differences(runs: list[RecordedRun]) -> str:
-    """The keys that all runs have, with values that are not the same in all."""
+    """Tabulate the keys that all runs have and whose values differ."""
     keys = [key for key in runs[0].config if all(key in run.config for run in runs)]
     table = [["Run", *(run.name for run in runs)]]
     for key in (key for key in keys if key not in _KNOWN):

@@ -1,4 +1,4 @@
-"""Charts as files of their own, SVG and PNG; what they show was drawn by `charts`.
+"""Writes the charts of `charts` as files of their own, SVG and PNG.
 
 A file has no page around it: it brings the colours and the title that a page gives a chart.
 """
@@ -36,7 +36,11 @@ def svg_of(figure: str) -> str:
 
 
 def check_png() -> None:
-    """Raises UserError: what makes PNGs is not installed."""
+    """Check that PNGs can be made.
+
+    Raises:
+        UserError: the package for it is not installed.
+    """
     try:
         import resvg_py  # noqa: F401
     except ImportError as error:
@@ -66,7 +70,7 @@ def write_pngs(folder: Path, html: str) -> None:
 
 
 def write_svgs(folder: Path, figures: Iterable[tuple[str, str]]) -> list[str]:
-    """Write figures, each with its file's stem; returns the names of the files."""
+    """Write figures under the given stems; returns the names of the files."""
     folder.mkdir(exist_ok=True)
     names = []
     for stem, figure in figures:

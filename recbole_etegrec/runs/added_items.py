@@ -1,7 +1,7 @@
 """Items that were added to a trained run, as one file beside its ``best/``.
 
-``best/`` itself is never touched. The file is replaced in one go, so that whoever loads the run
-sees the items of before or all of the new ones.
+``best/`` itself stays as it is. The file is replaced in one go, so that a run that is loaded has
+either the items of before or all of the new ones.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ class AddedItems:
 
     Attributes:
         tokens: ``[n]``.
-        titles: by token, of those that have one.
+        titles: titles by token, for items that have one.
         embedding: standardised ``[n, d_z]``.
         codes: ``[n, L]``.
-        mean: what was taken from the vectors of the run's own items ``[d_z]``.
-        scale: by what they were divided then ``[d_z]``.
+        mean: the mean that was subtracted from the vectors of the run's own items ``[d_z]``.
+        scale: the scale by which they were then divided ``[d_z]``.
         base: digest of the code table without these items.
     """
 
@@ -81,7 +81,7 @@ def write_added_items(directory: RunDirectory, added: AddedItems) -> None:
 def take_added_items(
     directory: RunDirectory, model: ETEGRecLlama, dataset: WholeSequenceDataset
 ) -> None:
-    """Let a run's model and dataset know the items added to it.
+    """Add the items of ``added_items.safetensors`` to a run's model and dataset.
 
     Raises:
         UserError: they are damaged, or were added to another model.

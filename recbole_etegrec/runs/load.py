@@ -1,4 +1,4 @@
-"""A finished run, loaded again: its model and the data that it was trained on."""
+"""Loads a finished run: its model and the data that it was trained on."""
 
 import logging
 from typing import Any
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
-    """The model of a finished run and its data; `config_dict` overrides keys of its config.
+    """Load a finished run's model and its data; `config_dict` overrides keys of its config.
 
-    Items that were added to the run since are items of the model and of the dataset, and are
-    ranked with the others.
+    Items that were added to the run are part of the model and of the dataset, and are ranked with
+    the others.
 
     Returns:
         ``(config, model, dataset, train_data, valid_data, test_data)``.
@@ -47,7 +47,7 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
 
 
 def read_own_config(directory: RunDirectory) -> dict[str, Any]:
-    """The config of a run, for what only models of this plugin can do.
+    """Read the config of a run that must be of one of this plugin's models.
 
     Raises:
         UserError: `directory` is not a run's, or is of a model of RecBole.
@@ -62,7 +62,7 @@ def read_own_config(directory: RunDirectory) -> dict[str, Any]:
 
 
 def load_data(config: Config) -> tuple:
-    """The dataset of a config and its loaders: ``(dataset, (train, valid, test))``.
+    """Load the dataset of a config and its loaders: ``(dataset, (train, valid, test))``.
 
     Raises:
         UserError: the filters leave nothing, or a part of the split is empty.
@@ -75,6 +75,6 @@ def load_data(config: Config) -> tuple:
 
 
 def make_model(config: Config, train_dataset, embedding: torch.Tensor) -> ETEGRecLlama:
-    """A new model of a config, its random weights from the config's seed."""
+    """Make a new model of a config; its random weights come from the config's seed."""
     init_seed(config["seed"], config["reproducibility"])
     return MODELS[config["model"]](config, train_dataset, embedding)

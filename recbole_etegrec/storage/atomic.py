@@ -1,4 +1,4 @@
-"""Files and folders written so that no reader ever sees half of one."""
+"""Files and folders are written under another name and then renamed: no reader sees half of one."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ def atomic_directory(path: Path, keep: Path | None = None) -> Iterator[Path]:
     What was at `path` stays until then, and stays for good if the block raises.
 
     Args:
-        keep: where what was at `path` goes, in place of what is there; without it, it is deleted.
+        keep: the former content of `path` is moved there; without it, it is deleted.
     """
     fresh = path.with_name(f".{path.name}.new")
     former = keep or path.with_name(f".{path.name}.old")
@@ -41,7 +41,7 @@ def atomic_directory(path: Path, keep: Path | None = None) -> Iterator[Path]:
 
 
 def as_readable_as_its_folder(path: Path) -> None:
-    """Let those read a file who may read its folder: safetensors leaves it to its owner alone."""
+    """Let all who may read a folder read a file in it; safetensors lets only the owner read it."""
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
@@ -68,9 +68,9 @@ def replace_text(path: Path, text: str) -> None:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write files in; they move to `folder` once the block has succeeded.
+    """Yield a temporary folder; its files move to `folder` when the block succeeds.
 
-    The ``.inter`` moves last: where it lies, the others do.
+    The ``.inter`` moves last, so that where it is all others are.
 
     Raises:
         UserError: `folder` cannot be written.

@@ -60,7 +60,7 @@ class RunDirectory:
         replace_text(self.config, yaml.safe_dump(values, sort_keys=False))
 
     def drop_checkpoints(self) -> None:
-        """Delete what only a run that is to go on needs."""
+        """Delete the checkpoints, which only resuming needs."""
         for checkpoint in (self.last, self.previous):
             shutil.rmtree(checkpoint, ignore_errors=True)
 
