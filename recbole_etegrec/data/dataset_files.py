@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 2**24  # bytes of a file that are looked at together
+CHUNK = 2**24  # bytes of a file that are looked at together
 
 
 def check_dataset_files(config: "Config") -> None:
@@ -104,7 +104,7 @@ def check_atomic_file(
 def _check_lines(path: Path, lines: BinaryIO, separator: bytes, columns: int, quoted: bool) -> bool:
     """Check the columns of each line that is not blank; returns whether there is such a line."""
     number, filled = 2, False
-    while chunk := lines.read(_CHUNK) + lines.readline():
+    while chunk := lines.read(CHUNK) + lines.readline():
         filled = filled or not chunk.isspace()
         marked = chunk if len(separator) == 1 else chunk.replace(separator, b"\0")
         mark = separator if len(separator) == 1 else b"\0"

@@ -285,7 +285,7 @@ def test_check_dataset_files_refuses_what_would_be_misread_when_recbole_loads_it
 def test_check_dataset_files_counts_lines_the_same_when_read_in_chunks(
     chunk, separator, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(dataset_files, "_CHUNK", chunk)
+    monkeypatch.setattr(dataset_files, "CHUNK", chunk)
     header = ["user_id:token", "item_id:token", "timestamp:float"]
     rows = [["u1", "i1", "0"], ["u2", "", "1"], [" "], [""], ["", "", ""], ["u3", "i3"]]
     lines = [separator.join(row) for row in [header, *rows]]
