@@ -194,6 +194,7 @@ def held_out(model: str, dataset: str, data_path: str) -> list[dict[int, int]]:
     return [dict(zip(f[users].tolist(), f[items].tolist(), strict=True)) for f in features]
 
 
+@pytest.mark.slow
 def test_split_holds_out_the_same_items_when_model_is_general_or_sequential(tiny_data):
     # With ties in time (ml-100k has many) too: both kinds of dataset sort stably.
     for dataset, users in (("ml-100k", 943), ("tiny", 60)):
