@@ -144,6 +144,7 @@ def test_config_refuses_in_one_line_when_a_value_is_wrong(model, values, message
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_config_leaves_anomaly_detection_off_when_the_model_is_recboles():
     code = "from recbole_etegrec.config import Config; import sys, torch; Config('SASRec');"
     code += "sys.exit(torch.is_anomaly_enabled() or 'sine' not in ' '.join(sys.modules))"
