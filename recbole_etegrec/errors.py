@@ -1,4 +1,4 @@
-"""The exceptions a user is meant to see, and the hints that go with a name nobody knows."""
+"""Exceptions whose message is shown to the user, and hints for misspelt names."""
 
 import signal
 from collections.abc import Iterable
@@ -35,14 +35,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The hint ``"; did you mean 'x'?"`` for the closest of `known`, or an empty string."""
+    """Returns the hint ``"; did you mean 'x'?"`` for the closest of `known`, or nothing."""
     spelling = {str(word).lower(): str(word) for word in known}
     match = get_close_matches(str(name).lower(), sorted(spelling), n=1)
     return f"; did you mean '{spelling[match[0]]}'?" if match else ""
 
 
 def hub_refusal(key: str, model: str, error: Exception) -> UserError:
-    """One line on why the model that `key` names could not be had."""
+    """Says in one line why the model that the key `key` names could not be loaded."""
     if isinstance(error, UserError):
         return error
     causes, cause = [], error

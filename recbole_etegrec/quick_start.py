@@ -140,7 +140,7 @@ def objective_function(
     """One trial of RecBole's `HyperTuning`: what `run` returns, and the ``model``'s name."""
     # A sampler draws numpy's numbers, which the config.yaml of a run does not hold.
     outcome = run(None, None, config_file_list, _plain(config_dict or {}), saved)
-    return {"model": RunDirectory(outcome["run_dir"]).read_yaml("config.yaml")["model"], **outcome}
+    return {"model": RunDirectory(outcome["run_dir"]).read_config()["model"], **outcome}
 
 
 def plan(

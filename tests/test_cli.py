@@ -102,6 +102,7 @@ def test_main_returns_its_code_when_the_run_ends_early(monkeypatch, capsys, rais
     assert text in capsys.readouterr().err or isinstance(raised, RuntimeError)
 
 
+@pytest.mark.slow
 def test_script_runs_a_baseline_when_given_recboles_arguments(tiny_data, tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("epochs: 5\nmetrics: [Recall]\nvalid_metric: Recall@10\n")

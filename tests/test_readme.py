@@ -1,4 +1,4 @@
-"""Both READMEs say the same: part by part the same form, code, names and figures.
+"""The README and the pages of docs/ say the same in both languages: form, code, names, figures.
 
 Knows nothing of either language: a translation that is wrong in words alone is not noticed.
 """
@@ -14,6 +14,11 @@ ROOT = Path(__file__).parents[1]
 FIGURE = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+")
 NAME = re.compile(r"`([^`]+)`")
 COMMENT = re.compile(r"(^|\s+)# .*$")
+LINK = re.compile(r"\]\(([^):#]*)(?:#([^)]*))?\)")
+DOCS = ROOT / "docs"
+PAGES = {ROOT / "README.md": ROOT / "README.zh-CN.md"} | {
+    page: DOCS / "zh-CN" / page.name for page in sorted(DOCS.glob("*.md"))
+}
 
 
 class Part(NamedTuple):
@@ -25,7 +30,7 @@ class Part(NamedTuple):
 
 
 def parts(text: str) -> list[Part]:
-    """The parts of a README in their order; lines of one paragraph are joined."""
+    """The parts of a page in their order; lines of one paragraph are joined."""
     found, code, goes_on = [], False, False
     for number, line in enumerate(text.splitlines(), 1):
         heading = re.match(r"#+ ", line)
@@ -63,7 +68,7 @@ def differences(english: str, chinese: str) -> list[str]:
     section, found = "", []
     for our, other in zip([*ours, end], [*others, end], strict=False):
         section = our.texts[0] if our.form.startswith("heading") else section
-        place = f"README.md:{our.line}, README.zh-CN.md:{other.line} ({section.strip('# ')})"
+        place = f"line {our.line}, in the Chinese {other.line} ({section.strip('# ')})"
         if our.form != other.form:
             found.append(
                 f"{place}: {our.form} in the English, {other.form} in the Chinese\n"
@@ -83,10 +88,31 @@ def differences(english: str, chinese: str) -> list[str]:
     return found
 
 
-def test_readmes_say_the_same_when_compared_part_by_part():
-    texts = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+@pytest.mark.parametrize("english", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_say_the_same_in_both_languages_when_compared_part_by_part(english):
+    texts = (page.read_text(encoding="utf-8") for page in (english, PAGES[english]))
     found = differences(*texts)
     assert not found, "\n" + "\n".join(found)
+
+
+def anchors(page: Path) -> set[str]:
+    """The names by which headings of a page are linked to."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_between_pages_lead_somewhere():
+    assert {page.name for page in DOCS.glob("zh-CN/*.md")} == {p.name for p in DOCS.glob("*.md")}
+    for page in (*PAGES, *PAGES.values()):
+        for path, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.name}: {path}"
+            assert not anchor or anchor in anchors(target), f"{page.name}: {path}#{anchor}"
+
+
+def test_every_page_is_in_the_index():
+    index = (DOCS / "README.md").read_text(encoding="utf-8")
+    assert all(f"({page.name})" in index for page in DOCS.glob("*.md") if page.name != "README.md")
 
 
 EXAMPLE = """\
@@ -109,10 +135,10 @@ run --seed=2020  # a comment
     "old, new, message",
     [
         ("a comment", "一句注释", None),
-        ("## Use", "### Use", "README.md:1, README.zh-CN.md:1 (Use): heading of level 2 in the En"),
-        ("1,000", "1,001", "README.md:3, README.zh-CN.md:3 (Use): figures, only in the English: 1"),
+        ("## Use", "### Use", "line 1, in the Chinese 1 (Use): heading of level 2 in the En"),
+        ("1,000", "1,001", "line 3, in the Chinese 3 (Use): figures, only in the English: 1"),
         ("`seed`", "`seeds`", "names, only in the English: seed; only in the Chinese: seeds"),
-        ("--seed=2020", "--seed=2021", "README.md:7, README.zh-CN.md:7 (Use): code"),
+        ("--seed=2020", "--seed=2021", "line 7, in the Chinese 7 (Use): code"),
         (".0794", ".0795", "figures, only in the English: .0794; only in the Chinese: .0795"),
         ("| .0766", "| | .0766", "row of 2 cells in the English, row of 3 cells in the Chinese"),
         ("| `a` | .0766, .0794 |\n", "", "row of 2 cells in the English, end of the file in the"),

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from recbole_etegrec.compare.measures import is_finished, read_measures, write_error
-from recbole_etegrec.compare.plan import Plan, Run, make_plan
+from recbole_etegrec.compare.plan import Plan, PlannedRun, make_plan
 from recbole_etegrec.compare.table import write_table
 from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.storage.logs import start_logging
@@ -59,7 +59,7 @@ class _Workers:
         self.processes: set[subprocess.Popen] = set()
         self.received: list[int] = []
 
-    def work(self, runs: list[Run]) -> None:
+    def work(self, runs: list[PlannedRun]) -> None:
         """Do runs; the table is written after each.
 
         Raises:
@@ -85,7 +85,7 @@ class _Workers:
         for process in tuple(self.processes):
             process.send_signal(number)
 
-    def _do(self, run: Run) -> None:
+    def _do(self, run: PlannedRun) -> None:
         """Run one worker to its end; why it failed, if it did, is noted in its directory."""
         if self.received:
             return
@@ -103,7 +103,7 @@ class _Workers:
         elif not self.received:
             logger.info("%s: finished", run.path.name)
 
-    def _finish(self, run: Run, device: str | None) -> int:
+    def _finish(self, run: PlannedRun, device: str | None) -> int:
         order = {
             "config": run.config.inputs,
             "path": str(run.path),

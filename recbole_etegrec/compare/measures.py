@@ -1,6 +1,5 @@
-"""What a comparison knows of one run beyond its `result.json`, in files of the run's directory."""
+"""Files in a run's directory with what a comparison measures beyond `result.json`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,17 @@ MEASURES = "measures.json"
 
 
 def per_user_file(run_dir: Path, history: str) -> Path:
-    """Where a run keeps its validation metric on each user's test; `history`: kept or excluded."""
+    """The file with each user's validation metric on the test; `history`: kept or excluded."""
     return run_dir / f"per_user_{history}.npz"
 
 
 def read_measures(run_dir: Path) -> dict[str, Any]:
-    """``memory_gib``, ``parameters``, tested ``pairs`` and their ``digest``, ``machine``, counts
+    """Read ``memory_gib``, ``parameters``, tested ``pairs``, their ``digest``, ``machine``, counts
     of the ``dataset``, and a ``test_result`` for each history; or an ``error``.
 
-    Of a run that has not begun there is an empty ``test_result`` alone.
+    Before a run has begun there is only an empty ``test_result``.
     """
-    path = run_dir / MEASURES
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {"test_result": {}}
+    return RunDirectory(run_dir).read_json(MEASURES) or {"test_result": {}}
 
 
 def write_measures(run_dir: Path, measures: dict[str, Any]) -> None:

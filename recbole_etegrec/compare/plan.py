@@ -27,7 +27,7 @@ _NOT_TAKEN = {"seed": "give --seeds", "run_dir": "give --out", "resume": "it goe
 HISTORIES = {False: "kept", True: "excluded"}
 
 
-class Run(NamedTuple):
+class PlannedRun(NamedTuple):
     """One model with one seed.
 
     Attributes:
@@ -44,13 +44,13 @@ class Plan(NamedTuple):
     """All that a comparison is to do.
 
     Attributes:
-        histories: how the finished models are tested, values of `HISTORIES`.
+        histories: how finished models are tested, values of `HISTORIES`.
         command: the command line that asked for this.
         notes: which keys were applied to some of the models only, lines of text.
         jobs: runs at a time.
     """
 
-    runs: list[Run]
+    runs: list[PlannedRun]
     out: Path
     histories: list[str]
     command: str
@@ -94,7 +94,7 @@ def make_plan(values: Mapping[str, str]) -> Plan:
         applied = {key: value for key, value in given.items() if key in known[model]}
         for seed in seeds:
             config = _config(model, dataset, {**applied, **changes, "seed": seed})
-            runs.append(Run(label, config, out / _name(label, config)))
+            runs.append(PlannedRun(label, config, out / _name(label, config)))
     for run in runs[:: len(seeds)]:
         require_files(run.config)
     command = [f"--{key}={value}" for key, value in values.items()]
@@ -137,7 +137,7 @@ def _config(model: str, dataset: str, values: dict[str, Any]) -> Config:
 
 
 def _device_keys(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The first configuration settles the device of this process."""
+    """Keep the keys of the device, which the first configuration settles for this process."""
     return {key: given[key] for key in ("use_gpu", "gpu_id") if key in given}
 
 
@@ -156,7 +156,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _notes(given: Iterable[str], known: Mapping[str, set[str]]) -> list[str]:
-    """A line for all keys that the same models know, unless that is all models.
+    """Say which keys apply to some of the models only, one line for each set of models.
 
     Raises:
         UserError: no model knows a key.
@@ -185,8 +185,8 @@ def _name(label: str, config: Config) -> str:
     return f"{label.replace(' ', '')}-{config['seed']}-{digest.hexdigest()[:8]}"
 
 
-def _histories(runs: list[Run], both: bool) -> list[str]:
-    """How the models are tested; `both` ways need rankings of all items.
+def _histories(runs: list[PlannedRun], both: bool) -> list[str]:
+    """List how the models are tested; testing `both` ways needs rankings of all items.
 
     Raises:
         UserError: that is not settled for a model, or evaluation is sampled.

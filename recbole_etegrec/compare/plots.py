@@ -11,7 +11,7 @@ _TICKS = (1, 2, 5)
 def plots(comparison: dict[str, Any]) -> list[tuple[str, str]]:
     """Stems of files and their figures, for what `comparison.json` holds.
 
-    Of the test metrics those at the cutoff of the validation metric are drawn.
+    It draws the test metrics that have the cutoff of the validation metric.
     """
     metric = comparison["valid_metric"].lower()
     figures = []
@@ -28,7 +28,7 @@ def plots(comparison: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _bars(rows: list[dict], name: str, history: str) -> str:
-    """A bar a model; the line over its end is a standard deviation over seeds to each side."""
+    """Draw a bar for each model, with a standard deviation over seeds to each side of its end."""
     columns = [(_short(row["model"]), row["columns"][name]) for row in rows]
     deviation = any(column["std"] is not None for _, column in columns)
     title = f"Test {name}, history {history}{', ± deviation over seeds' if deviation else ''}"
@@ -37,7 +37,7 @@ def _bars(rows: list[dict], name: str, history: str) -> str:
 
 
 def _seconds(rows: list[dict], metric: str, history: str) -> str:
-    """A point a model, further right the longer it trained; each step is a factor."""
+    """Draw a point for each model over its training time, on a logarithmic axis."""
     series = [
         Series(
             _short(row["model"]),
@@ -62,5 +62,5 @@ def _log(seconds: float) -> float:
 
 
 def _short(label: str) -> str:
-    """An ablation without the model, so that it is told apart where names are cut."""
+    """Shorten an ablation's label to its own name, as long labels are cut."""
     return label.partition(" ")[2] or label

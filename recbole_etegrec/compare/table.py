@@ -1,6 +1,5 @@
 """The comparison of runs: a row a model, means over its seeds, as Markdown, CSV and JSON."""
 
-import json
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -10,7 +9,7 @@ import pandas as pd
 from scipy.stats import ttest_rel
 
 from recbole_etegrec.compare.measures import is_finished, per_user_file, read_measures
-from recbole_etegrec.compare.plan import HISTORIES, Plan, Run
+from recbole_etegrec.compare.plan import HISTORIES, Plan, PlannedRun
 from recbole_etegrec.compare.plots import plots
 from recbole_etegrec.config import Config
 from recbole_etegrec.config.models import STANDS_ON
@@ -42,23 +41,23 @@ def write_table(plan: Plan) -> str:
     return text
 
 
-def _record(run: Run, histories: list[str]) -> dict[str, Any]:
-    """What a run has come to: its numbers, its ``error``, or neither while it is to run."""
+def _record(run: PlannedRun, histories: list[str]) -> dict[str, Any]:
+    """Read a run's numbers or its ``error``; a run that has not ended has neither."""
     record = {"model": run.label, "seed": run.config["seed"], "run_dir": str(run.path)}
     measures = read_measures(run.path)
     if "error" in measures:
         return {**record, "error": measures["error"]}
     if not is_finished(run.path, histories):
         return record
-    result = json.loads(RunDirectory(run.path).result.read_text("utf-8"))
+    result = RunDirectory(run.path).read_result()
     kept = ("best_valid_score", "epochs", "seconds")
     return {**record, **{key: result[key] for key in kept}, **measures}
 
 
 def _rows(records: list[dict], history: str, config: Config) -> list[dict[str, Any]]:
-    """For each model its seeds and errors, and of each column mean and standard deviation.
+    """Make a row for each model: seeds, errors, and each column's mean and standard deviation.
 
-    The standard deviation is that of a sample; of one seed there is none.
+    The standard deviation is that of a sample; one seed has none.
     """
     rows = []
     for label in dict.fromkeys(record["model"] for record in records):
@@ -89,8 +88,8 @@ def _mean_and_deviation(values: list[float]) -> dict[str, float | None]:
 def _compare_users(rows: list[dict], records: list[dict], history: str, metric: str) -> None:
     """Add the p-values of paired t-tests over users.
 
-    To each row but the best ``p``, against the best; to each of the plugin's models ``beaten_by``,
-    the baselines with a better mean and the p of each.
+    Each row but the best gets ``p``, against the best; each of the plugin's models gets
+    ``beaten_by``, the baselines with a better mean and the p of each.
     """
     users = {row["model"]: _per_user(records, row["model"], history) for row in rows}
     tested = [row for row in rows if users[row["model"]] is not None]
@@ -129,7 +128,7 @@ def _paired_p(one: pd.Series, other: pd.Series) -> float:
 
 
 def _per_user(records: list[dict], label: str, history: str) -> pd.Series | None:
-    """The metric of each user, the mean over seeds; None where there are no such values."""
+    """Average each user's metric over seeds; None if there are no such values."""
     paths = [
         per_user_file(Path(record["run_dir"]), history)
         for record in records
@@ -190,7 +189,7 @@ def _markdown(comparison: dict[str, Any], notes: list[str], pictures: list[str])
 
 
 def _losses(rows: list[dict], metric: str) -> list[str]:
-    """For each of the plugin's models, a line of the baselines that beat it."""
+    """List, for each of the plugin's models, the baselines that beat it."""
     lines = []
     for row in rows:
         if "beaten_by" in row:
@@ -205,7 +204,7 @@ def _significance(p: float) -> str:
 
 
 def _facts(comparison: dict[str, Any]) -> list[str]:
-    """Under what the runs were made: command, seeds, dataset, machine and time."""
+    """List how the runs were made: command, seeds, dataset, machine and time."""
     runs = comparison["runs"]
     seeds = ", ".join(map(str, dict.fromkeys(run["seed"] for run in runs)))
     # Each once; models may filter a dataset differently, and runs may be of several machines.

@@ -1,11 +1,10 @@
 """One run of a comparison, in a process of its own: ``python -m recbole_etegrec.compare.worker``.
 
-The order comes on the standard input, as YAML; what the run is like goes to `measures.json` in its
-directory, beside its result. Peak memory and global state are those of this run alone.
+The order comes on standard input, as YAML; measures of the run go to `measures.json` in its
+directory, beside its result. Each run has its own process, so that peak memory is that run's.
 """
 
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -37,11 +36,12 @@ from recbole_etegrec.evaluation.evaluate import collect_rankings
 from recbole_etegrec.quick_start import run
 from recbole_etegrec.runs.baseline import baseline_rankings
 from recbole_etegrec.runs.load import load_run
+from recbole_etegrec.storage.atomic import atomic_file
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 
 def work(config: dict[str, Any], path: Path, histories: list[str]) -> None:
-    """Start a run, go on with it, or leave it as it is; then test its model as `histories` say."""
+    """Start, resume or keep a run; then test its model with each way of `histories`."""
     run_dir = RunDirectory(path)
     measures = read_measures(path)
     if measures.pop("error", None):
@@ -60,7 +60,7 @@ def work(config: dict[str, Any], path: Path, histories: list[str]) -> None:
 
 
 def _peak_memory_gib() -> float:
-    """Of the GPU where there is one, else of this process."""
+    """Peak memory of the GPU if one is used, else of this process."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 2**30 if sys.platform == "darwin" else 2**20
@@ -79,13 +79,13 @@ def _machine() -> str:
 
 
 def _measure(run_dir: RunDirectory, history: str, known: dict[str, dict]) -> dict[str, Any]:
-    """Measures of a finished run's model, with the test metrics of one more of `HISTORIES`."""
+    """Measure a finished run's model and test it with one more of `HISTORIES`."""
     exclude = next(key for key, name in HISTORIES.items() if name == history)
     config, model, dataset, train_data, _, test_data = load_run(
         str(run_dir.path), {"exclude_history": exclude}
     )
     if not isinstance(test_data, FullSortEvalDataLoader):  # nothing is excluded, no user ranked
-        result = json.loads(run_dir.result.read_text("utf-8"))["test_result"]
+        result = run_dir.read_result()["test_result"]
     else:
         if is_ours(config):
             collected = collect_rankings(model, test_data, train_data._dataset, config)
@@ -104,7 +104,7 @@ def _measure(run_dir: RunDirectory, history: str, known: dict[str, dict]) -> dic
 
 
 def _tested(dataset: Dataset) -> dict[str, Any]:
-    """How many pairs of user and item are tested, and a digest of them that models must share."""
+    """Count the tested pairs of user and item; their digest must be the same for all models."""
     columns = [
         dataset.id2token(field, dataset.inter_feat[field].numpy())
         for field in (dataset.uid_field, dataset.iid_field)
@@ -116,7 +116,7 @@ def _tested(dataset: Dataset) -> dict[str, Any]:
 def _write_per_user(
     config: Config, loader: FullSortEvalDataLoader, collected: DataStruct, path: Path
 ) -> None:
-    """The validation metric of each user, by the user's token, where it is one of a top K."""
+    """Write the validation metric of each user, by the user's token, if it is a top-K metric."""
     name, _, cutoff = config["valid_metric"].lower().partition("@")
     metric = Evaluator(config).metric_class.get(name)
     if not isinstance(metric, TopkMetric):
@@ -127,10 +127,8 @@ def _write_per_user(
     ids = dataset.inter_feat[dataset.uid_field] if loader.is_sequential else loader.uid_list
     tokens = dataset.id2token(dataset.uid_field, ids.numpy())
     means = pd.Series(values, index=tokens).groupby(level=0).mean()
-    fresh = path.with_name(f".{path.name}")
-    with fresh.open("wb") as file:
+    with atomic_file(path) as fresh, fresh.open("wb") as file:
         np.savez(file, users=means.index.to_numpy(dtype=str), values=means.to_numpy())
-    os.replace(fresh, path)
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.data.atomic_header import atomic_encoding
 
 
 class AtomicFiles(NamedTuple):
@@ -31,7 +32,7 @@ class AtomicFiles(NamedTuple):
             folder=Path(config["data_path"]),
             item_field=config["ITEM_ID_FIELD"],
             separator=config["field_separator"],
-            encoding=config["encoding"] or "utf-8-sig",
+            encoding=atomic_encoding(config["encoding"]),
         )
 
     def path(self, suffix: str) -> Path:

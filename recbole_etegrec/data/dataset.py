@@ -39,10 +39,10 @@ PARTS = ("train", "valid", "test")
 
 
 def _remove_duplication(self: Dataset) -> None:
-    """Keep one interaction of a user with an item, as ``rm_dup_inter`` says: the first or last.
+    """Keep a user's first or last interaction with each item, as ``rm_dup_inter`` says.
 
-    In place of RecBole's own, which sorts by time so that ties end up in any order; the order of
-    the file is kept here, for RecBole's models too.
+    RecBole's own function sorts by time and leaves ties in any order; this one keeps them in the
+    order of the file. RecBole's models use it too.
     """
     keep = self.config["rm_dup_inter"]
     if keep is None:
@@ -65,10 +65,10 @@ class WholeSequenceDataset(SequentialDataset):
     its history right-padded in ``item_id_list`` and its length in ``item_length``.
 
     Attributes:
-        offsets: of the training part: where sequences begin in its interactions ``[S + 1]``.
-        windows: of the training part: which interactions are targets, and what of their sequence
-            is their history; of any length.
-        further_titles: by token, of items that were taken by :meth:`append_items`.
+        offsets: where sequences begin in the interactions of the training part ``[S + 1]``.
+        windows: windows of the training part, of any length: which interactions are targets, and
+            where their history begins.
+        further_titles: titles of items added by :meth:`append_items`, by token.
     """
 
     offsets: np.ndarray
@@ -89,16 +89,16 @@ class WholeSequenceDataset(SequentialDataset):
             super()._filter_by_inter_num()
 
     def _set_alias(self, alias_name: str, default_value: list[str]) -> None:
-        """Items of pre-split histories share their ids with the targets, asked for or not."""
+        """Let items of pre-split histories share their ids with the targets."""
         presplit = self.benchmark_filename_list is not None
         if alias_name == "item_id" and presplit and self.item_id_list_field in self.field2type:
             default_value = [*default_value, self.item_id_list_field]
         super()._set_alias(alias_name, default_value)
 
     def _benchmark_presets(self) -> None:
-        """Take the histories of pre-split files, if they have any, out of the table.
+        """Keep the histories of pre-split files, if they have any, outside the table.
 
-        RecBole would pad each to the longest of all.
+        In the table RecBole would pad each to the longest of all.
         """
         table = self.inter_feat
         if self.item_id_list_field in table:
@@ -146,7 +146,7 @@ class WholeSequenceDataset(SequentialDataset):
         return parts
 
     def append_items(self, tokens: Sequence[str], titles: Mapping[str, str]) -> None:
-        """Take further items, which no interaction has; copies of the dataset know them too."""
+        """Add items without interactions; copies of the dataset know them too."""
         known = self.field2id_token[self.iid_field]
         every = np.append(known, np.array(tokens, dtype=object)).astype(str)
         ids = {token: number for number, token in enumerate(every)}
@@ -156,7 +156,7 @@ class WholeSequenceDataset(SequentialDataset):
         self.further_titles.update(titles)
 
     def _sort_files(self) -> np.ndarray:
-        """Sort pre-split files by user and time; the part of each interaction, as a number."""
+        """Sort pre-split files by user and time; returns the number of each interaction's part."""
         part = np.repeat(np.arange(len(PARTS)), self.file_size_list)
         self.inter_feat["part"] = torch.from_numpy(part)
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
@@ -165,7 +165,7 @@ class WholeSequenceDataset(SequentialDataset):
         return part
 
     def _parts_of_sequences(self, part: np.ndarray) -> list["WholeSequenceDataset"]:
-        """Parts of the sorted interactions, given the number of each one's part.
+        """Split the sorted interactions by the number of each one's part.
 
         The history of a held-out item is what precedes it in its own and earlier parts.
         """
@@ -186,7 +186,7 @@ class WholeSequenceDataset(SequentialDataset):
         return parts
 
     def _parts_of_rows(self, histories: "Histories") -> list["WholeSequenceDataset"]:
-        """Parts of pre-split files in which each row has its history."""
+        """Split pre-split files in which each row has its history."""
         self._drop_unused_col()
         users, targets = self._column(self.uid_field), self._column(self.iid_field)
         items, lengths = histories
@@ -209,7 +209,7 @@ class WholeSequenceDataset(SequentialDataset):
     def _held_out(
         self, name: str, feat: Interaction, items: np.ndarray, ends: np.ndarray, lengths: np.ndarray
     ) -> "WholeSequenceDataset":
-        """A part of rows with their histories, which are the items before ``ends``, shortest first.
+        """Make a part of rows with the items before ``ends`` as histories, the shortest first.
 
         The order by length lets evaluation batches carry almost no padding.
         """
@@ -241,14 +241,14 @@ class WholeSequenceDataset(SequentialDataset):
 
 
 class Histories(NamedTuple):
-    """Histories of rows: their items, one row after the other, and lengths ``[rows]``."""
+    """Histories of rows: all their items, row after row, and the length of each ``[rows]``."""
 
     items: np.ndarray
     lengths: np.ndarray
 
 
 def leave_one_out(offsets: np.ndarray) -> np.ndarray:
-    """The part of each interaction of sorted sequences: 0 train, 1 valid, 2 test.
+    """Number the part of each interaction of sorted sequences: 0 train, 1 valid, 2 test.
 
     RecBole counts rows (one less than interactions) and always keeps one for training.
     """
@@ -261,14 +261,14 @@ def leave_one_out(offsets: np.ndarray) -> np.ndarray:
 
 
 def select_rows(feat: Interaction, rows: np.ndarray) -> Interaction:
-    """``feat[rows]``, without the Python list of numbers that RecBole makes of an index."""
+    """Return ``feat[rows]`` faster than RecBole, which makes a Python list of the index."""
     index = torch.from_numpy(rows)
     return Interaction({name: column[index] for name, column in feat.interaction.items()})
 
 
 @contextmanager
 def _in_recbole(**faster: Any) -> Iterator[None]:
-    """Give RecBole's module of the dataset other functions that return the same, but faster."""
+    """Replace functions of RecBole's dataset module by faster ones that return the same."""
     own = {name: getattr(recbole_dataset, name) for name in faster}
     vars(recbole_dataset).update(faster)
     try:
@@ -278,14 +278,14 @@ def _in_recbole(**faster: Any) -> Iterator[None]:
 
 
 def _read_csv(*args: Any, **options: Any) -> pd.DataFrame:
-    """pandas' function, by its parser in C; `high` is how the one in Python reads decimals."""
+    """Read a table with pandas' parser in C, to the same decimals as its parser in Python."""
     if len(options["delimiter"]) == 1:  # the parser in C knows no other
         options |= {"engine": "c", "float_precision": "high"}
     return pd.read_csv(*args, **options)
 
 
 def _count(values: np.ndarray | None = None) -> Counter:
-    """How often each value occurs."""
+    """Count how often each value occurs."""
     if values is None:
         return Counter()
     codes, distinct = pd.factorize(values)

@@ -1,10 +1,9 @@
-"""The atomic files of a dataset: are they there, are they whole, do they hold what a run needs.
+"""Checks that the atomic files of a dataset exist, are whole and hold what a run needs.
 
-They are read through before RecBole loads them, so that a fault is named by its line.
+They are read before RecBole loads them, so that the message can name the line of a fault.
 """
 
 import logging
-from codecs import BOM_UTF8
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,11 +14,12 @@ from recbole.utils import ModelType
 
 from recbole_etegrec.config import Config, is_ours
 from recbole_etegrec.data.atomic_files import AtomicFiles
+from recbole_etegrec.data.atomic_header import read_header
 from recbole_etegrec.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 2**24  # bytes of a file that are looked at together
+CHUNK = 2**24  # bytes of a file that are looked at together
 
 
 def check_dataset_files(config: Config) -> None:
@@ -61,7 +61,7 @@ def _check_parts(
     *,
     lists_needed: bool,
 ) -> None:
-    """Check pre-split files: times and histories may be missing, but in all of them alike.
+    """Check pre-split files: all of them have times or none has, and the same for histories.
 
     Args:
         fields: that each must have.
@@ -88,36 +88,33 @@ def check_atomic_file(
     """Read an atomic file through; returns the fields that it has.
 
     Args:
-        fields: that it must have.
+        fields: the fields that it must have.
         files: of the dataset that it belongs to.
-        quoted: whether it will be read by RecBole, which takes quotation marks for more than text.
+        quoted: whether RecBole will read it, for which a cell may not begin with a quotation mark.
     """
     if not path.is_file():
         raise UserError(f"dataset '{files.name}': no file {path}{_found_instead(path)}")
+    header = read_header(path, files.separator, files.encoding)
+    if header.byte_order_mark:
+        raise UserError(f"{path}: a byte order mark comes first: save it as UTF-8 without one")
+    for column in header.columns:
+        if column.count(":") != 1:
+            raise UserError(f"{path}: header has '{column}' where 'field:type' is expected")
+    present = header.fields
+    for field in sorted(fields - set(present)):
+        hint = nearest(field, present)
+        raise UserError(f"{path}: missing field '{field}' (found {', '.join(present)}){hint}")
     with path.open("rb") as lines:
-        header = next(lines, b"").rstrip(b"\r\n")
-        if header.startswith(BOM_UTF8):
-            raise UserError(f"{path}: a byte order mark comes first: save it as UTF-8 without one")
-        present = _field_names(path, header.decode(files.encoding).split(files.separator))
-        for field in sorted(fields - set(present)):
-            hint = nearest(field, present)
-            raise UserError(f"{path}: missing field '{field}' (found {', '.join(present)}){hint}")
+        next(lines, b"")
         if not _check_lines(path, lines, files.separator.encode(), len(present), quoted):
             raise UserError(f"{path}: no lines after the header")
     return present
 
 
-def _field_names(path: Path, columns: list[str]) -> list[str]:
-    for column in columns:
-        if column.count(":") != 1:
-            raise UserError(f"{path}: header has '{column}' where 'field:type' is expected")
-    return [column.split(":")[0] for column in columns]
-
-
 def _check_lines(path: Path, lines: BinaryIO, separator: bytes, columns: int, quoted: bool) -> bool:
-    """Whether any line is not blank; those that are not must have as many columns as the header."""
+    """Check the columns of each line that is not blank; returns whether there is such a line."""
     number, filled = 2, False
-    while chunk := lines.read(_CHUNK) + lines.readline():
+    while chunk := lines.read(CHUNK) + lines.readline():
         filled = filled or not chunk.isspace()
         marked = chunk if len(separator) == 1 else chunk.replace(separator, b"\0")
         mark = separator if len(separator) == 1 else b"\0"
@@ -142,7 +139,7 @@ def _check_lines(path: Path, lines: BinaryIO, separator: bytes, columns: int, qu
 
 
 def _check_quotes(path: Path, chunk: bytes, separator: bytes, number: int) -> None:
-    """A cell that begins with a quotation mark is read on, over lines, to the next one."""
+    """Refuse an opening quotation mark: pandas reads on over lines, to the next mark."""
     if not any(mark in b"\n" + chunk for mark in (b'\n"', separator + b'"')):
         return
     for place, line in enumerate(chunk.split(b"\n"), number):
@@ -155,7 +152,7 @@ def _check_quotes(path: Path, chunk: bytes, separator: bytes, number: int) -> No
 
 
 def _found_instead(path: Path) -> str:
-    """What lies where the dataset was looked for, as the end of a message."""
+    """Words the end of a message: what is in the place where the dataset was expected."""
     if path.parent.is_dir():
         files = sorted(file.name for file in path.parent.iterdir())
         return f" (the folder has {', '.join(files[:8])})" if files else " (the folder is empty)"
@@ -164,9 +161,9 @@ def _found_instead(path: Path) -> str:
 
 
 def check_dataset_counts(dataset: Dataset, published: Mapping[str, int] | None) -> None:
-    """Warn where a dataset, filters applied, is not the one that published results are for.
+    """Warn if a dataset, after filtering, has other counts than the one of published results.
 
-    A warning and no error: someone may want another version, or other filters.
+    It is no error, as other versions and filters may be wanted.
 
     Args:
         published: its ``users``, ``items`` and ``interactions``, where they are known.

@@ -1,4 +1,4 @@
-"""Datasets by their name: RecBole's archives, fetched and unpacked as atomic files.
+"""Fetches datasets by their name: RecBole's archives are unpacked into atomic files.
 
 Addresses are those of RecBole's own list. A download that broke off goes on where it stood, and a
 dataset folder holds all of an archive's files or none.
@@ -33,7 +33,7 @@ _WORTH_ANOTHER = (408, 429, 500, 502, 503, 504)  # answers that may be others in
 
 
 class WrongContentError(Exception):
-    """What came is not the archive."""
+    """The downloaded file is not the archive."""
 
 
 def fetch_dataset(config: Config) -> None:
@@ -43,7 +43,7 @@ def fetch_dataset(config: Config) -> None:
     it, the dataset's own name is looked up. One process fetches, others wait for it.
 
     Raises:
-        UserError: it cannot be had, or is not what it should be.
+        UserError: the archive cannot be fetched, or is not what it should be.
     """
     folder, name = Path(config["data_path"]), config["dataset"]
     if _has_atomic_files(folder):
@@ -89,7 +89,7 @@ def _address(archive: Any, dataset: str) -> str | None:
 
 
 def fetch(url: str, path: Path, show_progress: bool = True) -> None:
-    """Fetch `url` into `path`, going on with what is there; the result is a sound zip archive.
+    """Fetch a zip archive from `url` into `path`; an interrupted download goes on.
 
     Raises:
         OSError: the server cannot be reached or refuses, or `path` cannot be written.
@@ -109,7 +109,7 @@ def fetch(url: str, path: Path, show_progress: bool = True) -> None:
 
 
 def _fetch(url: str, path: Path, bar: tqdm) -> None:
-    """Attempts, until one ends well or `ATTEMPTS` in a row have brought nothing."""
+    """Try until one attempt succeeds or `ATTEMPTS` in a row have brought nothing."""
     failures = 0
     while True:
         before = _size(path)
@@ -134,7 +134,7 @@ def _size(path: Path) -> int:
 
 
 def _attempt(url: str, path: Path, bar: tqdm) -> None:
-    """One request, for what `path` lacks.
+    """Make one request for the part that `path` lacks.
 
     Raises:
         OSError: the connection broke off, or stood still for `TIMEOUT`.
@@ -195,6 +195,6 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _length_of_name(files: Iterable[str]) -> int:
-    """Of how many words between dots the dataset's own name is made: all that the files share."""
+    """Count the dotted words of the dataset's own name: those that all file names begin with."""
     words = [file.split(".")[:-1] for file in files]
     return max(len(os.path.commonprefix(words)), 1)

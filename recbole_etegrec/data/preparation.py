@@ -1,4 +1,4 @@
-"""Dataset and loaders of a run, from its config."""
+"""Makes the dataset and the loaders of a run from its config."""
 
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
@@ -11,10 +11,10 @@ from recbole_etegrec.data.seen_items import settle_history
 
 
 class SampledLoader(NegSampleEvalDataLoader):
-    """RecBole's loader of sampled evaluation, with `eval_batch_size` users a batch.
+    """RecBole's loader of sampled evaluation; `eval_batch_size` counts users.
 
-    RecBole counts a row for each item that a user is asked about, and batches of full ranking in
-    users. What is drawn does not depend on how users are batched.
+    RecBole itself counts a row for each candidate item here, but users in full ranking. The
+    sampled items do not depend on how users are batched.
     """
 
     def _init_batch_size_and_step(self) -> None:

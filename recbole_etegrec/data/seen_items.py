@@ -1,4 +1,4 @@
-"""Ranking with or without the items of a user's history, by one rule for every model.
+"""Keeps the items of a user's history in the ranking or out of it, alike for every model.
 
 RecBole removes them for general models and keeps them for sequential ones, which makes the two
 hard to compare; the key ``exclude_history`` settles it for both.
@@ -21,7 +21,7 @@ class SeenItems:
     """The distinct items of each user in some parts of a dataset.
 
     Args:
-        parts: of one split; rows may carry histories, as those of sequential datasets do.
+        parts: parts of one split; rows may carry histories, as in sequential datasets.
     """
 
     def __init__(self, parts: list[Dataset]):
@@ -63,10 +63,10 @@ class SeenItems:
 
 
 class FullSortLoader(FullSortEvalDataLoader):
-    """RecBole's loader with the history to remove from the ranking, or with none.
+    """RecBole's loader, which also says which items of the history are not ranked.
 
     Args:
-        seen: what to remove; None removes nothing.
+        seen: the items that are not ranked; None if all are.
     """
 
     def __init__(self, config: Config, dataset: Dataset, sampler, seen: SeenItems | None):
@@ -90,7 +90,7 @@ def settle_history(
 ) -> tuple[AbstractDataLoader, ...]:
     """Apply ``exclude_history`` to the full-ranking loaders among (train, valid, test).
 
-    Without a value RecBole's habit stays: removed for general models, kept for sequential ones.
+    Without a value RecBole's rule holds: general models remove histories, sequential ones do not.
     """
     exclude = config["exclude_history"]
     if exclude is None:

@@ -1,7 +1,7 @@
 """Sequences of items as flat arrays; users, tokens and files are unknown here.
 
-Runs are told by where they begin and end in one array of all their items, so that nothing is
-built in Python for a sequence, an item or a prefix.
+A sequence is given by where it begins and ends in one array of all items, so that no Python object
+is built for a sequence, an item or a prefix.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Windows(NamedTuple):
 
 
 class JoinedRows(NamedTuple):
-    """Sequences made of rows of a history and a target.
+    """Sequences that were joined from rows, each a history and a target.
 
     Attributes:
         items: flat item ids ``[I]``.
@@ -49,7 +49,7 @@ def sequence_offsets(users: np.ndarray) -> np.ndarray:
 
 
 def place_in_run(counts: np.ndarray) -> np.ndarray:
-    """0, 1, 2, ... within each of adjacent runs, of the given lengths ``[R]``."""
+    """Count 0, 1, 2, ... within each of adjacent runs of the given lengths ``[R]``."""
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 

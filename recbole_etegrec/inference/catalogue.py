@@ -41,11 +41,11 @@ class Catalogue:
         return cls(dataset.field2id_token[dataset.iid_field], titles)
 
     def __len__(self) -> int:
-        """Items, the padding item included."""
+        """The number of items, the padding item included."""
         return len(self.tokens)
 
     def find(self, tokens: Iterable[str]) -> tuple[list[int], list[str]]:
-        """Ids of the tokens that are known, in their order, and the distinct ones that are not."""
+        """Return the ids of known tokens, in their order, and the distinct unknown tokens."""
         ids, unknown = [], {}
         for token in map(str, tokens):
             if token in self._id_of:
@@ -72,5 +72,5 @@ class Catalogue:
 
 
 def cut(title: str) -> str:
-    """A title that is no longer than there is room for where it is printed."""
+    """Shorten a title to the room there is where it is printed."""
     return title if len(title) <= _WIDTH else title[: _WIDTH - 3] + "..."

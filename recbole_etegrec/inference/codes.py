@@ -17,7 +17,7 @@ _EXAMPLES, _NEIGHBOURS = 3, 20  # items named for a code, and for an item
 
 
 def report(run_dir: str, item: str | None = None, config_dict: dict[str, Any] | None = None) -> str:
-    """The health and the tree of a run's codes, or one item's codes and who is near to it.
+    """Describe the health and the tree of a run's codes, or one item's codes and its neighbours.
 
     Args:
         item: the token of the item.
@@ -60,7 +60,7 @@ def _health(health: CodeHealth) -> list[str]:
 
 
 def _tree(model: ETEGRecLlama, table: pd.DataFrame) -> list[str]:
-    """A line for each first code: how much is below it, and the items nearest to its centre."""
+    """Write a line for each first code: what is below it, and the items nearest to its centre."""
     embedding, first = model.item_embedding[1:], model.codes.table[1:, 0]
     centres = embedding.new_zeros(model.codes.code_num, embedding.shape[1])
     centres.index_add_(0, first, embedding)

@@ -31,7 +31,7 @@ _WHOSE = ("users", "users-file", "all", "history")
 _BATCHES = 4  # of a part: their histories are sorted by length, so that batches hold less padding
 
 
-class Run(NamedTuple):
+class LoadedRun(NamedTuple):
     """A trained model and what it was trained on."""
 
     directory: RunDirectory
@@ -46,20 +46,20 @@ class Run(NamedTuple):
         return self.model.exclude_history
 
     def histories(self, split: str | None) -> UserHistories:
-        """Histories of all users: whole ones, or those before the held-out items of a split."""
+        """Make the histories of all users: whole ones, or those before a split's held-out items."""
         dataset, *loaders = self.data
         if split is None:
             return whole_histories(self.model, dataset, self.exclude)
         return split_histories(loaders, split, self.exclude)
 
     def given(self, text: str) -> UserHistories:
-        """The history of item tokens, with commas between them, of somebody without a name."""
+        """Make the history of an unnamed user from item tokens separated by commas."""
         known = item_ids(self.catalogue, [_names(text)])
         return UserHistories(np.array([""]), given_histories(self.model, known, self.exclude))
 
 
-def open_run(run_dir: str, values: dict[str, str]) -> Run:
-    """A finished run of one of the plugin's models.
+def open_run(run_dir: str, values: dict[str, str]) -> LoadedRun:
+    """Load a finished run of one of the plugin's models.
 
     Args:
         values: override keys of its config; ``exclude-history`` stands for ``exclude_history``.
@@ -74,19 +74,19 @@ def open_run(run_dir: str, values: dict[str, str]) -> Run:
     if "exclude-history" in values:
         values["exclude_history"] = values.pop("exclude-history")
     config, model, *data = load_run(run_dir, values)
-    return Run(directory, config, model, Catalogue.from_dataset(data[0]), tuple(data))
+    return LoadedRun(directory, config, model, Catalogue.from_dataset(data[0]), tuple(data))
 
 
 def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
-    """Rank for users and write a file, or print a table; gives what is to be printed.
+    """Rank for users and write a file, or make a table; yields the text to print.
 
     Args:
         values: the arguments by their names; those that are not the command's override keys of
             the run's config.
 
     Raises:
-        UserError: anything the user can mend; of the users asked for, that none is known.
-        Interrupted: Ctrl-C came; with a file, the same command goes on.
+        UserError: the arguments or the run are wrong, or none of the users is known.
+        Interrupted: Ctrl-C was pressed; with a file, the same command goes on.
     """
     whose = {key: values.pop(key) for key in _WHOSE if key in values}
     if len(whose) != 1:
@@ -111,9 +111,9 @@ def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
 
 
 def explain_command(run_dir: str, values: dict[str, str]) -> str:
-    """The steps to an item, or to the first recommendation, as text.
+    """Explain an item, or the first recommendation, code by code, as text.
 
-    Takes what `recommend_command` does.
+    The arguments are those of `recommend_command`.
 
     Raises:
         UserError: anything the user can mend.
@@ -152,11 +152,11 @@ def _lines(path: str) -> list[str]:
         raise UserError(f"users-file {path}: {reason}") from error
 
 
-def _rows(users: np.ndarray, asked: list[str], run: Run, split: str | None) -> np.ndarray:
-    """The rows of some users, in their order; those that have none are told on stderr.
+def _rows(users: np.ndarray, asked: list[str], run: LoadedRun, split: str | None) -> np.ndarray:
+    """Find the rows of the users asked for, in their order; unknown users are listed on stderr.
 
     Raises:
-        UserError: none of them has a row.
+        UserError: none of them is known.
     """
     rows: dict[str, list[int]] = {}
     for row, user in enumerate(users.tolist()):
@@ -173,16 +173,16 @@ def _rows(users: np.ndarray, asked: list[str], run: Run, split: str | None) -> n
 
 
 class _Parts:
-    """The rankings of some rows, a part of them at a time."""
+    """Ranks for some rows, a part of them at a time."""
 
-    def __init__(self, run: Run, source: UserHistories, rows: np.ndarray, k: int):
+    def __init__(self, run: LoadedRun, source: UserHistories, rows: np.ndarray, k: int):
         self.run, self.source, self.k = run, source, k
         size = run.config["eval_batch_size"] * _BATCHES
         self.rows = [rows[start : start + size] for start in range(0, len(rows), size)]
         self.users = source.users[rows]
 
     def identity(self) -> dict[str, Any]:
-        """What tells these parts from those of another model, other users or another size."""
+        """Describe the model, users and part size, to tell these parts from others."""
         weights = (self.run.directory.best / "model.safetensors").stat()
         return {
             "run_dir": str(self.run.directory.path),
@@ -193,7 +193,7 @@ class _Parts:
         }
 
     def rank(self, number: int) -> list[Row]:
-        """The rows of a part's rankings."""
+        """Rank one part; returns the rows of its rankings."""
         rows = self.rows[number]
         size = self.run.config["eval_batch_size"]
         ranking = rank(self.run.model, self.source.histories, rows, self.k, size)

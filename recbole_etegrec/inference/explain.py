@@ -1,4 +1,4 @@
-"""Why a model recommends an item: its codes one by one, with what else each step could have been.
+"""Explains why a model recommends an item: its codes one by one, with the alternatives of each.
 
 The probability of an item is the product over its codes, each given the history and the codes
 before it; a partial code stands for all items that begin with it.
@@ -31,8 +31,8 @@ class Choice(NamedTuple):
         log_probability: given the history and the codes before, over all codes of the level, in
             nats.
         items: items that begin with the codes so far and this one.
-        examples: names of the few of these that are nearest to their mean item embedding; of an
-            exported model, which has no embeddings, of the first few.
+        examples: names of a few of these items, those nearest to their mean item embedding; an
+            exported model has no embeddings and gives the first few.
     """
 
     code: int
@@ -42,7 +42,7 @@ class Choice(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The code of the item at one level, and the likeliest others that lead to items."""
+    """The code of the item at one level, and the likeliest other codes that lead to items."""
 
     chosen: Choice
     alternatives: list[Choice]
@@ -73,13 +73,13 @@ def explain(
     item: str,
     alternatives: int = 3,
 ) -> Explanation:
-    """How likely each code of an item is after a history, and what the others stand for.
+    """Say how likely each code of an item is after a history, and what other codes stand for.
 
     Args:
         model: trained, as `load_run` or `load_exported` returns it.
         items: the dataset that `load_run` returns, or a catalogue: of the same items.
         history: item tokens, the most recent last.
-        item: token of the item; any, recommended or not.
+        item: token of any item, recommended or not.
         alternatives: other codes shown at each step; fewer where the trie has fewer.
 
     Raises:
@@ -95,7 +95,7 @@ def explain_each(
     wanted: Sequence[str],
     alternatives: int = 3,
 ) -> list[Explanation]:
-    """What `explain` says of several items after one history, with one pass through the model."""
+    """Explain several items after one history, with one pass through the model."""
     catalogue = catalogue_of(model, items)
     given = given_histories(model, item_ids(catalogue, [history]), exclude=False)
     numbers = catalogue.ids(wanted)
@@ -161,7 +161,7 @@ def _step(
 def _below(
     model: RankingModel, catalogue: Catalogue, depth: int, node: int
 ) -> tuple[int, list[str]]:
-    """How many items are under a node of a depth, and names of some."""
+    """Count the items under a node of the trie, and name some of them."""
     items = model.codes.trie.items[model.codes.trie.nodes[depth] == node]
     order = items.argsort()
     if model.item_embedding is not None:

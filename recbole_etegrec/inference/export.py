@@ -1,7 +1,7 @@
 """A trained model as one directory: what it recommends with, and the names of its items.
 
-Neither the dataset nor a pretrained decoder is needed to load it. Of a run it lacks what only
-training and new items need: item embeddings and the tokenizer's encoder and decoder.
+It is loaded without the dataset and without a pretrained decoder. It leaves out what only training
+and new items need: item embeddings and the tokenizer's encoder and decoder.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Histories to recommend after: given ones, whole ones of a dataset's users, those of a split.
 
-They lie in memory as item ids; what a batch of them needs is made when it is asked for.
+They are kept as item ids; a batch is made when it is asked for.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Histories(Protocol):
     """Rows with a history each.
 
     Attributes:
-        lengths: items of it that the model sees ``[rows]``.
+        lengths: how many items of each history the model sees ``[rows]``.
     """
 
     lengths: np.ndarray
@@ -33,12 +33,12 @@ class Histories(Protocol):
 
 
 class Runs:
-    """Histories that are runs of one array of items; the model sees the end of a long one.
+    """Histories that are runs of one array of items; of a long one the model sees the end.
 
     Args:
         ends: where in the array each history ends ``[rows]``.
-        lengths: items of each, 1 at least ``[rows]``.
-        exclude: whether the items of a history, all of them, are kept out of its ranking.
+        lengths: how many items each has, at least 1 ``[rows]``.
+        exclude: whether all items of a history are kept out of its ranking.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SplitRows:
     """The rows of a held-out part, as the evaluator ranks them.
 
     Args:
-        loader: of the part.
+        loader: RecBole's evaluation loader of the part.
     """
 
     def __init__(self, loader: FullSortLoader):
@@ -87,7 +87,7 @@ class SplitRows:
 
 
 class UserHistories(NamedTuple):
-    """Histories of users of a dataset, and whose each is: tokens ``[rows]``."""
+    """Histories of users of a dataset, and the user's token of each ``[rows]``."""
 
     users: np.ndarray
     histories: Histories
@@ -103,7 +103,7 @@ def given_histories(model: RankingModel, histories: Sequence[Sequence[int]], exc
 def whole_histories(
     model: RankingModel, dataset: WholeSequenceDataset, exclude: bool
 ) -> UserHistories:
-    """All that each user of a dataset has done, after its ``build``."""
+    """Make the whole history of each user of a dataset, after its ``build``."""
     feat = dataset.inter_feat
     users, items = feat[dataset.uid_field].numpy(), feat[dataset.iid_field].numpy()
     if dataset.histories is None:
@@ -119,9 +119,9 @@ def whole_histories(
 def _last_rows(
     dataset: WholeSequenceDataset, users: np.ndarray, targets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Users, items, ends and lengths: of each user's last row, its history and its target.
+    """Users, items, ends and lengths: each user's last row, its history with its target.
 
-    The last is the one of the longest history in the last part that the user is in.
+    A user's last row is the one with the longest history in the last part that has the user.
     """
     items, lengths = dataset.histories
     part = np.repeat(np.arange(len(dataset.file_size_list)), dataset.file_size_list)

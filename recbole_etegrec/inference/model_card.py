@@ -1,6 +1,5 @@
-"""The page that goes with an exported model: what it was trained on, how, and how well."""
+"""The model card of an exported model: its data, its configuration and its metrics."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ _PATHS = {"embedding_cache", "item_embedding_file", "sasrec_run"}  # of one mach
 def model_card(
     directory: RunDirectory, config: Config, model: ETEGRecLlama, dataset: WholeSequenceDataset
 ) -> str:
-    """A page of Markdown."""
+    """Write the model card as Markdown."""
     counts = {
         "users": dataset.user_num - 1,
         "items": model.n_items - 1,
@@ -39,10 +38,10 @@ def model_card(
 
 
 def _metrics(directory: RunDirectory) -> str:
-    """A row for each metric, of the run's own test and validation."""
-    if not directory.result.is_file():
+    """Tabulate the metrics of the run's own test and validation."""
+    result = directory.read_result()
+    if not result:
         return "The run was not finished; there are none.\n"
-    result = json.loads(directory.result.read_text("utf-8"))
     found = {"valid": result["best_valid_result"], "test": result["test_result"]}
     rows = {
         name: " | ".join(f"{part[name]:.4f}" for part in found.values()) for name in found["test"]
@@ -60,7 +59,7 @@ def _table(head: tuple[str, str], rows: dict[str, str]) -> str:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """Values of the model's own keys and of the evaluation, paths left out."""
+    """Collect the keys of the model and of the evaluation, without paths."""
     keys = read_config_files(["overall", "model/ETEGRecLlama"]).keys() - _PATHS
     keys = [key for key in config.inputs if key in keys]
     settings = {key: config.inputs[key] for key in ["seed", *keys]}

@@ -1,4 +1,4 @@
-"""What `recbole-etegrec add-items` does: items that a trained run does not know become known.
+"""Adds items to a trained run that does not know them: `recbole-etegrec add-items`.
 
 Nothing is trained. New items get vectors in the space of the run's own, codes by its trained
 tokenizer, and a place in its code table; no other item's codes change.
@@ -136,7 +136,7 @@ def _check_new(dataset: WholeSequenceDataset, tokens: list[str], items: str) -> 
 def _before(
     directory: RunDirectory, config: Config, model: ETEGRecLlama, trained_on: WholeSequenceDataset
 ) -> AddedItems:
-    """The items added before, if any; the run's own standard is kept with them.
+    """Return the items added before, if any, with the standardisation of the run's own vectors.
 
     Raises:
         UserError: the run's vectors are not those of its training.
@@ -190,7 +190,7 @@ def _codes(model: ETEGRecLlama, embedding: torch.Tensor, tokens: list[str]) -> t
 
 
 def _summary(directory: RunDirectory, model: ETEGRecLlama, codes: torch.Tensor) -> str:
-    """What was added, in lines; `model` does not have it yet."""
+    """Say in lines what was added; `model` does not have it yet."""
     count, known = len(codes), model.codes.table[1:]
     lines = [f"{count} items added to {directory.path}: {len(known)} -> {len(known) + count} items"]
     for length in range(1, codes.shape[1]):

@@ -1,6 +1,6 @@
-"""Rankings as a file of rows: written in parts, which an interruption leaves, then joined.
+"""Writes rankings as a file of rows: in parts, which survive an interruption, then joined.
 
-Rows have the columns `COLUMNS`. Nothing is known here of models.
+Rows have the columns `COLUMNS`. Models are unknown here.
 """
 
 import json
@@ -14,14 +14,14 @@ from typing import Any, BinaryIO, NamedTuple
 import pandas as pd
 
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.storage.atomic import replace_text
+from recbole_etegrec.storage.atomic import atomic_file, replace_text
 
 COLUMNS = ("user", "rank", "item", "title", "log_probability")
 Row = tuple[str, int, str, str | None, float]
 
 
 class PartedFile:
-    """A file that comes to be when all of its parts are there; one of its name stays until then.
+    """A file that is written when all of its parts are there; until then a former one stays.
 
     Args:
         path: ends in one of `FORMATS`.
@@ -47,10 +47,10 @@ class PartedFile:
         """Begin, or take up what an interruption has left.
 
         Args:
-            order: what the rows depend on, as plain data.
+            order: the arguments that the rows depend on, as plain data.
 
         Raises:
-            UserError: what is left is of another order, or nothing can be written.
+            UserError: the parts found belong to another order, or nothing can be written.
         """
         note = self._folder / "order.json"
         text = json.dumps(order, indent=2)
@@ -74,15 +74,13 @@ class PartedFile:
 
     def write(self, number: int, rows: list[Row]) -> None:
         """Write a part."""
-        fresh = self._folder / ".part.new"
-        self._format.write(rows, fresh)
-        os.replace(fresh, self._part(number))
+        with atomic_file(self._part(number)) as fresh:
+            self._format.write(rows, fresh)
 
     def join(self, parts: int) -> None:
-        """Make the file of its parts, and delete these."""
-        fresh = self._folder / ".whole.new"
-        self._format.join(map(self._part, range(parts)), fresh)
-        os.replace(fresh, self.path)
+        """Join the parts into the file, and delete them."""
+        with atomic_file(self.path) as fresh:
+            self._format.join(map(self._part, range(parts)), fresh)
         shutil.rmtree(self._folder)
 
     def _part(self, number: int) -> Path:

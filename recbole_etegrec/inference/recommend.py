@@ -1,4 +1,4 @@
-"""What a trained model recommends after histories of items, told by their tokens."""
+"""Recommends after histories of items, which are named by their tokens."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -59,7 +59,7 @@ def recommend(
 
 
 def catalogue_of(model: RankingModel, items: Catalogue | Dataset) -> Catalogue:
-    """The catalogue of a model.
+    """Return the catalogue, checked against the model.
 
     Raises:
         UserError: it has another number of items than the model.
@@ -111,7 +111,7 @@ def rank(
 
 
 def named(catalogue: Catalogue, ranking: Ranking) -> list[list[Recommendation]]:
-    """Rankings of item ids with tokens and titles; item 0 stands for none."""
+    """Give rankings of item ids tokens and titles; item 0 stands for no item."""
     return [
         [
             Recommendation(catalogue.tokens[item], catalogue.titles[item], score)

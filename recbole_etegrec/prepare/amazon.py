@@ -1,6 +1,6 @@
 """Amazon's review dumps of 2014, 2018 and 2023, as atomic files.
 
-The years differ in field names and spellings; which it is, is seen from each record.
+The years differ in field names and spellings; each record shows which year it is from.
 """
 
 import html

@@ -1,7 +1,4 @@
-"""The atomic files that RecBole reads, written whole or not at all.
-
-Knows their form, not where their content comes from.
-"""
+"""Writes atomic files; where their content comes from is unknown here."""
 
 import mmap
 from array import array
@@ -50,7 +47,7 @@ def refuse_existing(folder: Path, suffixes: Iterable[str], overwrite: bool) -> N
 
 
 def clean(value: Any) -> str:
-    """`value` as the text of one cell: one line, no tab, no quotation mark at its beginning.
+    """Make the text of one cell: one line, no tab, no quotation mark at its beginning.
 
     pandas would read a cell that begins with a quotation mark up to the next one, over lines.
     """
@@ -58,7 +55,7 @@ def clean(value: Any) -> str:
 
 
 def _open(path: Path, fields: Mapping[str, str]) -> TextIO:
-    """A new atomic file with its header; `fields` are names and RecBole's types of them."""
+    """Open a new atomic file and write its header; `fields` maps names to RecBole's types."""
     lines = path.open("w", encoding="utf-8", errors="replace", newline="\n")
     lines.write("\t".join(f"{name}:{kind}" for name, kind in fields.items()) + "\n")
     return lines

@@ -1,4 +1,4 @@
-"""What `recbole-etegrec check-data` reports: each fault of a dataset's files, and what is in them.
+"""The report of `recbole-etegrec check-data`: faults of a dataset's files, and their contents.
 
 Files are read line by line as they lie; filters that a run applies are not applied here.
 """
@@ -14,6 +14,7 @@ from recbole.utils import FeatureType
 from tqdm import tqdm
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.data.atomic_header import atomic_encoding, read_header
 from recbole_etegrec.data.dataset import sequence_offsets
 from recbole_etegrec.data.dataset_files import datasets_in
 from recbole_etegrec.errors import UserError, nearest
@@ -25,7 +26,7 @@ TYPES = {kind.value for kind in FeatureType}
 
 
 class Findings:
-    """What was found wrong, equal faults as one line with their number and first places."""
+    """Collects faults; equal ones become one line with their number and first places."""
 
     def __init__(self) -> None:
         self.errors = 0
@@ -33,12 +34,12 @@ class Findings:
         self._counts: dict[tuple[str, str, str], int] = {}
 
     def error(self, path: Path, what: str, line: int = 0, found: str = "") -> None:
-        """Something a run would fail at, or silently read as something else."""
+        """Note a fault at which a run would fail, or which it would misread."""
         self.errors += 1
         self._add(("error", path.name, what), line, found)
 
     def warn(self, path: Path, what: str, line: int = 0, found: str = "") -> None:
-        """Something to know of."""
+        """Note a peculiarity that no run fails at."""
         self._add(("warning", path.name, what), line, found)
 
     def _add(self, key: tuple[str, str, str], line: int, found: str) -> None:
@@ -139,15 +140,12 @@ def _read_interactions(path: Path, config: Config, findings: Findings) -> Intera
 def _read_header(
     path: Path, wanted: Iterable[str], config: Config, findings: Findings
 ) -> dict[str, str] | None:
-    """Fields and their types; None where the lines cannot be read by them."""
-    with path.open("rb") as lines:
-        first = lines.readline()
-    if first.startswith(b"\xef\xbb\xbf"):
+    """Read the fields and their types; None if lines cannot be split by them."""
+    header = read_header(path, config["field_separator"], config["encoding"])
+    if header.byte_order_mark:
         findings.error(path, "a byte order mark comes first: save it as UTF-8 without one", 1)
-    text = first.decode(config["encoding"] or "utf-8-sig", errors="replace").rstrip("\r\n")
-    columns = text.split(config["field_separator"])
     fields = {}
-    for column in columns:
+    for column in header.columns:
         field, _, kind = column.partition(":")
         if kind not in TYPES:
             known = ", ".join(sorted(TYPES))
@@ -159,15 +157,15 @@ def _read_header(
         if field not in fields:
             hint = nearest(field, fields)
             findings.error(path, f"missing field '{field}' (found {', '.join(fields)}){hint}", 1)
-    readable = len(fields) == len(columns) and not set(wanted) - fields.keys()
+    readable = len(fields) == len(header.columns) and not set(wanted) - fields.keys()
     return fields if readable and set(fields.values()) <= TYPES else None
 
 
 def _rows(
     path: Path, header: dict[str, str], config: Config, findings: Findings
 ) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of each line that has as many as the header; numbers are looked at."""
-    encoding, separator = config["encoding"] or "utf-8", config["field_separator"]
+    """Yield number and cells of each line as wide as the header; checks its numbers."""
+    encoding, separator = atomic_encoding(config["encoding"]), config["field_separator"]
     numeric = [
         (column, field)
         for column, (field, kind) in enumerate(header.items())
@@ -183,7 +181,7 @@ def _rows(
             try:
                 line = raw.decode(encoding).rstrip("\r\n")
             except UnicodeDecodeError as error:
-                findings.error(path, f"not {encoding} text (byte {error.start + 1})", number)
+                findings.error(path, f"not {error.encoding} text (byte {error.start + 1})", number)
                 continue
             cells = line.split(separator)
             if len(cells) != len(header):
@@ -204,7 +202,7 @@ def _rows(
 
 
 def _look_closer(path: Path, field: str, cell: str, number: int, findings: Findings) -> None:
-    """Tell a missing number, and several of them, from what is none."""
+    """Tell a missing number, or a list of numbers, from text that is no number."""
     if cell in MISSING:
         findings.warn(path, f"field '{field}' is empty: RecBole takes the mean", number)
         return
@@ -216,7 +214,7 @@ def _look_closer(path: Path, field: str, cell: str, number: int, findings: Findi
 
 
 def _summary(path: Path, table: Interactions, findings: Findings) -> list[str]:
-    """What the interactions are; adds what is wrong with them together to the findings."""
+    """Summarise the interactions; adds faults that only show among several of them."""
     order = np.lexsort((table.line, table.time, table.user))
     user, time, line = table.user[order], table.time[order], table.line[order]
     lengths = np.diff(sequence_offsets(user))

@@ -93,13 +93,13 @@ def _rows_of_users(path: Path, bad: BadLines) -> dict[str, Rows]:
 
 
 def _whole(prefixes: Rows, validation: Rows, tests: Rows) -> list[str]:
-    """The whole history: how the first row begins, then each row's target."""
+    """Put the whole history together: the first row, then each further row's target."""
     rows = [*prefixes, *validation, *tests]
     return [*rows[0][0], *(target for _, target in rows)]
 
 
 def _fault(prefixes: Rows, validation: Rows, tests: Rows) -> str:
-    """Why leave-one-out on the user's whole history is not the split of the files, or nothing."""
+    """Say why leave-one-out on a user's whole history differs from the files' split, if it does."""
     if len(validation) != 1 or len(tests) != 1:
         return "not one row each in valid and test"
     whole = _whole(prefixes, validation, tests)
@@ -121,7 +121,7 @@ def _told(broken: dict[str, list[str]]) -> str:
 
 
 def _write_embeddings(path: Path, source: Path, index: dict[str, int]) -> None:
-    """Rows in the order of the map's items, without padding.
+    """Write the vectors in the order of the map's items, without padding.
 
     The file has a row for each item, or one more at the beginning for padding.
     """

@@ -1,4 +1,4 @@
-"""Records of a raw file, one a line, and an account of the lines that are none."""
+"""Reads the records of a raw file, one a line, and counts the lines that hold none."""
 
 import ast
 import gzip
@@ -79,7 +79,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def number_of(value: Any) -> float | None:
-    """`value` as a finite number, None where it is none."""
+    """Make a value a finite number, or None if it is not one."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -88,7 +88,7 @@ def number_of(value: Any) -> float | None:
 
 
 def text_of(value: Any) -> str:
-    """`value` as text: lists, also nested ones, as their words; None as nothing."""
+    """Make a value text: of a list its words, also of nested ones; of None nothing."""
     if isinstance(value, (list, tuple)):
         return " ".join(filter(None, map(text_of, value)))
     return "" if value is None else str(value)

@@ -106,7 +106,7 @@ def _item_fields(items: Path | None, text: str) -> dict[str, str]:
 
 
 def _add(writer: InteractionWriter, frame: pd.DataFrame, dates: bool, bad: BadLines) -> None:
-    """Hand the whole rows of a table on; its columns are user, item, time and perhaps rating."""
+    """Write the complete rows of a table with the columns user, item, time and perhaps rating."""
     times = _seconds(frame.iloc[:, 2], dates)
     cells = (map(clean, frame.iloc[:, column]) for column in (0, 1))
     ratings = frame.iloc[:, 3] if frame.shape[1] > 3 else [""] * len(frame)
@@ -174,7 +174,7 @@ def _csv_frames(
 
 
 def _separator(path: Path) -> str:
-    """The one of the usual separators that the first line has most of."""
+    """Guess the separator: the usual one that occurs most often in the first line."""
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
         first = lines.readline()
     separator = max(",\t;|", key=first.count)

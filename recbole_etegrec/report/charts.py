@@ -20,7 +20,7 @@ _DASHES = ("none", "6 3", "2 2", "8 3 2 3", "12 3", "1 4")
 
 
 class Series(NamedTuple):
-    """Attributes: its name, which may be empty, and its points, x ascending."""
+    """A curve: its name, which may be empty, and its points by ascending x."""
 
     name: str
     points: list[tuple[float, float]]
@@ -30,8 +30,8 @@ class Band(NamedTuple):
     """A stretch of the x axis.
 
     Attributes:
-        kind: the page shades it by this, a class.
-        name: to write above it; may be empty.
+        kind: the CSS class by which the page shades it.
+        name: the text above it; may be empty.
     """
 
     start: float
@@ -41,7 +41,7 @@ class Band(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """The x axis. Attributes: what it shows, its bands, and its ticks as place and text."""
+    """The x axis: what it shows, its bands, and its ticks as place and text."""
 
     label: str
     bands: Sequence[Band]
@@ -49,7 +49,7 @@ class Axis(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """Attributes: what is measured, its value, and half the width of the line over its end."""
+    """A bar: what is measured, its value, and half the width of its error line."""
 
     name: str
     value: float
@@ -57,7 +57,7 @@ class Bar(NamedTuple):
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Some ``count`` round numbers within ``[low, high]``."""
+    """Choose about ``count`` round numbers within ``[low, high]``."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= 0.999 * rough)
@@ -66,7 +66,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def line_chart(title: str, series: Sequence[Series], axis: Axis, number: str = ".3g") -> str:
-    """A figure of lines over shaded stages; nothing where no series has a finite value.
+    """Draw lines over shaded stages; returns nothing if no series has a finite value.
 
     Args:
         title: with the unit of y.
@@ -97,7 +97,7 @@ def line_chart(title: str, series: Sequence[Series], axis: Axis, number: str = "
 
 
 def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[Bar]]], number: str = ".3f") -> str:
-    """A figure of bars from the left, a group a row; values stand at their ends as `number`."""
+    """Draw horizontal bars, a group a row; `number` formats the values at their ends."""
     high = max((bar.value + bar.margin for _, bars in groups for bar in bars), default=0) or 1
     left, scale = 104, (_WIDTH - 104 - 108) / high
     parts, y = [], 4
@@ -122,7 +122,7 @@ def bar_chart(title: str, groups: Sequence[tuple[str, Sequence[Bar]]], number: s
 
 
 def _range(values: list[float]) -> tuple[float, float]:
-    """Of the y axis: from 0 where that does not flatten the curves."""
+    """Choose the range of the y axis; it begins at 0 if that does not flatten the curves."""
     low, high = min(values), max(values)
     if 0 <= low < high / 2:
         low = 0.0
@@ -149,7 +149,7 @@ def _bands(
 
 
 def _lines(series: list[Series], place: Callable, right: float, bottom: float) -> Iterable[str]:
-    """The lines, and at their ends their names, moved apart where they are close."""
+    """Draw the lines and, at their ends, their names, moved apart where they are close."""
     ends = []
     for number, (name, points) in enumerate(series):
         colour, turn = f"c{number % _COLOURS}", number // _COLOURS

@@ -1,6 +1,5 @@
 """What a report takes from `compare`: the runs of a comparison, and its tables."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 from recbole.evaluator.register import smaller_metrics
 
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.report.curves import Run
+from recbole_etegrec.runs.recorded_run import RecordedRun
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 _FILE = "comparison.json"
 # What a model costs, and how that is printed; all else is a metric.
@@ -17,10 +17,10 @@ SIGNIFICANT = 0.05
 
 
 def compared_runs(paths: Sequence[str]) -> list[str]:
-    """The paths, in place of each comparison's directory those of its runs that have begun.
+    """Replace each comparison's directory among the paths by those of its runs that have begun.
 
     Raises:
-        UserError: a comparison has none.
+        UserError: no run of a comparison has begun.
     """
     found: dict[str, None] = {}
     for path in paths:
@@ -29,7 +29,7 @@ def compared_runs(paths: Sequence[str]) -> list[str]:
             found[path] = None
             continue
         # By name: the directory may have been moved.
-        names = [Path(run["run_dir"]).name for run in json.loads(file.read_text("utf-8"))["runs"]]
+        names = [Path(run["run_dir"]).name for run in RunDirectory(path).read_json(_FILE)["runs"]]
         runs = [str(Path(path, name)) for name in names if Path(path, name, "config.yaml").exists()]
         if not runs:
             raise UserError(f"{path}: no run of this comparison has begun")
@@ -37,10 +37,11 @@ def compared_runs(paths: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def read_comparisons(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """What `compare` has written above these runs, each comparison once."""
-    files = dict.fromkeys(run.directory.path.parent / _FILE for run in runs)
-    return [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
+def read_comparisons(runs: Iterable[RecordedRun]) -> list[dict[str, Any]]:
+    """Read the comparisons that these runs belong to, each once."""
+    folders = dict.fromkeys(run.directory.path.parent for run in runs)
+    found = [RunDirectory(folder).read_json(_FILE) for folder in folders]
+    return [comparison for comparison in found if comparison]
 
 
 def rows_of(rows: list[dict]) -> tuple[list[str], list[tuple[str, list[tuple[str, bool]]]]]:
@@ -56,7 +57,7 @@ def rows_of(rows: list[dict]) -> tuple[list[str], list[tuple[str, list[tuple[str
 
 
 def least_is_best(column: str) -> bool:
-    """Whether the least of a column is the best: of costs, and of metrics such as RMSE."""
+    """Whether less is better in a column: in costs, and in metrics such as RMSE."""
     metric = column.removeprefix("valid ").partition("@")[0].lower()
     return column in COSTS or metric in smaller_metrics
 

@@ -4,12 +4,8 @@ Epochs are numbered as there. A point stands in the middle of its epoch; the cod
 pretraining stand at its end.
 """
 
-import json
-from pathlib import Path
-from typing import Any, NamedTuple
-
 from recbole_etegrec.report.charts import Axis, Band, Series, line_chart, nice_ticks
-from recbole_etegrec.storage.run_directory import RunDirectory
+from recbole_etegrec.runs.recorded_run import RecordedRun
 
 # Key of a record, title with its unit, format.
 _LOSSES = (
@@ -30,35 +26,7 @@ _CODES = (
 STAGES = {"pretraining": "pretraining", "alternation": "alternation", "finetune": "final"}
 
 
-class Run(NamedTuple):
-    """What a run directory holds, read; `result` is empty while the run is not finished."""
-
-    name: str
-    directory: RunDirectory
-    config: dict[str, Any]
-    result: dict[str, Any]
-    records: list[dict[str, Any]]
-
-
-def read_run(path: str) -> Run:
-    """Read a run directory; the run may still be going on.
-
-    Raises:
-        UserError: it is no run's.
-    """
-    directory = RunDirectory(path)
-    config = directory.read_yaml("config.yaml")
-    result, lines = {}, []
-    if directory.result.is_file():
-        result = json.loads(directory.result.read_text("utf-8"))
-    if directory.metrics.is_file():
-        # A line is whole when it ends; a running run may be writing its last.
-        lines = directory.metrics.read_text("utf-8").splitlines(keepends=True)
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
-    return Run(Path(path).absolute().name, directory, config, result, records)
-
-
-def loss_charts(run: Run) -> list[str]:
+def loss_charts(run: RecordedRun) -> list[str]:
     """The validation metric, the losses and the learning rate."""
     records = [record for record in run.records if record["phase"] in ("alternation", "finetune")]
     if not records:
@@ -70,14 +38,14 @@ def loss_charts(run: Run) -> list[str]:
     return charts
 
 
-def code_charts(run: Run) -> list[str]:
+def code_charts(run: RecordedRun) -> list[str]:
     """The health of the codes during pretraining and after each of the tokenizer's epochs."""
     pretraining = [record for record in run.records if record["phase"] == "pretraining"]
     records = [record for record in run.records if record["phase"] == "alternation"]
     epochs, trained = max(len(pretraining), 1), max(len(records), 1)
 
     def place(record: dict) -> float:
-        """Pretraining, of many short epochs, takes as much room as the alternation."""
+        """Pretraining has many short epochs; they take as much room as the alternation."""
         if record["phase"] == "codes":
             return 0.0
         middle = record["epoch"] + 0.5
@@ -105,8 +73,8 @@ def code_charts(run: Run) -> list[str]:
     return charts
 
 
-def comparison(runs: list[Run]) -> str:
-    """The validation metric of several runs in one chart; nothing if they chose by different."""
+def comparison(runs: list[RecordedRun]) -> str:
+    """Draw the validation metric of several runs in one chart, if they all use the same metric."""
     titles = {validation_title(run) for run in runs}
     series = [validation(run) for run in runs]
     epochs = max((point[0] for one in series for point in one.points), default=0) + 0.5
@@ -116,7 +84,7 @@ def comparison(runs: list[Run]) -> str:
     return line_chart(titles.pop(), series, axis)
 
 
-def validation(run: Run) -> Series:
+def validation(run: RecordedRun) -> Series:
     """The metric that chose the best model, by epoch."""
     key = run.config["valid_metric"].lower()
     results = [record for record in run.records if "valid_result" in record]
@@ -124,13 +92,13 @@ def validation(run: Run) -> Series:
     return Series(run.name, points)
 
 
-def validation_title(run: Run) -> str:
-    """Of a chart of `validation`."""
+def validation_title(run: RecordedRun) -> str:
+    """Title of a chart of `validation`."""
     return f"Validation {run.config['valid_metric']}"
 
 
 def _by_module(records: list[dict], key: str) -> list[Series]:
-    """A curve for each module that trains with `key`, named where there are two."""
+    """Make a curve of `key` for each module that trains with it, named if there are two."""
     modules = ("recommender", "tokenizer")
     series = [
         Series(
@@ -143,7 +111,7 @@ def _by_module(records: list[dict], key: str) -> list[Series]:
 
 
 def _stages(records: list[dict]) -> list[Band]:
-    """A band an epoch; the first of each phase carries its name."""
+    """Make a band for each epoch; the first of each phase carries its name."""
     bands, named = [], set()
     for record in records:
         phase, epoch = record["phase"], record["epoch"]

@@ -1,4 +1,4 @@
-"""The page of a report: one file of HTML that needs nothing else, neither scripts nor a network."""
+"""The page of a report: one HTML file without scripts or network."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -12,9 +12,10 @@ from recbole_etegrec.config import is_ours
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.report.charts import bar_chart
 from recbole_etegrec.report.compared import compared_runs, read_comparisons, rows_of
-from recbole_etegrec.report.curves import Run, code_charts, comparison, loss_charts, read_run
+from recbole_etegrec.report.curves import code_charts, comparison, loss_charts
 from recbole_etegrec.report.pictures import CHART_STYLE, STYLE, check_png, write_pngs
 from recbole_etegrec.report.ranking import Example, Rankings, by_bins, examples, rank
+from recbole_etegrec.runs.recorded_run import RecordedRun, read_run
 from recbole_etegrec.storage.atomic import replace_text
 
 # Keys that say where files are, or stand in the first table.
@@ -35,9 +36,9 @@ def report(
     """Write a page about runs, finished or not.
 
     Args:
-        run_dirs: of runs, or of whole comparisons.
+        run_dirs: directories of runs, or of whole comparisons.
         out: the file; ``report.html`` in the first of these directories if not given.
-        look: whether runs are loaded, to see for whom they are right, and examples.
+        look: whether models are loaded, for results by groups of users and for examples.
         config_dict: overrides keys of the runs' configs when they are loaded.
         png: whether each chart is written as a PNG too, in a folder beside the file.
 
@@ -75,7 +76,7 @@ def report(
 # The head -----------------------------------------------------------------------------------------
 
 
-def _head(runs: list[Run]) -> str:
+def _head(runs: list[RecordedRun]) -> str:
     facts = ("Model", "Dataset", "Seed", "Date", "Epochs", "Time")
     parts = [_table("Runs", ("Run", *facts), [[run.name, *_facts(run)] for run in runs])]
     parts += [_compared(comparison) for comparison in read_comparisons(runs)]
@@ -89,7 +90,7 @@ def _head(runs: list[Run]) -> str:
     return "\n".join([*parts, *_versions(runs)])
 
 
-def _facts(run: Run) -> list[str]:
+def _facts(run: RecordedRun) -> list[str]:
     written = run.directory.result if run.result else run.directory.config
     date = datetime.fromtimestamp(written.stat().st_mtime)
     epochs = sum("trains" in record for record in run.records)
@@ -109,7 +110,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
 
 
-def _metrics(caption: str, runs: list[Run], key: str) -> str:
+def _metrics(caption: str, runs: list[RecordedRun], key: str) -> str:
     """A row for each finished run; of several on one dataset the best values are marked."""
     results = [run.result.get(key) or {} for run in runs]
     datasets = [run.config["dataset"] for run in runs]
@@ -157,8 +158,8 @@ def _compared(comparison: dict[str, Any]) -> str:
     return "\n".join([*parts, _note(note)]) if parts else ""
 
 
-def _differences(runs: list[Run]) -> str:
-    """The keys that all runs have, with values that are not the same in all."""
+def _differences(runs: list[RecordedRun]) -> str:
+    """Tabulate the keys that all runs have and whose values differ."""
     keys = [key for key in runs[0].config if all(key in run.config for run in runs)]
     table = [["Run", *(run.name for run in runs)]]
     for key in (key for key in keys if key not in _KNOWN):
@@ -172,7 +173,7 @@ def _differences(runs: list[Run]) -> str:
     return _table("What differs", table[0], table[1:])
 
 
-def _versions(runs: list[Run]) -> Iterable[str]:
+def _versions(runs: list[RecordedRun]) -> Iterable[str]:
     by_versions: dict[str, list[str]] = {}
     for run in runs:
         versions = ", ".join(f"{k} {v}" for k, v in run.result.get("versions", {}).items())
@@ -186,7 +187,7 @@ def _versions(runs: list[Run]) -> Iterable[str]:
 # A run --------------------------------------------------------------------------------------------
 
 
-def _section(run: Run, look: bool, config_dict: dict[str, Any] | None) -> str:
+def _section(run: RecordedRun, look: bool, config_dict: dict[str, Any] | None) -> str:
     parts = [f"<h2>{escape(run.name)}</h2>"]
     for title, charts in (("Training", loss_charts(run)), ("Codes", code_charts(run))):
         if any(charts):

@@ -1,15 +1,14 @@
-"""Charts as files of their own, SVG and PNG; what they show was drawn by `charts`.
+"""Writes the charts of `charts` as files of their own, SVG and PNG.
 
 A file has no page around it: it brings the colours and the title that a page gives a chart.
 """
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.storage.atomic import replace_text
+from recbole_etegrec.storage.atomic import atomic_file, replace_text
 
 STYLE = Path(__file__).with_name("style.css").read_text("utf-8")
 CHART_STYLE = Path(__file__).with_name("charts.css").read_text("utf-8")
@@ -37,7 +36,11 @@ def svg_of(figure: str) -> str:
 
 
 def check_png() -> None:
-    """Raises UserError: what makes PNGs is not installed."""
+    """Check that PNGs can be made.
+
+    Raises:
+        UserError: the package for it is not installed.
+    """
     try:
         import resvg_py  # noqa: F401
     except ImportError as error:
@@ -60,15 +63,14 @@ def write_pngs(folder: Path, html: str) -> None:
         for number, found in enumerate(_FIGURE.finditer(html), 1):
             name = "-".join(re.findall(r"[a-z0-9@]+", found[1].lower()))
             data = resvg_py.svg_to_bytes(svg_string=svg_of(found[0]), zoom=_SCALE)
-            fresh = folder / f".{number}"
-            fresh.write_bytes(bytes(data))
-            os.replace(fresh, folder / f"{number:02}-{name[:60]}.png")
+            with atomic_file(folder / f"{number:02}-{name[:60]}.png") as fresh:
+                fresh.write_bytes(bytes(data))
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def write_svgs(folder: Path, figures: Iterable[tuple[str, str]]) -> list[str]:
-    """Write figures, each with its file's stem; returns the names of the files."""
+    """Write figures under the given stems; returns the names of the files."""
     folder.mkdir(exist_ok=True)
     names = []
     for stem, figure in figures:

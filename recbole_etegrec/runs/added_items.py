@@ -1,12 +1,11 @@
 """Items that were added to a trained run, as one file beside its ``best/``.
 
-``best/`` itself is never touched. The file is replaced in one go, so that whoever loads the run
-sees the items of before or all of the new ones.
+``best/`` itself stays as it is. The file is replaced in one go, so that a run that is loaded has
+either the items of before or all of the new ones.
 """
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from recbole_etegrec.data import WholeSequenceDataset
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.storage.atomic import as_readable_as_its_folder
+from recbole_etegrec.storage.atomic import as_readable_as_its_folder, atomic_file
 from recbole_etegrec.storage.digests import tensor_digest
 from recbole_etegrec.storage.run_directory import RunDirectory
 
@@ -29,11 +28,11 @@ class AddedItems:
 
     Attributes:
         tokens: ``[n]``.
-        titles: by token, of those that have one.
+        titles: titles by token, for items that have one.
         embedding: standardised ``[n, d_z]``.
         codes: ``[n, L]``.
-        mean: what was taken from the vectors of the run's own items ``[d_z]``.
-        scale: by what they were divided then ``[d_z]``.
+        mean: the mean that was subtracted from the vectors of the run's own items ``[d_z]``.
+        scale: the scale by which they were then divided ``[d_z]``.
         base: digest of the code table without these items.
     """
 
@@ -71,11 +70,10 @@ def write_added_items(directory: RunDirectory, added: AddedItems) -> None:
     path = directory.added_items
     words = json.dumps({"tokens": added.tokens, "titles": added.titles, "base": added.base})
     tensors = {name: getattr(added, name).cpu().clone() for name in _TENSORS}
-    fresh = path.with_name(f".{path.name}.new")
     try:
-        save_file(tensors, fresh, metadata={"items": words, "digest": _digest(words, tensors)})
-        as_readable_as_its_folder(fresh)
-        os.replace(fresh, path)
+        with atomic_file(path) as fresh:
+            save_file(tensors, fresh, metadata={"items": words, "digest": _digest(words, tensors)})
+            as_readable_as_its_folder(fresh)
     except (OSError, SafetensorError) as error:
         raise UserError(f"run_dir: {path} cannot be written ({error})") from error
 
@@ -83,7 +81,7 @@ def write_added_items(directory: RunDirectory, added: AddedItems) -> None:
 def take_added_items(
     directory: RunDirectory, model: ETEGRecLlama, dataset: WholeSequenceDataset
 ) -> None:
-    """Let a run's model and dataset know the items added to it.
+    """Add the items of ``added_items.safetensors`` to a run's model and dataset.
 
     Raises:
         UserError: they are damaged, or were added to another model.

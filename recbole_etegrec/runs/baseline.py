@@ -1,4 +1,4 @@
-"""RecBole's own models, by RecBole's own trainers, in a run directory of this plugin."""
+"""Runs RecBole's own models with RecBole's trainers, in a run directory of this plugin."""
 
 import logging
 from typing import Any
@@ -64,7 +64,7 @@ def baseline_rankings(
     train_data: AbstractDataLoader,
     run_dir: RunDirectory,
 ) -> DataStruct:
-    """What RecBole's evaluator makes its metrics of, for a trained model of RecBole."""
+    """Collect the rankings of a trained model of RecBole, for RecBole's evaluator."""
     trainer = _trainer(config, model, run_dir)
     trainer.eval_collector.data_collect(train_data)
     trainer.evaluator.evaluate = lambda collected: collected
@@ -94,7 +94,7 @@ def _prepare(config: Config, run_dir: RunDirectory) -> tuple:
 
 
 def _load_best(model: AbstractRecommender, run_dir: RunDirectory, device: torch.device) -> None:
-    """Load what the trainer has saved; a trainer that saves nothing leaves the model as it is."""
+    """Load the saved weights; some trainers save none, and the model then stays as it is."""
     path = run_dir.path / CHECKPOINT
     if not path.is_file():
         return

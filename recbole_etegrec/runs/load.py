@@ -1,4 +1,4 @@
-"""A finished run, loaded again: its model and the data that it was trained on."""
+"""Loads a finished run: its model and the data that it was trained on."""
 
 import logging
 from typing import Any
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
-    """The model of a finished run and its data; `config_dict` overrides keys of its config.
+    """Load a finished run's model and its data; `config_dict` overrides keys of its config.
 
-    Items that were added to the run since are items of the model and of the dataset, and are
-    ranked with the others.
+    Items that were added to the run are part of the model and of the dataset, and are ranked with
+    the others.
 
     Returns:
         ``(config, model, dataset, train_data, valid_data, test_data)``.
@@ -54,7 +54,7 @@ def config_of_run(directory: RunDirectory, changes: dict[str, Any] | None = None
     Raises:
         UserError: `directory` is not a run's, or a run of a version with other keys.
     """
-    recorded = directory.read_yaml("config.yaml")
+    recorded = directory.read_config()
     try:
         return Config(config_dict={**recorded, **(changes or {})})
     except UnknownKeyError as error:
@@ -72,12 +72,12 @@ def earlier_version(directory: RunDirectory, key: str) -> UserError:
 
 
 def read_own_config(directory: RunDirectory) -> dict[str, Any]:
-    """The config of a run, for what only models of this plugin can do.
+    """Read the config of a run that must be of one of this plugin's models.
 
     Raises:
         UserError: `directory` is not a run's, or is of a model of RecBole.
     """
-    values = directory.read_yaml("config.yaml")
+    values = directory.read_config()
     if not is_ours(values):
         raise UserError(
             f"run_dir {directory.path}: a run of {values.get('model')}; name a run of "
@@ -87,7 +87,7 @@ def read_own_config(directory: RunDirectory) -> dict[str, Any]:
 
 
 def load_data(config: Config) -> tuple:
-    """The dataset of a config and its loaders: ``(dataset, (train, valid, test))``.
+    """Load the dataset of a config and its loaders: ``(dataset, (train, valid, test))``.
 
     Raises:
         UserError: the filters leave nothing, or a part of the split is empty.
@@ -100,6 +100,6 @@ def load_data(config: Config) -> tuple:
 
 
 def make_model(config: Config, train_dataset, embedding: torch.Tensor) -> ETEGRecLlama:
-    """A new model of a config, its random weights from the config's seed."""
+    """Make a new model of a config; its random weights come from the config's seed."""
     init_seed(config["seed"], config["reproducibility"])
     return MODELS[config["model"]](config, train_dataset, embedding)

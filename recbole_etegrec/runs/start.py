@@ -94,7 +94,7 @@ def _config_of_run(
 
 def _check_resumable(config: Config, run_dir: RunDirectory) -> None:
     _check_model(config)
-    recorded = run_dir.read_yaml("config.yaml")
+    recorded = run_dir.read_config()
     for key in sorted(recorded.keys() - config.known_keys):
         raise earlier_version(run_dir, key)
     if run_dir.result.exists():
@@ -126,7 +126,7 @@ def start_run_directory(config: Config, resume: bool) -> RunDirectory:
     run_dir = RunDirectory(broadcast_object_list([str(path)])[0])
     if state.is_main_process and not resume:
         RunDirectory.create(run_dir.path)
-        run_dir.write_yaml("config.yaml", config.inputs)
+        run_dir.write_config(config.inputs)
     state.wait_for_everyone()
     start_logging(run_dir if state.is_main_process else None, config["state"])
     return run_dir

@@ -1,4 +1,4 @@
-"""What the model's thread does: rank for several requests at once, each as `recommend` would."""
+"""Ranks for several requests at once, each as `recommend` would."""
 
 from collections import defaultdict
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from recbole_etegrec.model.protocol import RankingModel
 
 
 class Query(NamedTuple):
-    """What is to be ranked after a history of item ids, which is not empty."""
+    """A request to rank items after a history of item ids, which is not empty."""
 
     history: list[int]
     k: int
@@ -34,8 +34,8 @@ class Answers:
     def __call__(self, queries: list[Query]) -> list[list[dict[str, Any]]]:
         """The items for each query, best first, as plain data.
 
-        Those of the same width are ranked at once: in a greater one others may be found, and what
-        a query is answered must not depend on its company.
+        Only queries of the same width are ranked together: a greater width may find other items,
+        and an answer must not depend on the other queries.
         """
         alike: dict[tuple[bool, int], list[int]] = defaultdict(list)
         for number, query in enumerate(queries):

@@ -1,4 +1,4 @@
-"""The paths of the server: what is asked is read and checked here, and answers are worded.
+"""The paths of the server: requests are checked and answers are worded here.
 
 An error is ``{"error": "one sentence"}`` with a status of its own.
 """
@@ -54,9 +54,9 @@ def create_app(
     """The application around a model.
 
     Args:
-        exclude_history: of requests that do not say.
-        batch: requests that are ranked at once, at most.
-        room: requests that may wait for the model.
+        exclude_history: the value for requests that name none.
+        batch: the most requests that are ranked at once.
+        room: the most requests that wait for the model.
 
     Raises:
         UserError: model and catalogue are not of the same items.

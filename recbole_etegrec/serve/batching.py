@@ -1,6 +1,6 @@
-"""Requests that wait while the model is busy are answered together, in one thread.
+"""Answers requests that wait while the model is busy together, in one thread.
 
-Nothing is known here of models or HTTP: a question is anything that `work` answers.
+It knows no model and no HTTP: a question is anything that `work` answers.
 """
 
 import asyncio
@@ -17,23 +17,23 @@ Answer = TypeVar("Answer")
 
 
 class BusyError(Exception):
-    """As many questions wait as may."""
+    """The queue of waiting questions is full."""
 
 
 class WorkError(Exception):
-    """The work on a batch raised; the log says what."""
+    """The work on a batch raised an exception, which is logged."""
 
 
 class Batcher(Generic[Question, Answer]):
-    """Answers questions in batches, without a delay: a batch is what has come in meanwhile.
+    """Answers questions in batches; a batch is what came in while the one before was worked on.
 
-    Used as ``async with``, in the event loop whose tasks ask.
+    It is used as ``async with``, in the event loop whose tasks ask.
 
     Args:
         work: answers some questions, in their order; called in one thread, never twice at once.
-        size: questions a batch at most.
-        room: questions that may wait besides those that are worked on.
-        seen: told the size of each batch.
+        size: the most questions in a batch.
+        room: the most questions that wait besides those that are worked on.
+        seen: is called with the size of each batch.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Batcher(Generic[Question, Answer]):
 
     @property
     def waiting(self) -> int:
-        """Questions that wait."""
+        """The number of waiting questions."""
         return self._queue.qsize()
 
     async def ask(self, question: Question) -> Answer:

@@ -87,7 +87,7 @@ def make_server(app: "FastAPI") -> "uvicorn.Server":
 
 @contextmanager
 def _interruptions() -> Iterator[None]:
-    """Signals end the command; while the server runs, it takes them, and passes them on at last."""
+    """Raise `Interrupted` for signals; the running server handles them first and passes them on."""
 
     def end(number: int, _frame) -> None:
         raise Interrupted(number, "the server has ended")
@@ -101,7 +101,7 @@ def _interruptions() -> Iterator[None]:
 
 
 def bound_socket(host: str, port: str) -> socket.socket:
-    """A socket that has an address, so that this is known before anything is loaded.
+    """Bind a socket before anything is loaded, so that a taken address is known at once.
 
     Raises:
         UserError: there is no such address, or it is taken.

@@ -1,4 +1,4 @@
-"""What a client may send, and how long it may take; what came of it is counted."""
+"""Limits what a client may send and how long it may take, and counts requests."""
 
 import time
 
@@ -22,7 +22,7 @@ class _GoneError(Exception):
 
 
 class WholeBody:
-    """Hands a request on once its body is there; refuses one that is too large or too slow."""
+    """Passes a request on when its body is complete; refuses one that is too large or too slow."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -53,7 +53,7 @@ class Measured:
     """Counts requests by path and status, and their seconds.
 
     Args:
-        paths: that are told apart.
+        paths: the paths that are counted apart.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, paths: tuple[str, ...]):

@@ -11,7 +11,7 @@ class Metrics:
     """Counts of one server, which begin at 0.
 
     Attributes:
-        media_type: of :meth:`text`.
+        media_type: the media type of :meth:`text`.
     """
 
     media_type = CONTENT_TYPE_LATEST

@@ -1,7 +1,7 @@
-"""HTTP/1.1 as uvicorn speaks it, but that a connection must get to a request in time.
+"""uvicorn's HTTP/1.1 with a time limit for the head of a request.
 
-Uvicorn itself waits without end for the head of a request: for the first of a connection, and for
-the rest of one that has begun.
+uvicorn itself waits without end for the first request of a connection, and for the rest of a head
+that has begun.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ HEAD_SECONDS = 10.0
 
 
 class TimedProtocol(H11Protocol):
-    """Hangs up where the head of a request is not there `HEAD_SECONDS` after it was due."""
+    """Closes a connection if the head of a request is not complete within `HEAD_SECONDS`."""
 
     _due: asyncio.TimerHandle | None = None
 
@@ -30,7 +30,7 @@ class TimedProtocol(H11Protocol):
         self._stop()
 
     def _watch(self) -> None:
-        """Between requests of a connection uvicorn's own timer runs, until data comes."""
+        """Start the timer; between two requests uvicorn's own timer runs until data comes."""
         if self.conn.their_state is not h11.IDLE:
             self._stop()
         elif self._due is None:

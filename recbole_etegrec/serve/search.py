@@ -1,4 +1,4 @@
-"""Finding items by words of their titles, or by their tokens."""
+"""Finds items by words of their titles, or by their tokens."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ class Search:
         self._texts = [f"{title or ''}\n{token}".casefold().strip() for token, title in names]
 
     def __call__(self, query: str, limit: int) -> list[dict[str, Any]]:
-        """Items whose title or token has all words of a query.
+        """Find items whose title or token has all words of a query.
 
-        Those that it is the token of come first, then those that begin with it, then the rest in
-        the order of their ids; an empty query finds all.
+        An item whose token is the query comes first, then items that begin with it, then the rest
+        in the order of their ids; an empty query finds all.
         """
         whole = query.casefold().strip()
         words = whole.split()

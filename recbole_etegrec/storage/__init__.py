@@ -1,1 +1,1 @@
-"""Where a run keeps its files, and how they are written."""
+"""Run directories, logs, digests and atomic files."""

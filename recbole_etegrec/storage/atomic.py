@@ -1,4 +1,4 @@
-"""Files and folders written so that no reader ever sees half of one."""
+"""Files and folders are written under another name and then renamed: no reader sees half of one."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ def atomic_directory(path: Path, keep: Path | None = None) -> Iterator[Path]:
     What was at `path` stays until then, and stays for good if the block raises.
 
     Args:
-        keep: where what was at `path` goes, in place of what is there; without it, it is deleted.
+        keep: the former content of `path` is moved there; without it, it is deleted.
     """
     fresh = path.with_name(f".{path.name}.new")
     former = keep or path.with_name(f".{path.name}.old")
@@ -41,22 +41,36 @@ def atomic_directory(path: Path, keep: Path | None = None) -> Iterator[Path]:
 
 
 def as_readable_as_its_folder(path: Path) -> None:
-    """Let those read a file who may read its folder: safetensors leaves it to its owner alone."""
+    """Let all who may read a folder read a file in it; safetensors lets only the owner read it."""
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Write a file beside `path`; it takes the place of `path` when the block succeeds.
+
+    A reader of `path` sees all of what was there before, or all of the new file. Several processes
+    may write it at once: the last one to end wins.
+    """
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        yield fresh
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
-    """Write a file in one go: a reader sees what it held before, or all of `text`."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+    """Write a text file; a reader sees what it held before, or all of `text`."""
+    with atomic_file(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write files in; they move to `folder` once the block has succeeded.
+    """Yield a temporary folder; its files move to `folder` when the block succeeds.
 
-    The ``.inter`` moves last: where it lies, the others do.
+    The ``.inter`` moves last, so that where it is all others are.
 
     Raises:
         UserError: `folder` cannot be written.

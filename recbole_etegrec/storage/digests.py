@@ -7,7 +7,7 @@ import torch
 
 
 def tensor_digest(state: dict[str, torch.Tensor]) -> str:
-    """A hash of tensors on any device, equal where they are equal to the bit."""
+    """Hash tensors on any device; two states have the same hash if they are equal to the bit."""
     total = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -1,4 +1,4 @@
-"""Logging of a run: to stderr and to the log in its directory."""
+"""A run logs to stderr and to the log in its directory."""
 
 import logging
 import re
@@ -11,7 +11,7 @@ _handlers: list[logging.Handler] = []
 
 
 class _PlainFormatter(logging.Formatter):
-    """Without the colours that RecBole writes into its messages."""
+    """Removes the colours that RecBole writes into its messages."""
 
     def format(self, record: logging.LogRecord) -> str:
         return _COLOURS.sub("", super().format(record))
@@ -20,8 +20,9 @@ class _PlainFormatter(logging.Formatter):
 def start_logging(run_dir: RunDirectory | None, level: str | None = "INFO") -> None:
     """Log to stderr and to the run's log, in place of an earlier run's handlers.
 
-    Without a `run_dir`, as on all processes but the main one, only errors are logged.
-    `level` is the name of a level, RecBole's key `state`; what it does not know reads as INFO.
+    Args:
+        run_dir: None on all processes but the main one, which then log only errors.
+        level: the name of a level, RecBole's key `state`; an unknown name stands for INFO.
     """
     root = logging.getLogger()
     while _handlers:

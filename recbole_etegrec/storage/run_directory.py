@@ -55,28 +55,58 @@ class RunDirectory:
         """Write `value` as JSON to the file `name`."""
         replace_text(self.path / name, json.dumps(value, indent=2) + "\n")
 
-    def write_yaml(self, name: str, value: Any) -> None:
-        """Write `value` as YAML to the file `name`, keys in their given order."""
-        replace_text(self.path / name, yaml.safe_dump(value, sort_keys=False))
+    def write_config(self, values: dict[str, Any]) -> None:
+        """Write config.yaml, keys in their given order."""
+        replace_text(self.config, yaml.safe_dump(values, sort_keys=False))
 
     def drop_checkpoints(self) -> None:
-        """Delete what only a run that is to go on needs."""
+        """Delete the checkpoints, which only resuming needs."""
         for checkpoint in (self.last, self.previous):
             shutil.rmtree(checkpoint, ignore_errors=True)
 
-    def read_yaml(self, name: str) -> Any:
-        """The content of the YAML file `name`.
+    def read_config(self) -> dict[str, Any]:
+        """The keys of the run.
 
         Raises:
-            UserError: there is no such file, or no mapping in it.
+            UserError: there is no config.yaml, or it is damaged.
+        """
+        if not self.config.is_file():
+            raise UserError(f"run_dir {self.path}: no config.yaml; is it the directory of a run?")
+        try:
+            values = yaml.safe_load(self.config.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise _damaged(self.config, error) from error
+        if not isinstance(values, dict):
+            raise UserError(f"run_dir {self.path}: config.yaml holds no 'key: value' lines")
+        return values
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What `write_json` wrote to the file `name`; empty where there is no such file.
+
+        Raises:
+            UserError: the file is damaged.
         """
         path = self.path / name
-        if not path.is_file():
-            raise UserError(f"run_dir {self.path}: no {name}; is it the directory of a run?")
-        value = yaml.safe_load(path.read_text("utf-8"))
-        if not isinstance(value, dict):
-            raise UserError(f"run_dir {self.path}: {name} holds no 'key: value' lines")
-        return value
+        return _parse_json(path, path.read_text("utf-8")) if path.is_file() else {}
+
+    def read_result(self) -> dict[str, Any]:
+        """The content of result.json; empty while the run is not finished.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return self.read_json(self.result.name)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; one that a running process is still writing is left out.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text("utf-8").splitlines(keepends=True)
+        return [_parse_json(self.metrics, line) for line in lines if line.endswith("\n")]
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add `record` as one line to metrics.jsonl."""
@@ -87,6 +117,20 @@ class RunDirectory:
         """Cut metrics.jsonl after its first `count` lines."""
         lines = self.metrics.read_text("utf-8").splitlines(keepends=True)
         replace_text(self.metrics, "".join(lines[:count]))
+
+
+def _parse_json(path: Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("no JSON object")
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    return value
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: damaged ({' '.join(str(error).split())})")
 
 
 def default_path(model: str, dataset: str) -> Path:

@@ -10,7 +10,7 @@ from torch import nn
 
 from recbole_etegrec.tokenizer.residual_quantizer import Quantization, ResidualQuantizer
 
-_ROWS = 65536  # items handled at once, so that a large catalogue needs no more memory
+ROWS = 65536  # items handled at once, so that a large catalogue needs no more memory
 
 
 class TokenizerOutput(NamedTuple):
@@ -69,7 +69,7 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, embedding: torch.Tensor) -> torch.Tensor:
         """Semantic codes of items ``[N, levels]``."""
-        parts = embedding.split(_ROWS)
+        parts = embedding.split(ROWS)
         return torch.cat([self.quantizer(self.encoder(part)).codes for part in parts])
 
     @torch.no_grad()
@@ -81,7 +81,7 @@ class Tokenizer(nn.Module):
     def reconstruction_error(self, embedding: torch.Tensor, codes: torch.Tensor) -> float:
         """Mean square of ``z - z~``, when items ``[N, d_z]`` have given codes ``[N, levels]``."""
         total = 0.0
-        for part, of_part in zip(embedding.split(_ROWS), codes.split(_ROWS), strict=True):
+        for part, of_part in zip(embedding.split(ROWS), codes.split(ROWS), strict=True):
             decoded = self.decoder(self.quantizer.look_up(of_part))
             total += float((part - decoded).square().sum())
         return total / embedding.numel()

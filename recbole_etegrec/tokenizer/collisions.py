@@ -11,7 +11,7 @@ import torch
 
 from recbole_etegrec.tokenizer.item_codes import group_ids, rank_within
 
-_ROWS = 4096  # colliding items handled at once
+ROWS = 4096  # colliding items handled at once
 _ROUNDS = 8  # of transport and of giving out places; what is left then takes what is left
 _ITERATIONS = 100  # of Sinkhorn-Knopp
 _TEMPERATURE = 0.02  # as a share of what an item pays, on average, for another code than its own
@@ -136,11 +136,11 @@ def _rank_by(slots: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
 
 
 def _blocks(rows: torch.Tensor, prefixes: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Rows in blocks of about ``_ROWS``, no prefix in two of them; prefixes ascend."""
+    """Rows in blocks of about ``ROWS``, no prefix in two of them; prefixes ascend."""
     ends = torch.nonzero(prefixes.diff()).squeeze(1) + 1
     start = 0
     while start < len(rows):
-        later = ends[ends >= start + _ROWS]
+        later = ends[ends >= start + ROWS]
         end = int(later[0]) if len(later) else len(rows)
         yield rows[start:end]
         start = end

@@ -9,7 +9,7 @@ from recbole_etegrec.tokenizer.residual_quantizer import squared_distances
 
 _SAMPLE = 2000  # items whose neighbours are looked at, so that it is quick at any size
 _NEIGHBOURS = 10
-_CELLS = 2**25  # distances at once, 128 MiB
+CELLS = 2**25  # distances at once, 128 MiB
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def nearest_neighbours(vectors: torch.Tensor) -> Neighbours:
     count = len(vectors)
     rows = torch.linspace(0, count - 1, min(count, _SAMPLE), dtype=torch.float64).round().long()
     nearest = []
-    for part in rows.split(max(_CELLS // count, 1)):
+    for part in rows.split(max(CELLS // count, 1)):
         distances = squared_distances(vectors[part], vectors)
         distances[torch.arange(len(part)), part] = torch.inf
         found = distances.topk(min(_NEIGHBOURS, count - 1), largest=False)

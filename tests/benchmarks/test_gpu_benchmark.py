@@ -38,6 +38,7 @@ def test_useful_flops_are_those_torch_counts_when_nothing_is_padded(tiny_data, t
     assert useful_flops(model.recommender, [batch]) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_rows_are_written_without_an_error_when_rehearsed(tiny_data, tmp_path):
     out = tmp_path / "rows.json"
     main(

@@ -16,7 +16,7 @@ import pytest
 from recbole_etegrec.cli import main
 from recbole_etegrec.compare.command import compare
 from recbole_etegrec.compare.measures import per_user_file, write_error, write_measures
-from recbole_etegrec.compare.plan import Plan, Run, make_plan, read_ablation
+from recbole_etegrec.compare.plan import Plan, PlannedRun, make_plan, read_ablation
 from recbole_etegrec.compare.table import write_table
 from recbole_etegrec.compare.worker import work
 from recbole_etegrec.config import Config, properties_dir
@@ -72,11 +72,13 @@ def times_of(plan: Plan) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in files}
 
 
+@pytest.mark.slow
 def test_compare_reuses_a_run_when_it_is_finished(compared):
     _, _, times = compared
     assert times["before"] == times["after"]
 
 
+@pytest.mark.slow
 def test_compare_has_a_row_with_the_error_when_a_model_fails(compared):
     plan, table, _ = compared
     assert table.count("| FDSA | none; seed 2020: KeyError: 'class' |") == 2
@@ -88,6 +90,7 @@ def test_compare_has_a_row_with_the_error_when_a_model_fails(compared):
     ]
 
 
+@pytest.mark.slow
 def test_compare_has_the_numbers_of_the_runs_when_tested_as_they_were_validated(compared):
     plan, table, _ = compared
     rows = json.loads((plan.out / "comparison.json").read_text())["tables"]["kept"]
@@ -106,6 +109,7 @@ def test_compare_has_the_numbers_of_the_runs_when_tested_as_they_were_validated(
     assert rows[0]["columns"]["parameters"]["mean"] == 1  # of Pop
 
 
+@pytest.mark.slow
 def test_compare_tests_with_and_without_history_when_both_are_wanted(compared):
     plan, table, _ = compared
     assert plan.histories == ["kept", "excluded"]
@@ -116,6 +120,7 @@ def test_compare_tests_with_and_without_history_when_both_are_wanted(compared):
         assert excluded["columns"]["seconds"] == kept["columns"]["seconds"]  # not trained anew
 
 
+@pytest.mark.slow
 def test_per_user_values_have_the_metric_as_their_mean_when_a_run_is_measured(compared):
     plan, table, _ = compared
     users = []
@@ -132,6 +137,7 @@ def test_per_user_values_have_the_metric_as_their_mean_when_a_run_is_measured(co
     assert set(users[0]) == {f"u{number}" for number in range(60)}
 
 
+@pytest.mark.slow
 def test_compare_goes_on_with_a_run_when_it_was_interrupted(tiny_data, tmp_path):
     values = arguments(tiny_data, tmp_path, models="ETEGRecLlama", finetune_epochs="6")
     (run,) = make_plan(values).runs
@@ -153,6 +159,7 @@ def test_compare_goes_on_with_a_run_when_it_was_interrupted(tiny_data, tmp_path)
     assert begun and whole.startswith(begun) and len(whole) > len(begun)
 
 
+@pytest.mark.slow
 def test_compare_gives_the_same_table_when_runs_go_side_by_side(tiny_data, tmp_path, monkeypatch):
     popen = subprocess.Popen
     started: list[subprocess.Popen] = []
@@ -261,7 +268,7 @@ def test_ablations_are_all_known_here_when_the_folder_is_listed():
     assert {file.stem for file in files} == ABLATIONS.keys()
 
 
-def leave_result(run: Run, score: float, users: list[float], digest: str = "a") -> None:
+def leave_result(run: PlannedRun, score: float, users: list[float], digest: str = "a") -> None:
     """What a finished run leaves that the table reads."""
     measures = {"parameters": 7, "pairs": len(users), "digest": digest}
     write_measures(run.path, {**measures, "test_result": {"kept": {"ndcg@10": score}}})

@@ -27,6 +27,7 @@ sys.meta_path.insert(0, Broken())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setup", ["sys.modules['ray'] = None", BROKEN_RAY], ids=["absent", "broken"]
 )

@@ -145,6 +145,7 @@ def test_config_refuses_in_one_line_when_a_value_is_wrong(model, values, message
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_config_leaves_anomaly_detection_off_when_the_model_is_recboles():
     code = "from recbole_etegrec.config import Config; import sys, torch; Config('SASRec');"
     code += "sys.exit(torch.is_anomaly_enabled() or 'sine' not in ' '.join(sys.modules))"
@@ -196,6 +197,7 @@ def held_out(model: str, dataset: str, data_path: str) -> list[dict[int, int]]:
     return [dict(zip(f[users].tolist(), f[items].tolist(), strict=True)) for f in features]
 
 
+@pytest.mark.slow
 def test_split_holds_out_the_same_items_when_model_is_general_or_sequential(tiny_data):
     # With ties in time (ml-100k has many) too: both kinds of dataset sort stably.
     for dataset, users in (("ml-100k", 943), ("tiny", 60)):
@@ -287,7 +289,7 @@ def test_check_dataset_files_refuses_what_would_be_misread_when_recbole_loads_it
 def test_check_dataset_files_counts_lines_the_same_when_read_in_chunks(
     chunk, separator, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(dataset_files, "_CHUNK", chunk)
+    monkeypatch.setattr(dataset_files, "CHUNK", chunk)
     header = ["user_id:token", "item_id:token", "timestamp:float"]
     rows = [["u1", "i1", "0"], ["u2", "", "1"], [" "], [""], ["", "", ""], ["u3", "i3"]]
     lines = [separator.join(row) for row in [header, *rows]]

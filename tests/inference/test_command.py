@@ -68,6 +68,7 @@ def recommended(finished: Path, out: Path, *arguments: str) -> list[tuple]:
     return written(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["valid", "test"])
 @pytest.mark.parametrize("exclude", ["True", "False"])
 def test_recommend_writes_what_the_evaluator_scored_when_a_split_is_named(

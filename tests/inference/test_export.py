@@ -75,6 +75,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_exported_model_recommends_as_the_run_when_nothing_else_is_there(kind, data, tmp_path):
     run_dir = trained(data, tmp_path / "run", **MODELS[kind])

@@ -43,6 +43,7 @@ def losses_of(model: ETEGRecLlama, batch: SequenceBatch) -> dict[str, torch.Tens
     return model.losses(Stage.LOSSES, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("window", [50, 8])
 def test_windows_equal_prefixes_when_users_are_longer_and_shorter(pooling, window, tiny_data):
@@ -75,6 +76,7 @@ def prefix_rows(config) -> list[Interaction]:
     return list(TrainDataLoader(config, train, None, shuffle=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_calculate_loss_equals_whole_sequences_when_given_recboles_prefix_rows(pooling, tiny_data):
     # One batch each, for the negatives of PSA are those of the batch.

@@ -72,6 +72,7 @@ def optimizer_bytes(engine) -> int:
     return sum(t.numel() * t.element_size() for s in states for p in s for t in p.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_tokens", [1024, 4096])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
@@ -127,6 +128,7 @@ def test_plan_is_within_a_twentieth_of_the_measured_peak_when_ranking(model, ran
     assert evaluate(model, loaders.test, loaders.train._dataset, config)
 
 
+@pytest.mark.slow
 def test_plan_loads_no_weights_when_the_base_model_is_large(tiny_data):
     config = small_config(
         tiny_data,
@@ -150,6 +152,7 @@ def test_plan_loads_no_weights_when_the_base_model_is_large(tiny_data):
     assert "adapters (LoRA)" in str(plan)
 
 
+@pytest.mark.slow
 def test_plan_of_4_bits_is_smaller_than_of_16_when_quantized(tiny_data):
     values = {"base_model": "meta-llama/Llama-2-7b-hf", "precision": "bf16", "memory_gib": 31}
     sixteen, _ = planned(small_config(tiny_data, tuning="lora", **values))
@@ -158,6 +161,7 @@ def test_plan_of_4_bits_is_smaller_than_of_16_when_quantized(tiny_data):
     assert ratio == pytest.approx(0.258, abs=0.005)  # 4.127 bits for 16
 
 
+@pytest.mark.slow
 def test_plan_refuses_with_a_knob_that_makes_it_fit_when_memory_is_short(tiny_data):
     config = small_config(tiny_data, **WIDE)
     plan, _ = planned(config)
@@ -182,6 +186,7 @@ def test_plan_refuses_with_a_batch_that_fits_when_evaluation_is_too_large(tiny_d
         plan.check()
 
 
+@pytest.mark.slow
 def test_plan_names_no_key_without_effect_when_a_base_model_is_too_large(tiny_data):
     values = {"base_model": "meta-llama/Llama-2-7b-hf", "precision": "bf16", "memory_gib": 8}
     for tuning, advice in {

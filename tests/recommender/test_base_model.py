@@ -178,6 +178,7 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "offline", "message"),
     [
@@ -436,6 +437,7 @@ def test_heads_learn_at_their_own_rate_when_one_is_given(tiny_data, tmp_path, ll
 # bitsandbytes -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_run_learns_when_the_base_is_quantized(tiny_data, tmp_path):
     pytest.importorskip("bitsandbytes")
     # Blocks of 64 weights share a scale, so layers are a little wider here.
@@ -482,6 +484,7 @@ def test_8bit_states_go_on_as_they_were_when_restored(tiny_data, tmp_path):
 # Real weights -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_smollm2_learns_on_real_data_and_comes_back_when_loaded(tmp_path):
     values = {
         "base_model": smollm2(),

@@ -64,6 +64,7 @@ def test_baseline_runs_when_the_model_needs_an_item_feature(tmp_path):
     assert score_again(tmp_path / "run") == outcome["test_result"]
 
 
+@pytest.mark.slow
 def test_baseline_gives_the_same_metrics_when_run_twice(tiny_data, tmp_path):
     first, second = (
         run("SASRec", "tiny", config_dict=values_for(tiny_data, tmp_path / name)) for name in "ab"

@@ -395,6 +395,7 @@ def started(*arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_server_ends_with_its_answers_given_when_a_signal_comes(number, finished, tmp_path):
     directory, arguments = finished, []

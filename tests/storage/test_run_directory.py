@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.storage.atomic import atomic_directory
+from recbole_etegrec.storage.atomic import atomic_directory, atomic_file
 from recbole_etegrec.storage.logs import start_logging
 from recbole_etegrec.storage.run_directory import RunDirectory, default_path
 
@@ -59,13 +59,48 @@ def test_written_values_are_read_back_when_json_or_yaml(tmp_path):
     run_dir = RunDirectory.create(tmp_path)
     value = {"b": [1, 2.5, None], "a": "text"}
     run_dir.write_json("v.json", value)
-    run_dir.write_yaml("v.yaml", value)
-    assert json.loads((tmp_path / "v.json").read_text()) == value
-    assert list(run_dir.read_yaml("v.yaml")) == ["b", "a"]
-    assert run_dir.read_yaml("v.yaml") == value
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "v.json", "v.yaml"]
-    with pytest.raises(UserError, match="no config.yaml"):
-        run_dir.read_yaml("config.yaml")
+    run_dir.write_config(value)
+    assert run_dir.read_json("v.json") == value
+    assert list(run_dir.read_config()) == ["b", "a"]
+    assert run_dir.read_config() == value
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl", "v.json"]
+
+
+def test_reading_a_run_names_the_file_when_it_is_missing_or_damaged(tmp_path):
+    run_dir = RunDirectory.create(tmp_path)
+    with pytest.raises(UserError, match="no config.yaml; is it the directory of a run"):
+        run_dir.read_config()
+    for text in ("a: [1", "- a", "a: 1\n\tb: 2"):
+        run_dir.config.write_text(text)
+        with pytest.raises(UserError, match="config.yaml") as caught:
+            run_dir.read_config()
+        assert "\n" not in str(caught.value)
+    for text in ('{"epochs": 3', "[]"):
+        run_dir.result.write_text(text)
+        with pytest.raises(UserError, match=f"{run_dir.result}: damaged"):
+            run_dir.read_result()
+    run_dir.metrics.write_text('{"epoch": 0}\n{"epoch"\n')
+    with pytest.raises(UserError, match=f"{run_dir.metrics}: damaged"):
+        run_dir.read_metrics()
+
+
+def test_reading_a_run_takes_what_is_there_when_it_still_goes_on(tmp_path):
+    run_dir = RunDirectory.create(tmp_path)
+    assert run_dir.read_result() == {}
+    run_dir.metrics.write_text('{"epoch": 0}\n{"epo')
+    assert run_dir.read_metrics() == [{"epoch": 0}]
+
+
+def test_atomic_file_keeps_the_previous_one_when_writing_fails(tmp_path):
+    path = tmp_path / "vectors"
+    with atomic_file(path) as fresh:
+        fresh.write_text("first")
+        assert not path.exists()
+    with pytest.raises(RuntimeError), atomic_file(path) as fresh:
+        fresh.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_atomic_directory_keeps_the_previous_one_when_writing_fails(tmp_path):

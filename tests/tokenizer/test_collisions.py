@@ -76,7 +76,7 @@ def test_spread_tells_items_apart_when_their_distances_are_equal():
 def test_spread_gives_the_same_codes_when_items_come_in_other_blocks(monkeypatch):
     codes, distances = crowded(150)
     whole = spread(codes, distances)
-    monkeypatch.setattr(collisions, "_ROWS", 5)
+    monkeypatch.setattr(collisions, "ROWS", 5)
     assert torch.equal(spread(codes, distances), whole)
     assert torch.equal(spread(codes, distances), whole)
 

@@ -13,7 +13,7 @@ def seeded(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("cells", [1, 2**25])
 def test_nearest_neighbours_equal_a_full_sort_when_items_are_few(cells, monkeypatch):
-    monkeypatch.setattr(health, "_CELLS", cells)
+    monkeypatch.setattr(health, "CELLS", cells)
     vectors = seeded(40, 6)
     rows, nearest = nearest_neighbours(vectors)
     expected = torch.cdist(vectors, vectors).argsort(dim=1)[:, 1:11]  # 0: the item itself

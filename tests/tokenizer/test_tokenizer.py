@@ -249,7 +249,7 @@ def test_tokenizers_do_the_same_in_parts_when_items_are_many(name, monkeypatch):
     with torch.no_grad():
         output, _ = tokenizer(embedding)
     codes, distances = output.quantization.codes, output.quantization.distances
-    monkeypatch.setattr(tokenizer_base, "_ROWS", 7)
+    monkeypatch.setattr(tokenizer_base, "ROWS", 7)
     assert torch.equal(tokenizer.encode(embedding), codes)
     assert torch.equal(tokenizer.last_distances(embedding), distances[:, -1])
     error = (embedding - output.reconstruction).square().mean()

@@ -16,6 +16,8 @@ from recbole_etegrec.trainer.schedule import Stage
 from tests.helpers import SMALL_MODEL, small_config, small_data
 from tests.recommender.base_models import saved
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SCRIPT, WORKER = ROOT / "run_recbole.py", Path(__file__).with_name("distributed_worker.py")
 CONFIGS = ROOT / "properties" / "accelerate"

@@ -21,6 +21,8 @@ from tests.helpers import SMALL_MODEL
 from tests.trainer import killed_worker
 from tests.trainer.killed_worker import Trap
 
+pytestmark = pytest.mark.slow
+
 # All stages, with random numbers in every step, and the best model in the last of them.
 VALUES = {
     **SMALL_MODEL,

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.numpy import save_file
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.storage.atomic import atomic_file
 from recbole_etegrec.storage.digests import bytes_digest
 
 logger = logging.getLogger(__name__)
@@ -54,10 +54,9 @@ def _lock(path: Path) -> AbstractContextManager:
 
 def _write(path: Path, vectors: np.ndarray, manifest: str) -> None:
     try:
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         metadata = {"manifest": manifest, "sha256": bytes_digest(vectors.tobytes())}
-        save_file({"embedding": vectors}, temporary, metadata=metadata)
-        temporary.replace(path)
+        with atomic_file(path) as fresh:
+            save_file({"embedding": vectors}, fresh, metadata=metadata)
     except (OSError, SafetensorError) as error:
         problem = f"embedding_cache: {path.parent} cannot be written ({error})"
         if PartialState().num_processes > 1:

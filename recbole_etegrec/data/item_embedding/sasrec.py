@@ -197,7 +197,7 @@ def _vectors_of_run(
     """
     run_dir = RunDirectory(run)
     try:
-        values = run_dir.read_yaml("config.yaml")
+        values = run_dir.read_config()
         if values.get("model") != "SASRec":
             raise UserError(f"{run_dir.path} is a run of {values.get('model')}, not of SASRec")
         values.pop("gpu_id", None)  # of that run, and it would hide devices of this process
