@@ -27,14 +27,12 @@ CHOICES = {
     "attn_implementation": ("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
     "optimizer": ("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "gradient_checkpointing": (True, False),
-    "joint": (True, False),
-    "restart_recommender": (True, False),
 }
 COUNTS = ("tokenizer_epochs", "epochs", "warm_epochs", "finetune_epochs")
-COUNTS += ("valid_users", "stopping_step", "save_steps", "max_bad_steps", "seed")
-RATES = ("learning_rate", "finetune_learning_rate", "tokenizer_learning_rate")
+COUNTS += ("valid_users", "stopping_step", "save_steps", "seed")
+RATES = ("learning_rate", "tokenizer_learning_rate")
 RATES += ("alternation_tokenizer_learning_rate", "psa_temperature", "lora_alpha")
-OPTIONAL = ("heads_learning_rate", "memory_gib", "head_size")
+OPTIONAL = ("finetune_learning_rate", "heads_learning_rate", "memory_gib", "head_size")
 SHARES = ("dropout", "residual_dropout", "lora_dropout", "window_overlap")
 WEIGHTS = ("beta", "sia_weight", "psa_weight", "weight_decay")
 _FAST = 0.002  # a learning rate above which pretrained weights are lost
@@ -170,6 +168,8 @@ def check_plugin_config(config: "Config") -> None:
 
 def _contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
     """Pairs (whether it is broken, message), one for each rule between keys."""
+    from recbole_etegrec.trainer.schedule import rules as schedule_rules
+
     beam = config["ranking"] == "beam"
     beams, largest = config["num_beams"], max(config["topk"])
     yield (
@@ -194,15 +194,7 @@ def _contradictions(config: "Config") -> Iterator[tuple[bool, str]]:
         config["backbone"] == "llama" and not config["base_model"] and size % 2 == 1,
         f"head_size ({size}) must be even with backbone (llama): its positions turn pairs",
     )
-    yield (
-        config["joint"] and config["cycle_epochs"] < 2,
-        f"joint ({config['joint']}) needs cycles with an epoch of each module: cycle_epochs >= 2",
-    )
-    yield (
-        config["restart_recommender"] and not config["finetune_epochs"],
-        f"restart_recommender ({config['restart_recommender']}) needs a final stage: "
-        "finetune_epochs >= 1",
-    )
+    yield from schedule_rules(config)
     split, order = config["eval_args"]["split"], config["eval_args"]["order"]
     files = config["benchmark_filename"]
     whole = split == {"LS": "valid_and_test"}
@@ -352,7 +344,7 @@ def _encoder_decoder_contradictions(config: "Config") -> Iterator[tuple[bool, st
 def advice(config: "Config") -> Iterator[str]:
     """What is allowed but hardly ever wanted, a line each."""
     base, rate = config["base_model"], config["finetune_learning_rate"]
-    if base and max(rate, config["learning_rate"]) > _FAST:
+    if base and max(rate or 0, config["learning_rate"]) > _FAST:
         yield (
             f"learning_rate ({config['learning_rate']}) and finetune_learning_rate ({rate}) suit a "
             f"decoder from scratch: base_model ({base}) wants 1e-4 to 1e-3, as in the overlays"

@@ -18,7 +18,7 @@ from recbole_etegrec.quick_start import run
 from recbole_etegrec.runs.load import load_run
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.schedule import Stage
-from tests.helpers import pieces_of, small_config, small_model, small_values, whole_steps
+from tests.helpers import micro_batches_of, small_config, small_model, small_values, whole_steps
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
 MODELS = ("ETEGRec", "TIGER")
@@ -105,18 +105,18 @@ def test_calculate_loss_equals_the_loss_of_windows_when_given_recboles_prefix_ro
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
-def test_losses_of_pieces_sum_to_those_of_the_step_when_it_is_split(tiny_data):
+def test_losses_of_micro_batches_sum_to_those_of_the_step_when_it_is_split(tiny_data):
     model, loaders = small_model(small_config(tiny_data, model="ETEGRec", max_tokens=4000))
     names = ["recommendation", "sia", "quantization"]  # PSA's negatives are those of a process
-    (ranks,) = pieces_of(loaders.train, 3, 1)
+    (ranks,) = micro_batches_of(loaders.train, 3, 1)
     with torch.no_grad():
-        for whole, pieces in zip(whole_steps(loaders.train), ranks, strict=True):
-            shares = [model.losses(names, batch) for batch in pieces]
+        for whole, micro_batches in zip(whole_steps(loaders.train), ranks, strict=True):
+            shares = [model.losses(names, batch) for batch in micro_batches]
             found = {name: sum(share[name] for share in shares) for name in names}
             torch.testing.assert_close(found, model.losses(names, whole), atol=1e-5, rtol=1e-5)
 
 
-def test_losses_give_every_parameter_a_finite_gradient_when_a_piece_has_no_targets(tiny_data):
+def test_losses_give_every_parameter_a_finite_gradient_when_a_micro_batch_has_no_targets(tiny_data):
     model, loaders = small_model(small_config(tiny_data, model="ETEGRec", max_tokens=40))
     loaders.train.split(40)
     empty = next(batch for step in loaders.train for batch in step if not len(batch.targets))

@@ -52,7 +52,7 @@ CHANGES = {
     "sampled": SAMPLED,
     "lora": LORA,
     "whole": NO_PSA,
-    "pieces": {**NO_PSA, "gradient_accumulation_steps": 2},
+    "micro_batches": {**NO_PSA, "gradient_accumulation_steps": 2},
 }
 
 
@@ -126,7 +126,7 @@ def one_process(tiny_data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def two_processes(tiny_data, tmp_path_factory) -> Path:
     """The folder with the runs of two processes, by name, and ``NAME.RANK.json`` of each."""
-    names = ("shared", "tokenizer_only", "encoder", "lora", "pieces")
+    names = ("shared", "tokenizer_only", "encoder", "lora", "micro_batches")
     folder = plan(tiny_data, tmp_path_factory.mktemp("two"), names)
     ended = launch(WORKER, "record", folder)
     assert ended.code == 0, ended.output
@@ -209,12 +209,12 @@ def test_processes_hold_the_same_model_when_a_stage_ends(name, two_processes):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_run_trains_the_same_when_steps_are_computed_in_pieces(
+def test_run_trains_the_same_when_steps_are_computed_in_micro_batches(
     processes, one_process, two_processes
 ):
-    pieces = {1: one_process, 2: two_processes}[processes] / "pieces"
-    assert_same_training(one_process / "whole", pieces)
-    assert_same_outcome(one_process / "whole", pieces)
+    micro_batches = {1: one_process, 2: two_processes}[processes] / "micro_batches"
+    assert_same_training(one_process / "whole", micro_batches)
+    assert_same_outcome(one_process / "whole", micro_batches)
 
 
 def test_script_ranks_the_same_sampled_items_when_launched_twofold(

@@ -129,13 +129,13 @@ def test_joint_step_takes_the_parts_one_after_the_other_when_it_trains_both(tiny
     for name in ("joint", "in_turn"):
         trainer = ready_trainer(tiny_data, tmp_path / name)
         engine = trainer.engine
-        pieces = next(iter(trainer.train_data))
+        micro_batches = next(iter(trainer.train_data))
         if name == "joint":
-            engine.step(pieces, both)
+            engine.step(micro_batches, both)
         else:
             for part, to in zip(both.parts, ("recommender", "tokenizer"), strict=True):
                 engine.freeze_all_but(part.trains)
-                engine.step(pieces, part)
+                engine.step(micro_batches, part)
                 engine.model.copy_codebooks(to=to)
         models.append(parameters_of(engine.model))
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])

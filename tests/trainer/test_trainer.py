@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from recbole.utils import init_seed
+from recbole_etegrec.trainer.pretraining import pretraining_epoch
 from safetensors.torch import load_file
 
 from recbole_etegrec.errors import UserError
@@ -14,7 +15,6 @@ from recbole_etegrec.evaluation.evaluate import evaluate, sample_users
 from recbole_etegrec.losses import quantization_loss
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.trainer.checkpoint import load_model
-from recbole_etegrec.trainer.pretraining import pretraining_epoch
 from recbole_etegrec.trainer.schedule import Stage
 from recbole_etegrec.trainer.trainer import _constant, _cosine
 from tests.helpers import (

@@ -85,16 +85,16 @@ def time_steps(bench: Bench, checkpointing: bool, loader: SequenceLoader, steps:
     peak = peak_gib(device)
     engine.step(batches[0], stage)
     started = now(device)
-    for pieces in batches:
-        engine.step(pieces, stage)
+    for micro_batches in batches:
+        engine.step(micro_batches, stage)
     seconds = now(device) - started
-    items = sum(pieces[0].step_items for pieces in batches)
-    rows = [batch for pieces in batches for batch in pieces]
+    items = sum(micro_batches[0].step_items for micro_batches in batches)
+    rows = [batch for micro_batches in batches for batch in micro_batches]
     rate = useful_flops(recommender, rows) / seconds
     padded = sum(batch.items.numel() for batch in rows) * PartialState().num_processes
     return {
         "tokens_per_second": items * bench.base["code_length"] / seconds,
-        "targets_per_second": sum(pieces[0].step_targets for pieces in batches) / seconds,
+        "targets_per_second": sum(first.step_targets for first, *_ in batches) / seconds,
         "step_seconds": seconds / len(batches),
         "model_flop_utilisation": rate / bench.matmul_rate,
         "useful_tflops": rate / 1e12,

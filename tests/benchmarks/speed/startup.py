@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from recbole_etegrec.config import Config
 from recbole_etegrec.trainer.pretraining import pretraining_epoch
+
+from recbole_etegrec.config import Config
 from tests.benchmarks.speed.growth import rebuild
 from tests.benchmarks.speed.measure import Stopwatch, Work
 from tests.benchmarks.speed.training import engine_of
