@@ -191,7 +191,7 @@ class MemoryPlan:
         model.recommender.train()
         stages = (stage for phase in phases_of(self.config) for stage in phase.stages)
         parts = [p for stage in stages for p in stage.parts if p.trains == "recommender"]
-        names = {name for part in parts for name in part.weights}
+        names = dict.fromkeys(name for part in parts for name in part.weights)
         if not names:
             return
         for _ in range(passes):

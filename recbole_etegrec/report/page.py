@@ -12,7 +12,14 @@ from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.report.charts import bar_chart
 from recbole_etegrec.report.compared import compared_runs, read_comparisons, rows_of
-from recbole_etegrec.report.curves import Run, code_charts, comparison, loss_charts, read_run
+from recbole_etegrec.report.curves import (
+    Run,
+    code_charts,
+    comparison,
+    epochs_of,
+    loss_charts,
+    read_run,
+)
 from recbole_etegrec.report.pictures import CHART_STYLE, STYLE, check_png, write_pngs
 from recbole_etegrec.report.ranking import Example, Rankings, by_bins, examples, rank
 from recbole_etegrec.storage.atomic import replace_text
@@ -21,7 +28,7 @@ from recbole_etegrec.storage.atomic import replace_text
 _KNOWN = {"data_path", "embedding_cache", "checkpoint_dir", "model", "dataset", "seed"}
 _STAGES = (
     "Shaded: the tokenizer's pretraining and the alternation, darker where the tokenizer trains "
-    "and lighter where the recommender does; unshaded: the final stage."
+    "and lighter where the recommender does; unshaded: the final phase."
 )
 
 
@@ -92,13 +99,12 @@ def _head(runs: list[Run]) -> str:
 def _facts(run: Run) -> list[str]:
     written = run.directory.result if run.result else run.directory.config
     date = datetime.fromtimestamp(written.stat().st_mtime)
-    epochs = sum("trains" in record for record in run.records)
     return [
         str(run.config["model"]),
         str(run.config["dataset"]),
         str(run.config["seed"]),
         f"{date:%Y-%m-%d %H:%M}",
-        str(run.result.get("epochs", epochs)),
+        str(run.result.get("epochs", len(epochs_of(run)))),
         _duration(run.result["seconds"]) if run.result else "not finished",
     ]
 

@@ -13,9 +13,8 @@ from recbole.utils import init_seed
 
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.losses import recommendation_loss
+from recbole_etegrec.losses import OBJECTIVES, recommendation_loss
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.trainer.schedule import Stage
 from tests.conftest import write_interactions
 from tests.helpers import (
     changed_since,
@@ -39,7 +38,7 @@ def rows_to_rank(loaders) -> Interaction:
 
 def losses_of(model: ETEGRecLlama, batch: SequenceBatch) -> dict[str, torch.Tensor]:
     """All losses of a batch of windows."""
-    return model.losses(Stage.LOSSES, batch)
+    return model.losses(OBJECTIVES, batch)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
@@ -302,7 +301,7 @@ def test_losses_are_the_named_ones_alone_when_some_are_asked_for(tiny_data):
     batch = whole_steps(loaders.train)[0]
     with torch.no_grad():
         together = losses_of(model, batch)
-        assert set(together) == set(Stage.LOSSES)
+        assert set(together) == set(OBJECTIVES)
         for name, value in together.items():
             assert model.losses([name], batch) == {name: value}
 

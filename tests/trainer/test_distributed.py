@@ -12,7 +12,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from recbole_etegrec.trainer.schedule import Stage
+from recbole_etegrec.losses import OBJECTIVES
 from tests.helpers import SMALL_MODEL, small_config, small_data
 from tests.recommender.base_models import saved
 
@@ -147,7 +147,7 @@ def epochs_of(run_dir: Path) -> list[dict]:
 
 def assert_same_training(first: Path, second: Path) -> None:
     """Every line of two runs says the same; sums may have been rounded otherwise."""
-    rounded = {*Stage.LOSSES, "reconstruction"}
+    rounded = {*OBJECTIVES, "reconstruction"}
     for one, two in zip(epochs_of(first), epochs_of(second), strict=True):
         assert one.keys() == two.keys()
         for key in one:
@@ -203,9 +203,14 @@ def test_processes_hold_the_same_model_when_a_stage_ends(name, two_processes):
     first, second = (
         json.loads((two_processes / f"{name}.{rank}.json").read_text()) for rank in (0, 1)
     )
-    assert [stage for stage, _ in first] == ["_pretrain", *["_train_epoch"] * 6, "fit"]
+    assert [stage for stage, _ in first] == [
+        *["_train_epoch"] * 2,
+        "settle_codes",
+        *["_train_epoch"] * 6,
+        "fit",
+    ]
     assert first == second
-    assert len({digest for _, digest in first[:-1]}) == 7  # each stage has moved something
+    assert len({digest for _, digest in first[:-1]}) == 9  # each stage has moved something
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -240,7 +245,7 @@ def test_run_trains_nearly_the_same_when_the_backbone_is_sharded(
     one, two = epochs_of(one_process / name), epochs_of(tmp_path / "run")
     assert len(one) == len(two)
     for first, second in zip(one[2:], two[2:], strict=True):
-        for name in Stage.LOSSES:
+        for name in OBJECTIVES:
             # Sums over shards round otherwise, and small steps of AdamW make more of that.
             assert (name in first) == (name in second)
             if name in first:

@@ -7,6 +7,7 @@ from accelerate import PartialState
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.losses import objective_weights
 from recbole_etegrec.preflight.memory_plan import GIB
 from recbole_etegrec.recommender.backbone import checkpoint_activations
 from recbole_etegrec.trainer.schedule import Stage
@@ -76,7 +77,7 @@ def time_steps(bench: Bench, checkpointing: bool, loader: SequenceLoader, steps:
     recommender = engine.model.recommender
     checkpoint_activations(recommender.backbone, checkpointing)
     engine.freeze_all_but("recommender")
-    stage = Stage("recommender", "recommender", 1.0, *(bench.base[k] for k in ALIGNMENT))
+    stage = Stage("recommender", "recommender", objective_weights(bench.base, "recommender"))
     largest = next(loader.iterate(int(max(range(len(loader)), key=_tokens_of(loader)))))
     batches = list(islice(iter(loader), steps))
     engine.step(largest, stage)
@@ -102,9 +103,6 @@ def time_steps(bench: Bench, checkpointing: bool, loader: SequenceLoader, steps:
         "peak_gib": peak,
         "finite": not result.skipped,
     }
-
-
-ALIGNMENT = ("sia_weight", "psa_weight")
 
 
 def _tokens_of(loader: SequenceLoader) -> Callable[[int], int]:

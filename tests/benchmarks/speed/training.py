@@ -20,7 +20,7 @@ from tests.benchmarks.first_design import prefix_loader
 from tests.benchmarks.flops import useful_flops
 from tests.benchmarks.speed.measure import Stopwatch, Work, against, limits
 
-STAGE = Stage("finetune", "recommender", 1.0, 0.0, 0.0)
+STAGE = Stage("final", "recommender", {"recommendation": 1.0})
 STEPS = 12  # of an epoch, of all lengths of sequences alike
 BUCKETS = {"Beauty": 8, "ml-100k": 1}  # of the length-bucketed prefixes; long ones take their time
 
