@@ -48,6 +48,15 @@ EXTRA_KEYS = (
     "double_tower",
 )
 
+# What keys of earlier versions were by default, and what says the same now. A config.yaml of then
+# has them all.
+RETIRED = {
+    "joint": (False, "name the phase joint in schedule"),
+    "restart_recommender": (False, "name the phase final_from_scratch in schedule"),
+    "max_bad_steps": (10, "10 steps in a row end a run"),
+    "loss_type": ("CE", "the objectives are in schedule"),
+}
+
 # These describe one run, one machine or one dataset, so a rebuilt config must not inherit them.
 NOT_INPUTS = {"MODEL_TYPE", "run_dir", "resume", "nproc", "world_size", "download"}
 NOT_INPUTS |= {"dataset_counts"}
@@ -222,8 +231,13 @@ class Config(recbole.config.Config):
 
     def _refuse_unknown_keys(self) -> None:
         known = self.known_keys
-        for key in self.external_config_dict:
-            if key not in known:
+        for key, value in list(self.external_config_dict.items()):
+            default, instead = RETIRED.get(key, (None, ""))
+            if key not in known and instead and value == default:
+                del self.external_config_dict[key]
+            elif key not in known and instead:
+                raise UserError(f"{key} ({value}) is no key any more: {instead}")
+            elif key not in known:
                 raise UserError(f"unknown config key '{key}'{nearest(key, known)}")
 
     def _complete_evaluation(self, final: dict[str, Any]) -> None:

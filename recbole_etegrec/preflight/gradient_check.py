@@ -123,7 +123,7 @@ def check_gradients(
         model: a new one; it is changed.
         train_data: its first step is used.
     """
-    phases = phases_of(config)
+    phases, parts = phases_of(config), model_parts(model)  # before anything is fixed
     with tempfile.TemporaryDirectory() as folder:
         trainer = ETEGRecTrainer(config, model, RunDirectory(folder))
         trainer.use_data(train_data)
@@ -136,7 +136,6 @@ def check_gradients(
         report = GradientCheck(list(kinds))
         report.advice.extend(advice(config))
         _look_at_scale(config, model, batches[0].to(trainer.engine.device), report)
-        parts = model_parts(model)
         report.cells = {name: {} for name in parts}
         for name, kind in kinds.items():
             _check_epoch(trainer.engine, parts, batches, name, kind, report)
