@@ -28,9 +28,9 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.errors import TrainingError
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.recommender import Recommender
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import CodeHealth
+from recbole_etegrec.trainer.optimizers import make_optimizer
 from recbole_etegrec.trainer.schedule import Stage
 from recbole_etegrec.trainer.trackers import make_trackers
 
@@ -344,31 +344,3 @@ def _total_norm(gradients: list[torch.Tensor], order: float) -> torch.Tensor:
     """The norm of all gradients together, over all shards of sharded ones."""
     norm = nn.utils.get_total_norm(gradients, order)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def make_optimizer(
-    kind: str, recommender: Recommender, weight_decay: float
-) -> torch.optim.Optimizer:
-    """An optimizer of what learns: weight decay on matrices, none on norms, biases, code tables.
-
-    Args:
-        kind: ``adamw``, or ``adamw_8bit`` or ``paged_adamw_8bit`` of bitsandbytes.
-
-    Returns:
-        One with groups of which each belongs to the backbone or, by its entry ``heads``, not.
-    """
-    groups: dict[tuple[bool, bool], list] = {}
-    for name, parameter in recommender.named_parameters():
-        if parameter.requires_grad:
-            table = "codebooks" in name or "collision_table" in name
-            decays = parameter.ndim >= 2 and not table
-            groups.setdefault((not name.startswith("backbone."), decays), []).append(parameter)
-    options = [
-        {"params": parameters, "weight_decay": weight_decay * decays, "heads": heads}
-        for (heads, decays), parameters in groups.items()
-    ]
-    if kind == "adamw":
-        return torch.optim.AdamW(options)
-    from bitsandbytes import optim  # an optional dependency
-
-    return {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[kind](options)

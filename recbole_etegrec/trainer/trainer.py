@@ -5,7 +5,6 @@ engine's business.
 """
 
 import logging
-from dataclasses import replace
 
 import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
@@ -13,7 +12,6 @@ from recbole.trainer import AbstractTrainer
 from recbole.utils import calculate_valid_score, early_stopping
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
-from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.item_loader import ItemLoader, seed_of
@@ -24,6 +22,7 @@ from recbole_etegrec.model.etegrec_llama import ETEGRecLlama
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import checkpoint
 from recbole_etegrec.trainer.checkpoint import Progress
+from recbole_etegrec.trainer.codes import follow_up, rebuild_codes
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.epoch_sums import EpochSums, log_epoch
 from recbole_etegrec.trainer.interruption import Interruption
@@ -33,11 +32,10 @@ from recbole_etegrec.trainer.memory import (
     TRAINING_KNOBS,
     out_of_memory_explained,
 )
+from recbole_etegrec.trainer.optimizers import make_scheduler
 from recbole_etegrec.trainer.schedule import Phase, Stage, phases_of
 
 logger = logging.getLogger(__name__)
-
-_COLLAPSED = 0.1  # share of a codebook in use, by perplexity, under which it is warned of
 
 
 class ETEGRecTrainer(AbstractTrainer):
@@ -164,7 +162,7 @@ class ETEGRecTrainer(AbstractTrainer):
 
     def settle_codes(self) -> None:
         """Give items the codes that the recommender will first meet, and fit its scale to them."""
-        self.keeper.record({"phase": "codes", **self._rebuild_codes()})
+        self.keeper.record({"phase": "codes", **rebuild_codes(self.engine)})
         self._match_scale()
 
     def _match_scale(self) -> None:
@@ -228,7 +226,8 @@ class ETEGRecTrainer(AbstractTrainer):
             if self.resumed_optimizers is not None:
                 checkpoint.restore_optimizers({name: optimizer}, self.resumed_optimizers)
             warmup = phase.warmup if phase.warmup >= 1 else round(phase.warmup * steps[name])
-            schedulers[name] = _COURSES[phase.course](
+            schedulers[name] = make_scheduler(
+                phase.course,
                 self.engine.bare_optimizer(name),
                 warmup,
                 max(steps[name], 1),
@@ -286,42 +285,10 @@ class ETEGRecTrainer(AbstractTrainer):
             **counts,
         }
         log_epoch(record, engine.device)
-        record |= self._follow_up(stage, loader)
+        record |= follow_up(engine, stage, loader)
         progress.trained, progress.epoch = True, {"record": record}
         if stage.save:
             self.keeper.save_last()
-
-    def _follow_up(self, stage: Stage, loader: SequenceLoader | ItemLoader) -> dict:
-        """What a stage wants done with codebooks and codes after its steps; for its record."""
-        model, found = self.model, {}
-        if stage.share_codebooks:
-            model.copy_codebooks(to="tokenizer")
-        if stage.revive:
-            found["revived"] = self.engine.revive_codes(loader.generator)
-        if stage.measure_codes:
-            health = model.codes.health(model.tokenizer.encode(model.item_embedding[1:]))
-            logger.info("tokenizer: %s, revived %d", health, found.get("revived", 0))
-            found |= health.record()
-        if stage.rebuild_codes:
-            found |= self._rebuild_codes()
-        return found
-
-    # Codes --------------------------------------------------------------------------------------
-
-    def _rebuild_codes(self) -> dict:
-        """New codes for all items, the same on every process; returns their health."""
-        health = replace(self.engine.set_codes(), **self.model.fidelity())
-        logger.info("codes: %s", health)
-        for level, perplexity in enumerate(health.perplexity):
-            if perplexity < _COLLAPSED * min(self.config["code_num"], self.model.n_items - 1):
-                logger.warning(
-                    "codebook %d has collapsed: its items use as many codes as %.1f of equal use "
-                    "would be (%d there are); lower the learning rates of the tokenizer",
-                    level,
-                    perplexity,
-                    self.config["code_num"],
-                )
-        return health.record()
 
     # Validation ---------------------------------------------------------------------------------
 
@@ -391,14 +358,3 @@ class ETEGRecTrainer(AbstractTrainer):
         if counts and (result := best.get("valid_result")):
             self.best_valid_result, self.best_valid_score = result, self._score(result)
         return index
-
-
-def _constant(optimizer, warmup: int, _steps: int, last: int = -1) -> LambdaLR:
-    return get_constant_schedule_with_warmup(optimizer, warmup, last_epoch=last)
-
-
-def _cosine(optimizer, warmup: int, steps: int, last: int = -1) -> LambdaLR:
-    return get_cosine_schedule_with_warmup(optimizer, warmup, steps, last_epoch=last)
-
-
-_COURSES = {"constant": _constant, "cosine": _cosine}

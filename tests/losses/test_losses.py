@@ -43,7 +43,10 @@ def test_quantization_loss_is_the_formula_when_computed_by_hand():
         torch.tensor([[0.0, 4.0], [1.0, 4.0]]),
     )
     # The first: reconstruction (1 + 4) / 2; levels (1 + 0) / 2 + (1 + 4) / 2.
-    assert quantization_loss(output, 0.25).tolist() == [2.5 + 3.0 + 0.25 * 3.0, 4.5 + 2.0 + 0.25 * 2.0]
+    assert quantization_loss(output, 0.25).tolist() == [
+        2.5 + 3.0 + 0.25 * 3.0,
+        4.5 + 2.0 + 0.25 * 2.0,
+    ]
 
 
 def test_quantization_loss_moves_rows_and_encoder_apart_when_beta_is_zero():

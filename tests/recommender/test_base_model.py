@@ -452,7 +452,7 @@ def test_run_learns_when_the_base_is_quantized(tiny_data, tmp_path):
 
 def test_8bit_states_go_on_as_they_were_when_restored(tiny_data, tmp_path):
     pytest.importorskip("bitsandbytes")
-    from recbole_etegrec.trainer.engine import make_optimizer
+    from recbole_etegrec.trainer.optimizers import make_optimizer
 
     def step(module, optimizer, seed):
         torch.manual_seed(seed)
