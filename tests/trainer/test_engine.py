@@ -177,7 +177,7 @@ def test_step_counts_broken_steps_in_a_row_only_when_it_gives_up(tiny_data, tmp_
 def test_main_ends_in_one_line_and_keeps_the_checkpoint_when_training_diverges(
     tiny_data, tmp_path, capsys
 ):
-    values = small_values(tiny_data, dataset="tiny", run_dir=tmp_path / "run", max_tokens=600)
+    values = small_values(tiny_data, dataset="tiny", run_dir=tmp_path / "run", max_tokens=256)
     values |= {"finetune_learning_rate": 1e30, "warmup_steps": 0}
     assert cli.main([f"--{key}={value}" for key, value in values.items()]) == 1
     lines = capsys.readouterr().err.splitlines()

@@ -57,8 +57,8 @@ def test_trainer_sees_every_target_in_fresh_batches_when_epochs_pass(tiny_data, 
 
 def test_trainer_counts_no_tokens_when_no_decoder_reads_them(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run")
-    alone = Stage("alternation", "tokenizer", quantization=1.0)
-    run_stages(trainer, alone, replace(alone, sia=0.1))
+    alone = Stage("alternation", "tokenizer", {"quantization": 1.0})
+    run_stages(trainer, alone, replace(alone, weights={"sia": 0.1, "quantization": 1.0}))
     tokens = [line["tokens"] for line in metrics_lines(trainer)]
     assert tokens[0] == 0 < tokens[1]
 
