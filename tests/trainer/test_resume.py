@@ -276,29 +276,34 @@ def test_resume_writes_nothing_to_stderr_when_all_is_well(start, killed, tmp_pat
 # Interrupted ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("trap", "stand"),
+    [
+        (Trap(STEP, 22, signal.SIGTERM), "epoch 21 (pretraining), step 1"),
+        (after_pretraining(12)._replace(number=signal.SIGTERM), "epoch 1 (alternation), step 4"),
+        (after_pretraining(12)._replace(number=signal.SIGINT), "epoch 1 (alternation), step 4"),
+    ],
+)
 def test_signal_ends_the_run_after_the_step_when_it_comes_in_one(
-    number, start, unbroken, tiny_data, tmp_path
+    trap, stand, start, unbroken, tiny_data, tmp_path
 ):
     run_dir = tmp_path / "run"
-    code, written = start(
-        *arguments(tiny_data, run_dir), trap=after_pretraining(12)._replace(number=number)
-    )
-    assert code == 128 + number
-    stopped = f"{number.name}: stopped at epoch 1 (alternation), step 4"
+    code, written = start(*arguments(tiny_data, run_dir), trap=trap)
+    assert code == 128 + trap.number
+    stopped = f"{signal.Signals(trap.number).name}: stopped at {stand}"
     assert f"{stopped}; go on with --resume={run_dir}\n" in written
     assert written.endswith(f"\n{stopped}\n")
-    assert stand_of(run_dir) == "epoch 1 (alternation), step 4"
+    assert stand_of(run_dir) == stand
     assert not (run_dir / "result.json").exists()
     written = go_on(start, run_dir)
     assert_same(run_dir, unbroken)
 
 
-@pytest.mark.parametrize("trap", [Trap(STEP, 22, signal.SIGTERM), Trap(RANKING, 5, signal.SIGTERM)])
 def test_signal_ends_the_run_at_once_when_it_comes_between_steps(
-    trap, start, unbroken, tiny_data, tmp_path
+    start, unbroken, tiny_data, tmp_path
 ):
     run_dir = tmp_path / "run"
+    trap = Trap(RANKING, 5, signal.SIGTERM)
     code, written = start(*arguments(tiny_data, run_dir), trap=trap)
     assert code == 143
     assert f"SIGTERM: stopped at once; go on with --resume={run_dir}\n" in written
