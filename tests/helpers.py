@@ -85,7 +85,7 @@ def whole_steps(loader: SequenceLoader) -> list[SequenceBatch]:
     return [batch for (batch,) in loader]
 
 
-def pieces_of(
+def micro_batches_of(
     loader: SequenceLoader, micro_batches: int, processes: int
 ) -> list[list[list[SequenceBatch]]]:
     """What each process is given, for each step its micro-batches."""

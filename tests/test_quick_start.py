@@ -59,11 +59,11 @@ def test_run_leaves_a_whole_directory_when_it_ends(finished):
     assert {path.name for path in run_dir.iterdir()} == files | {"best", "tensorboard"}
     stages = [(line["phase"], line.get("trains")) for line in lines_of(run_dir)]
     assert stages == [
-        *[("pretraining", None)] * 2,
+        *[("pretraining", "tokenizer")] * 2,
         ("codes", None),
         ("alternation", "tokenizer"),
         ("alternation", "recommender"),
-        ("finetune", "recommender"),
+        ("final", "recommender"),
     ]
 
 

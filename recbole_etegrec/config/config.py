@@ -223,7 +223,7 @@ class Config(recbole.config.Config):
         self._complete_evaluation(final)
         if (
             final["MODEL_TYPE"] == ModelType.SEQUENTIAL
-            and final.get("loss_type") == "CE"
+            and (final.get("loss_type") == "CE" or is_ours(final))
             and "train_neg_sample_args" not in self.external_config_dict
         ):
             final["train_neg_sample_args"] = None  # cross-entropy over all items samples none

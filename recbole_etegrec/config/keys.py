@@ -113,6 +113,7 @@ def _clipping(value: Any) -> bool:
 
 
 SOURCES = ("collaborative", "file", "sasrec", "text")
+PHASES = ("pretraining", "alternation", "joint", "final", "final_from_scratch")
 
 KEYS: dict[str, Key] = {
     # Item embeddings
@@ -169,15 +170,16 @@ KEYS: dict[str, Key] = {
     "psa_weight": weight(),
     "psa_temperature": above_zero(),
     # Schedule
+    "schedule": replace(
+        listed(str, f"a list of phases: {', '.join(PHASES)}", least=1), names=PHASES
+    ),
     "epochs": whole(0),
     "cycle_epochs": whole(1),
     "warm_epochs": whole(0),
-    "joint": choice(True, False),
-    "restart_recommender": choice(True, False),
     "finetune_epochs": whole(0),
     "alternation_tokenizer_learning_rate": above_zero(),
     "learning_rate": above_zero(),
-    "finetune_learning_rate": above_zero(),
+    "finetune_learning_rate": optional(above_zero()),
     "warmup_steps": Key("int, float", "a number of steps, or a share below 1", _warmup),
     "optimizer": choice("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "heads_learning_rate": optional(above_zero()),
@@ -201,9 +203,6 @@ KEYS: dict[str, Key] = {
     "gradient_checkpointing": choice(True, False),
     "memory_gib": optional(above_zero()),
     "save_steps": whole(0),
-    "max_bad_steps": whole(0),
-    "loss_type": choice("CE"),
-    "train_neg_sample_args": optional(Key("dict", "nothing", lambda v: isinstance(v, dict))),
 }
 
 # Keys of RecBole of which the plugin's models ask more than RecBole does.

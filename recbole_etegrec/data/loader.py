@@ -20,7 +20,7 @@ from recbole_etegrec.data.sequences import Windows, place_in_run
 
 
 class SequenceBatch(NamedTuple):
-    """Windows of user sequences: one piece of the batch of an optimizer step.
+    """Windows of user sequences: one micro-batch of an optimizer step.
 
     Attributes:
         items: item ids ``[B, T]``, right-padded with 0.
@@ -31,7 +31,7 @@ class SequenceBatch(NamedTuple):
         distinct_index: where each target stands in ``distinct`` ``[n]``.
         step_targets: targets of the whole step.
         step_items: items of the whole step, padding not counted.
-        pieces: pieces of the step.
+        micro_batches: of the step, on all processes.
     """
 
     items: torch.Tensor
@@ -41,7 +41,7 @@ class SequenceBatch(NamedTuple):
     distinct_index: torch.Tensor
     step_targets: int
     step_items: int
-    pieces: int
+    micro_batches: int
 
     def to(self, device: torch.device) -> "SequenceBatch":
         """The same batch on a device."""
@@ -92,11 +92,11 @@ def make_prefixes(sequences: Windows, max_history: int) -> Windows:
 def cut_windows(windows: Windows, probability: float, rng: np.random.Generator) -> Windows:
     """Cut each window in two at a random item with the given probability.
 
-    The second piece starts at the cut, so its targets see a history with a random start, while
+    The second part starts at the cut, so its targets see a history with a random start, while
     every target of the epoch is still supervised exactly once.
     """
     first_cut = np.maximum(windows.start + 1, windows.supervised_from)
-    choices = windows.end - 1 - first_cut  # a piece must keep at least one target
+    choices = windows.end - 1 - first_cut  # a part must keep at least one target
     cut = first_cut + np.floor(rng.random(len(choices)) * np.maximum(choices, 0)).astype(np.int64)
     chosen = (rng.random(len(choices)) < probability) & (choices > 0)
     cut = cut[chosen]
@@ -124,12 +124,12 @@ def split_by_budget(order: np.ndarray, lengths: np.ndarray, max_items: int) -> l
 class SequenceLoader:
     """Training loader: each element is one optimizer step, a list of its micro-batches.
 
-    The micro-batches are those of one process, as :meth:`split` says; by default one piece holds
-    the whole step. ``loader._dataset`` is RecBole's training dataset, as in RecBole's own loaders.
+    The micro-batches are those of one process, as :meth:`split` says; by default one holds the
+    whole step. ``loader._dataset`` is RecBole's training dataset, as in RecBole's own loaders.
 
     Args:
         dataset: the training part.
-        max_tokens: padded code tokens in a step at most, over all its pieces.
+        max_tokens: padded code tokens in a step at most, over all its micro-batches.
         code_length: tokens an item.
         training_rows: ``sequences``, windows in which all items are targets, or ``prefixes``, one
             window a target, which the next two do not change.
@@ -167,11 +167,11 @@ class SequenceLoader:
         """Give this process its share of each step.
 
         Args:
-            micro_batches: pieces of a step on each process.
+            micro_batches: of a step on each process.
             rank: of this process.
         """
-        self.pieces = micro_batches * processes
-        self.own_pieces = range(rank, self.pieces, processes)
+        self.micro_batches = micro_batches * processes
+        self.own = range(rank, self.micro_batches, processes)
 
     def draw(self, epoch: int) -> None:
         """Draw the cuts and steps of an epoch; the next iteration yields them."""
@@ -200,34 +200,34 @@ class SequenceLoader:
             distinct = np.unique(targets)
             yield [
                 SequenceBatch(
-                    *map(torch.from_numpy, self._gather(rows, piece, distinct)),
+                    *map(torch.from_numpy, self._gather(rows, number, distinct)),
                     step_targets=len(targets),
                     step_items=int((end - start).sum()),
-                    pieces=self.pieces,
+                    micro_batches=self.micro_batches,
                 )
-                for piece in self.own_pieces
+                for number in self.own
             ]
 
     def first_step(self) -> SequenceBatch:
         """The first step of the epoch as one batch, the same on every process."""
-        pieces, own_pieces = self.pieces, self.own_pieces
+        micro_batches, own = self.micro_batches, self.own
         self.split()
         (batch,) = next(self.iterate())
-        self.pieces, self.own_pieces = pieces, own_pieces
+        self.micro_batches, self.own = micro_batches, own
         return batch
 
-    def largest_piece(self) -> SequenceBatch:
-        """The piece of the epoch in which most tokens are read, padding included."""
+    def largest_micro_batch(self) -> SequenceBatch:
+        """The micro-batch of the epoch in which most tokens are read, padding included."""
         tokens = (self.windows.end - self.windows.start) * self.code_length - 1  # not the last
-        own = (rows[:: self.pieces] for rows in self.steps)
+        own = (rows[:: self.micro_batches] for rows in self.steps)
         sizes = [tokens[rows].max() * len(rows) for rows in own]
         return next(self.iterate(int(np.argmax(sizes))))[0]
 
-    def _gather(self, rows: np.ndarray, piece: int, distinct: np.ndarray) -> tuple:
-        """One piece of a step as right-padded arrays."""
-        own = rows[piece :: self.pieces]
-        # Every process takes part in every step: where there are fewer windows than pieces, some
-        # hold a window without targets.
+    def _gather(self, rows: np.ndarray, number: int, distinct: np.ndarray) -> tuple:
+        """One micro-batch of a step as right-padded arrays."""
+        own = rows[number :: self.micro_batches]
+        # Every process takes part in every step: where there are fewer windows than micro-batches,
+        # some hold a window without targets.
         start, end, supervised_from = (
             column[own if len(own) else rows[:1]] for column in self.windows
         )

@@ -1,13 +1,53 @@
-"""Losses: plain functions of tensors, one value a target or an item."""
+"""Losses: plain functions of tensors, and the table of the objectives made of them.
 
-from recbole_etegrec.losses.alignment import (
-    preference_semantic_alignment,
-    sequence_item_alignment,
-)
-from recbole_etegrec.losses.quantization import quantization_loss
-from recbole_etegrec.losses.recommendation import recommendation_loss
+To add one: a file with an :class:`Objective`, a line in ``OBJECTIVES``, and the key of its weight
+in ``properties/model/ETEGRecLlama.yaml``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from recbole_etegrec.losses.objective import ForwardPass, Objective
+from recbole_etegrec.losses.psa import PSA, preference_semantic_alignment
+from recbole_etegrec.losses.quantization import QUANTIZATION, quantization_loss
+from recbole_etegrec.losses.recommendation import RECOMMENDATION, recommendation_loss
+from recbole_etegrec.losses.sia import SIA, sequence_item_alignment
+
+# The order is that in which weighted losses are summed, recorded and shown.
+OBJECTIVES: dict[str, Objective] = {
+    "recommendation": RECOMMENDATION,
+    "sia": SIA,
+    "psa": PSA,
+    "quantization": QUANTIZATION,
+}
+
+
+def objective_weights(
+    config: Mapping[str, Any], module: str, *, aligned: bool = True, sequences: bool = True
+) -> dict[str, float]:
+    """The weights of the objectives that count while a module trains, by name.
+
+    Args:
+        config: has the keys that the objectives name.
+        module: ``tokenizer`` or ``recommender``.
+        aligned: whether objectives that tie the modules to each other count.
+        sequences: whether there are histories to read, and not items alone.
+    """
+    return {
+        name: objective.weight_in(config)
+        for name, objective in OBJECTIVES.items()
+        if module in objective.trains
+        and (aligned or not objective.aligned)
+        and (sequences or not objective.reads_sequences)
+        and objective.weight_in(config)
+    }
+
 
 __all__ = [
+    "OBJECTIVES",
+    "ForwardPass",
+    "Objective",
+    "objective_weights",
     "preference_semantic_alignment",
     "quantization_loss",
     "recommendation_loss",

@@ -16,12 +16,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.config.checks import launched_with
 from recbole_etegrec.data import SequenceBatch, load_item_embedding
 from recbole_etegrec.decoding import RANKERS, BatchFields
-from recbole_etegrec.losses import (
-    preference_semantic_alignment,
-    quantization_loss,
-    recommendation_loss,
-    sequence_item_alignment,
-)
+from recbole_etegrec.losses import OBJECTIVES, ForwardPass, objective_weights
 from recbole_etegrec.model.build import ranker_options, recommender_spec, tuning_of
 from recbole_etegrec.recommender import RecommenderOutput, build_recommender, empty_recommender
 from recbole_etegrec.storage.digests import tensor_digest
@@ -59,9 +54,11 @@ class ETEGRecLlama(SequentialRecommender):
     ):
         super().__init__(config, dataset)
         self.max_history = config["MAX_ITEM_LIST_LENGTH"]
-        self.beta = config["beta"]
-        self.temperature = config["psa_temperature"]
-        self.sia_weight, self.psa_weight = config["sia_weight"], config["psa_weight"]
+        self.loss_options = {
+            name: {key: config[key] for key in objective.options}
+            for name, objective in OBJECTIVES.items()
+        }
+        self.loss_weights = objective_weights(config, "recommender")
         self.exclude_history = bool(config["exclude_history"])
         self.seed, self.collision = config["seed"], config["collision"]
         self.precision = config["precision"]
@@ -223,51 +220,50 @@ class ETEGRecLlama(SequentialRecommender):
         recommender: Callable[..., RecommenderOutput] | None = None,
         logsumexp_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Losses of one piece of a step, each a share: over all pieces they sum to a mean.
+        """Losses of a micro-batch, each a share: over all of a step they sum to its mean.
 
-        The mean is over the step's targets, in nats (``recommendation``, ``sia``, ``psa``), or
-        over its distinct targets, in squared distance (``quantization``).
+        The mean is over the step's targets, or over its distinct targets (``quantization``).
 
         Args:
-            names: the losses wanted; only what they need is computed.
+            names: of the objectives wanted; only what they need is computed.
             recommender: as wrapped for training.
-            logsumexp_over_processes: see :func:`preference_semantic_alignment`.
+            logsumexp_over_processes: see :class:`ForwardPass`.
         """
-        shares, output = {}, None
-        if not {"recommendation", "sia", "psa"}.isdisjoint(names):
-            output = (recommender or self.recommender)(self.codes(batch.items), batch.target_index)
-        if not {"sia", "psa", "quantization"}.isdisjoint(names):
+        objectives = {name: OBJECTIVES[name] for name in names}
+        needs = {need for objective in objectives.values() for need in objective.needs}
+        outputs: dict[str, torch.Tensor] = {}
+        if needs != {"items"}:
+            recommender = recommender or self.recommender
+            output = recommender(self.codes(batch.items), batch.target_index)
+            outputs = output._asdict()
+        items = sequence = None
+        if not needs.isdisjoint({"items", "sequence"}):
             items, sequence = self.tokenizer(
                 self.item_embedding[batch.distinct],
-                None if output is None else output.sequence_latent,
+                outputs["sequence_latent"] if "sequence" in needs else None,
             )
-        if "recommendation" in names:
-            loss = recommendation_loss(output.logits, self.codes(batch.targets))
+        forward = ForwardPass(
+            batch,
+            self.codes(batch.targets),
+            **outputs,
+            items=items,
+            sequence=sequence,
+            logsumexp_over_processes=logsumexp_over_processes,
+        )
+        shares = {
+            name: objective.loss(forward, **self.loss_options[name])
+            for name, objective in objectives.items()
+        }
+        read = needs | {"sequence_latent"} if "sequence" in needs else needs
+        unused = [value for name, value in outputs.items() if name not in read]
+        if unused and unused[0].requires_grad:
             # Distributed wrappers want a gradient for every parameter: 0 where none is due.
-            unused = 0.0 * (output.sequence_latent.sum() + output.preference_latent.sum())
-            shares["recommendation"] = loss.sum() / batch.step_targets + unused
-        if "sia" in names:
-            loss = sequence_item_alignment(
-                items.quantization.log_probabilities(),
-                sequence.log_probabilities(),
-                batch.distinct_index,
-            )
-            shares["sia"] = loss.sum() / batch.step_targets
-        if "psa" in names:
-            loss = preference_semantic_alignment(
-                output.preference_latent,
-                items.reconstruction,
-                batch.distinct_index,
-                self.temperature,
-                logsumexp_over_processes,
-            )
-            shares["psa"] = loss.sum() / batch.step_targets
-        if "quantization" in names:
-            shares["quantization"] = quantization_loss(items, self.beta)[0].mean() / batch.pieces
+            first = next(name for name, one in objectives.items() if one.reads_sequences)
+            shares[first] = shares[first] + 0.0 * sum(value.sum() for value in unused)
         return shares
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
-        """``L_REC + mu SIA + lambda PSA`` of RecBole's own prefix rows, tokenizer frozen.
+        """What the recommender minimises in alternation, of RecBole's own prefix rows.
 
         The target is put right after its history: ``seq_end_position`` is the token before it,
         ``target_positions`` the tokens of its codes.
@@ -286,8 +282,7 @@ class ETEGRecLlama(SequentialRecommender):
             index,
             step_targets=len(rows),
             step_items=int(end.sum()) + len(rows),
-            pieces=1,
+            micro_batches=1,
         )
-        losses = self.losses(("recommendation", "sia", "psa"), batch)
-        aligned = self.sia_weight * losses["sia"] + self.psa_weight * losses["psa"]
-        return losses["recommendation"] + aligned
+        losses = self.losses(self.loss_weights, batch)
+        return sum(weight * losses[name] for name, weight in self.loss_weights.items())

@@ -6,8 +6,9 @@ counts: adapters of LoRA start at 0, and half of them get no gradient before the
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -15,15 +16,15 @@ from torch import nn
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.losses import OBJECTIVES
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.recommender import autocast
 from recbole_etegrec.runs.checks import advice
 from recbole_etegrec.storage.digests import tensor_digest
 from recbole_etegrec.storage.run_directory import RunDirectory
+from recbole_etegrec.trainer import ETEGRecTrainer
 from recbole_etegrec.trainer.engine import Engine
-from recbole_etegrec.trainer.pretraining import pretraining_epoch, pretraining_epochs
-from recbole_etegrec.trainer.schedule import Stage
-from recbole_etegrec.trainer.trainer import seed_of
+from recbole_etegrec.trainer.schedule import Phase, Stage, phases_of
 
 _SHARP, _FLAT = 2.0, 0.02  # deviations of logits; 2 costs some 2 nats over a uniform guess
 
@@ -36,7 +37,7 @@ class Part:
         module: ``tokenizer`` or ``recommender``.
         parameters: of the part.
         row: which index into the parameters' first dimension; None for all.
-        learns_by: losses of which at least one must reach it.
+        learns_by: objectives of which at least one must reach it.
     """
 
     module: str
@@ -98,7 +99,7 @@ class GradientCheck:
                 f"{self.losses[s][loss]:14.4f}" if loss in self.losses[s] else " " * 14
                 for s in self.stages
             )
-            for loss in Stage.LOSSES
+            for loss in OBJECTIVES
         ]
         verdict = ["OK: all that must learn does, and nothing else moved"] if self.ok else []
         sections = [
@@ -122,21 +123,22 @@ def check_gradients(
         model: a new one; it is changed.
         train_data: its first step is used.
     """
-    train_data.split(config["gradient_accumulation_steps"])
-    batches = next(iter(train_data))
+    phases, parts = phases_of(config), model_parts(model)  # before anything is fixed
     with tempfile.TemporaryDirectory() as folder:
-        engine = Engine(config, model, RunDirectory(folder))
-        _pretrain(config, model, engine)
-        if config["projector_init"] == "matched":
-            engine.match_scale(train_data.first_step())
-        stages = _stages(config, model)
-        report = GradientCheck([stage.phase for stage in stages])
+        trainer = ETEGRecTrainer(config, model, RunDirectory(folder))
+        trainer.use_data(train_data)
+        for phase in phases:
+            if phase.loader == "items":
+                trainer.run_phase(phase)
+        trainer.settle_codes()
+        batches = next(iter(train_data))
+        kinds = kinds_of_epochs(phases)
+        report = GradientCheck(list(kinds))
         report.advice.extend(advice(config))
-        _look_at_scale(config, model, batches[0].to(engine.device), report)
-        parts = model_parts(model)
+        _look_at_scale(config, model, batches[0].to(trainer.engine.device), report)
         report.cells = {name: {} for name in parts}
-        for stage in stages:
-            _check_stage(config, engine, parts, batches, stage, report)
+        for name, kind in kinds.items():
+            _check_epoch(trainer.engine, parts, batches, name, kind, report)
     if model.frozen_digest is not None:
         same = model.digest_frozen() == model.frozen_digest
         report.cells["decoder, frozen"] = dict.fromkeys(report.stages, "-" if same else "MOVED")
@@ -145,115 +147,98 @@ def check_gradients(
     return report
 
 
-def _stages(config: Config, model: ETEGRecLlama) -> list[Stage]:
-    """One of each kind of epoch, its phase saying which."""
-    sia, psa = config["sia_weight"], config["psa_weight"]
-    pretraining = [Stage("pretraining", "tokenizer", quantization=1.0)]
-    alternation = [
-        Stage("tokenizer", "tokenizer", 0.0, sia, psa, 1.0),
-        Stage("recommender", "recommender", 1.0, sia, psa),
-    ]
-    return [
-        *(pretraining if pretraining_epochs(config, model) else []),
-        *(alternation if config["epochs"] else []),
-        Stage("final", "recommender", 1.0),
-    ]
+class Kind(NamedTuple):
+    """A kind of epoch: a stage that trains one module, and the rate that it learns with."""
+
+    stage: Stage
+    learning_rate: float
+
+
+def kinds_of_epochs(phases: list[Phase]) -> dict[str, Kind]:
+    """One of each kind of epoch of a run, by a name: its phase, or what it trains in a phase.
+
+    Of the epochs of a kind it is the last, in which all objectives count.
+    """
+    kinds: dict[str, Kind] = {}
+    for phase in phases:
+        parts = {part.trains: part for stage in phase.stages for part in stage.parts}
+        for module in sorted(parts, reverse=True):  # the tokenizer goes first
+            name = phase.name if len(parts) == 1 else module
+            if name in kinds:
+                name = f"{phase.name} {module}"
+            kinds[name] = Kind(parts[module], phase.learning_rates[module])
+    return kinds
 
 
 def model_parts(model: ETEGRecLlama) -> dict[str, Part]:
     """What learns of a model, by name."""
     tokenizer, recommender = model.tokenizer, model.recommender
     embedding = recommender.code_embedding
+    levels = range(len(embedding.codebooks))
+
+    def part(module: str, kind: str, parameters: Iterable[nn.Parameter], row: int | None = None):
+        learns_by = tuple(name for name, one in OBJECTIVES.items() if kind in one.reaches)
+        return Part(module, list(parameters), learns_by, row)
+
     parts = {
-        "encoder": Part("tokenizer", list(tokenizer.encoder.parameters()), ("quantization",)),
-        "decoder": Part("tokenizer", list(tokenizer.decoder.parameters()), ("quantization",)),
+        name: part("tokenizer", name, module.parameters())
+        for name, module in (("encoder", tokenizer.encoder), ("decoder", tokenizer.decoder))
     }
-    for level in range(len(embedding.codebooks)):
+    for level in levels:
         books = [tokenizer.quantizer.codebooks]
-        parts[f"codebook {level}"] = Part("tokenizer", books, ("quantization",), level)
-    for level in range(len(embedding.codebooks)):
+        parts[f"codebook {level}"] = part("tokenizer", "codebooks", books, level)
+    for level in levels:
+        # Where the tokenizer alone moves codebooks, no objective reaches the recommender's.
+        kind = "codebooks, recommender's" if embedding.codebooks.requires_grad else "fixed"
         name = f"codebook {level}, recommender's"
-        parts[name] = Part("recommender", [embedding.codebooks], ("recommendation",), level)
-    for name, module, loss in (
-        ("input projector", embedding.scid_projector, "recommendation"),
-        ("output projector", embedding.output_projector, "recommendation"),
-        ("SIA adapter", recommender.enc_adapter, "sia"),
-        ("PSA adapter", recommender.dec_adapter, "psa"),
+        parts[name] = part("recommender", kind, [embedding.codebooks], level)
+    for name, module in (
+        ("input projector", embedding.scid_projector),
+        ("output projector", embedding.output_projector),
+        ("SIA adapter", recommender.enc_adapter),
+        ("PSA adapter", recommender.dec_adapter),
     ):
-        parts[name] = Part("recommender", list(module.parameters()), (loss,))
-    table = [embedding.collision_table]
-    parts["collision table"] = Part("recommender", table, ("recommendation",))
+        parts[name] = part("recommender", name, module.parameters())
+    table = "collision table"
+    parts[table] = part("recommender", table, [embedding.collision_table])
     for name, module in recommender.sequence_parts.items():
         learning = {n: p for n, p in module.named_parameters() if p.requires_grad}
         if any("lora_" in n for n in learning):
             name = "decoder, LoRA"
-        if learning:
-            parts[name] = Part("recommender", list(learning.values()), ("recommendation",))
-    fixed = embedding.codebooks.requires_grad is False
-    return {
-        name: Part(part.module, part.parameters, (), part.row)
-        if fixed and name.endswith("recommender's")
-        else part
-        for name, part in parts.items()
-        if part.parameters
-    }
+        parts[name] = part("recommender", "backbone", learning.values())
+    return {name: part for name, part in parts.items() if part.parameters}
 
 
-def _pretrain(config: Config, model: ETEGRecLlama, engine: Engine) -> None:
-    optimizer = engine.optimizers["tokenizer"]
-    _set_rate(optimizer, config["tokenizer_learning_rate"])
-    model.tokenizer.requires_grad_(True).train()
-    epochs = pretraining_epochs(config, model)
-    for epoch in range(epochs):
-        pretraining_epoch(
-            model,
-            optimizer,
-            batch_size=config["tokenizer_batch_size"],
-            seed=seed_of(config["seed"], epoch),
-            revive=epoch < epochs - 1,
-        )
-    model.tokenizer.requires_grad_(False).eval()
-    model.rebuild_codes()
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    optimizer.state.clear()
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def _check_stage(
-    config: Config,
+def _check_epoch(
     engine: Engine,
     parts: dict[str, Part],
     batches: list[SequenceBatch],
-    stage: Stage,
+    name: str,
+    kind: Kind,
     report: GradientCheck,
 ) -> None:
-    rates = {
-        "tokenizer": config["alternation_tokenizer_learning_rate"],
-        "recommender": config["learning_rate"],
-    }
-    _set_rate(engine.optimizers[stage.trains], rates[stage.trains])
+    stage = kind.stage
+    engine.start_optimizer(stage.trains, kind.learning_rate)
     engine.freeze_all_but(stage.trains)
-    before = {name: part.digest() for name, part in parts.items()}
+    before = {part: its.digest() for part, its in parts.items()}
     engine.step(batches, stage)
     batch = batches[0].to(engine.device)
     losses = engine.losses(batch, stage)
     sum(weight * losses[name] for name, weight in stage.weights.items()).backward()
-    report.losses[stage.phase] = {n: float(v.detach()) * batch.pieces for n, v in losses.items()}
-    norms = {name: part.norm() for name, part in parts.items()}
+    shares = batch.micro_batches
+    report.losses[name] = {loss: float(v.detach()) * shares for loss, v in losses.items()}
+    norms = {part: its.norm() for part, its in parts.items()}
     for optimizer in engine.optimizers.values():
         optimizer.zero_grad()
     engine.step(batches, stage)
-    for name, part in parts.items():
-        moved = part.digest() != before[name]
-        must = part.module == stage.trains and not stage.weights.keys().isdisjoint(part.learns_by)
-        may = part.module == stage.trains and bool(part.learns_by)
-        cell, problem = _judge(norms[name], moved, must, may)
-        report.cells[name][stage.phase] = cell
+    for part, its in parts.items():
+        moved = its.digest() != before[part]
+        must = its.module == stage.trains and not stage.weights.keys().isdisjoint(its.learns_by)
+        may = its.module == stage.trains and bool(its.learns_by)
+        cell, problem = _judge(norms[part], moved, must, may)
+        report.cells[part][name] = cell
         if problem:
-            report.problems.append(f"{name}: {problem} in the {stage.phase} stage")
+            report.problems.append(f"{part}: {problem} in the {name} stage")
 
 
 def _judge(norm: float | None, moved: bool, must: bool, may: bool) -> tuple[str, str]:

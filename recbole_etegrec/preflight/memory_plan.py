@@ -27,11 +27,12 @@ from recbole_etegrec.model import MODELS
 from recbole_etegrec.preflight.memory_trace import AliveBytes, without_data
 from recbole_etegrec.recommender import autocast
 from recbole_etegrec.recommender.backbone import cached_tensors, checkpoint_activations
+from recbole_etegrec.trainer.schedule import phases_of
 
 GIB = 2**30
 _EIGHT_BIT_FROM = 4096  # elements; bitsandbytes keeps the states of smaller tensors in fp32
 _NF4_BYTES = 0.5 + (1 + 4 / 256) / 64  # a weight, with its share of the doubly quantized scales
-_MOST_PIECES = 1024
+_MOST_MICRO_BATCHES = 1024
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,15 @@ class Training:
 
     Attributes:
         checkpointing: whether activations are computed anew in the backward pass.
-        pieces: micro-batches of the step on each process.
-        rows: sequences of the largest piece.
+        micro_batches: of the step on each process.
+        rows: sequences of the largest micro-batch.
         tokens: tokens of each, padding included.
         activations: what a forward and backward pass hold at most, gradients among it.
         total: all that is alive at the worst moment.
     """
 
     checkpointing: bool
-    pieces: int
+    micro_batches: int
     rows: int
     tokens: int
     activations: int
@@ -156,22 +157,23 @@ class MemoryPlan:
 
     # What is planned ----------------------------------------------------------------------------
 
-    def training_of(self, checkpointing: bool, pieces: int | None = None) -> Training:
+    def training_of(self, checkpointing: bool, micro_batches: int | None = None) -> Training:
         """A step with other knobs.
 
         Args:
-            pieces: in place of the config's ``gradient_accumulation_steps``.
+            micro_batches: in place of the config's ``gradient_accumulation_steps``.
         """
-        pieces = pieces or self.config["gradient_accumulation_steps"]
-        self.train_data.split(pieces, self.processes)
-        batch = self.train_data.largest_piece()
+        micro_batches = micro_batches or self.config["gradient_accumulation_steps"]
+        self.train_data.split(micro_batches, self.processes)
+        batch = self.train_data.largest_micro_batch()
         self.train_data.split(self.config["gradient_accumulation_steps"], self.processes)
-        activations = self._trace(lambda: self._step(batch, checkpointing, passes=min(pieces, 2)))
+        passes = min(micro_batches, 2)
+        activations = self._trace(lambda: self._step(batch, checkpointing, passes))
         static = sum(self.weights.values()) + self.optimizer + self.buckets
         total = static + max(activations + self.passing, self.gradients + self.update)
         rows, items = batch.items.shape
         tokens = items * self.config["code_length"]
-        return Training(checkpointing, pieces, rows, tokens, activations, total)
+        return Training(checkpointing, micro_batches, rows, tokens, activations, total)
 
     def evaluation_of(self, users: int) -> Evaluation:
         """An evaluation batch of other size."""
@@ -183,7 +185,11 @@ class MemoryPlan:
         model = self.model
         checkpoint_activations(model.recommender.backbone, checkpointing)
         model.recommender.train()
-        names = ["recommendation"] + ["sia", "psa"] * bool(self.config["epochs"])
+        stages = (stage for phase in phases_of(self.config) for stage in phase.stages)
+        parts = [p for stage in stages for p in stage.parts if p.trains == "recommender"]
+        names = dict.fromkeys(name for part in parts for name in part.weights)
+        if not names:
+            return
         for _ in range(passes):
             recommender = autocast(self.config["precision"], "cpu")(model.recommender)
             losses = model.losses(names, batch, recommender)
@@ -236,7 +242,7 @@ class MemoryPlan:
             used = "" if other is now else f"not chosen: {_readable(other.total)} in all"
             how = "checkpointed" if checkpointing else "kept"
             lines.append((f"activations, {how}", other.activations, used))
-        step = f"a piece of {now.rows} x {now.tokens} tokens, {now.pieces} a step"
+        step = f"a micro-batch of {now.rows} x {now.tokens} tokens, {now.micro_batches} a step"
         lines.append(("training, at its peak", now.total, step))
         each = f"{ranks.users} users, {ranks.history / 2**20:.1f} MiB each"
         lines.append(("cache of histories", ranks.users * ranks.history, each))
@@ -274,15 +280,15 @@ class MemoryPlan:
         now = self.training
         if not now.checkpointing and self.training_of(True).total <= limit:
             return "set gradient_checkpointing to True"
-        pieces = now.pieces * 2
-        while pieces <= _MOST_PIECES:
-            smaller = self.training_of(True, pieces)
+        micro_batches = now.micro_batches * 2
+        while micro_batches <= _MOST_MICRO_BATCHES:
+            smaller = self.training_of(True, micro_batches)
             if smaller.total <= limit:
                 also = "" if now.checkpointing else "gradient_checkpointing to True and "
-                return f"set {also}gradient_accumulation_steps to {pieces}"
+                return f"set {also}gradient_accumulation_steps to {micro_batches}"
             if smaller.rows == 1:
                 break
-            pieces *= 2
+            micro_batches *= 2
         base, tuning = self.config["base_model"], self.config["tuning"]
         if not base:
             return "lower hidden_size, num_hidden_layers or MAX_ITEM_LIST_LENGTH"
@@ -291,8 +297,8 @@ class MemoryPlan:
         spared = self.weights["decoder, frozen"]
         spared -= spared * _NF4_BYTES / self.model.recommender.residual_dtype.itemsize
         can = tuning == "lora" and not base.endswith(".gguf") and not launched_with("FSDP")
-        if can and self.training_of(True, pieces).total - spared <= limit:
-            return f"set tuning to qlora and gradient_accumulation_steps to {pieces}"
+        if can and self.training_of(True, micro_batches).total - spared <= limit:
+            return f"set tuning to qlora and gradient_accumulation_steps to {micro_batches}"
         return "take a smaller base_model, or lower MAX_ITEM_LIST_LENGTH"
 
 

@@ -4,17 +4,11 @@ Epochs are numbered as there. A point stands in the middle of its epoch; the cod
 pretraining stand at its end.
 """
 
+from recbole_etegrec.losses import OBJECTIVES
 from recbole_etegrec.report.charts import Axis, Band, Series, line_chart, nice_ticks
 from recbole_etegrec.runs.recorded_run import RecordedRun
 
 # Key of a record, title with its unit, format.
-_LOSSES = (
-    ("recommendation", "Recommendation loss, nats a code", ".3g"),
-    ("sia", "Sequence-item alignment (SIA), nats", ".3g"),
-    ("psa", "Preference-semantic alignment (PSA), nats", ".3g"),
-    ("quantization", "Quantization loss, squared distance", ".3g"),
-    ("lr", "Learning rate", ".2g"),
-)
 _CODES = (
     ("usage", "Codes in use, share of a codebook", ".0%"),
     ("perplexity", "Perplexity of the codes in use, codes", ".3g"),
@@ -23,38 +17,45 @@ _CODES = (
     ("neighbours_kept", "Nearest neighbours kept, share", ".0%"),
     ("reconstruction", "Reconstruction error, mean square", ".3g"),
 )
-STAGES = {"pretraining": "pretraining", "alternation": "alternation", "finetune": "final"}
+_PRETRAINING = "pretraining"
+
+
+def epochs_of(run: RecordedRun) -> list[dict]:
+    """The records of epochs over the training sequences."""
+    return [r for r in run.records if "trains" in r and r["phase"] != _PRETRAINING]
 
 
 def loss_charts(run: RecordedRun) -> list[str]:
     """The validation metric, the losses and the learning rate."""
-    records = [record for record in run.records if record["phase"] in ("alternation", "finetune")]
+    records = epochs_of(run)
     if not records:
         return []
     axis = Axis("epoch", _stages(records), _ticks(len(records)))
     charts = [line_chart(validation_title(run), [validation(run)._replace(name="")], axis)]
-    for key, title, number in _LOSSES:
-        charts.append(line_chart(title, _by_module(records, key), axis, number))
-    return charts
+    for name, objective in OBJECTIVES.items():
+        title = f"{objective.title}, {objective.unit}"
+        charts.append(line_chart(title, _by_module(records, name), axis, ".3g"))
+    return [*charts, line_chart("Learning rate", _by_module(records, "lr"), axis, ".2g")]
 
 
 def code_charts(run: RecordedRun) -> list[str]:
     """The health of the codes during pretraining and after each of the tokenizer's epochs."""
-    pretraining = [record for record in run.records if record["phase"] == "pretraining"]
-    records = [record for record in run.records if record["phase"] == "alternation"]
+    pretraining = [record for record in run.records if record["phase"] == _PRETRAINING]
+    moving = {record["phase"] for record in epochs_of(run) if record["trains"] != "recommender"}
+    records = [record for record in epochs_of(run) if record["phase"] in moving]
     epochs, trained = max(len(pretraining), 1), max(len(records), 1)
 
     def place(record: dict) -> float:
-        """Pretraining has many short epochs; they take as much room as the alternation."""
+        """Pretraining has many short epochs; they take as much room as what follows."""
         if record["phase"] == "codes":
             return 0.0
         middle = record["epoch"] + 0.5
-        return (middle / epochs - 1) * trained if record["phase"] == "pretraining" else middle
+        return (middle / epochs - 1) * trained if record["phase"] == _PRETRAINING else middle
 
     health = [record for record in run.records if "usage" in record]
     if not health:
         return []
-    bands = [Band(-trained, 0, "pretraining", STAGES["pretraining"])] if pretraining else []
+    bands = [Band(-trained, 0, _PRETRAINING, _PRETRAINING)] if pretraining else []
     bands += _stages(records) if records else [Band(0, trained, "final")]
     ticks = [((tick / epochs - 1) * trained, str(tick)) for tick in _whole(0.8 * epochs, 3)]
     axis = Axis("epoch", bands, [*(ticks if pretraining else []), *_ticks(len(records))])
@@ -99,7 +100,7 @@ def validation_title(run: RecordedRun) -> str:
 
 def _by_module(records: list[dict], key: str) -> list[Series]:
     """Make a curve of `key` for each module that trains with it, named if there are two."""
-    modules = ("recommender", "tokenizer")
+    modules = ("recommender", "tokenizer", "both")
     series = [
         Series(
             name, [(r["epoch"] + 0.5, r[key]) for r in records if r["trains"] == name and key in r]
@@ -111,12 +112,14 @@ def _by_module(records: list[dict], key: str) -> list[Series]:
 
 
 def _stages(records: list[dict]) -> list[Band]:
-    """Make a band for each epoch; the first of each phase carries its name."""
+    """Make a band for each epoch, shaded where codes move; the first of each phase has its name."""
     bands, named = [], set()
+    moving = {record["phase"] for record in records if record["trains"] != "recommender"}
     for record in records:
         phase, epoch = record["phase"], record["epoch"]
-        kind = record["trains"] if phase == "alternation" else "final"
-        bands.append(Band(epoch, epoch + 1, kind, "" if phase in named else STAGES[phase]))
+        kind = record["trains"] if phase in moving else "final"
+        name = "" if phase in named else phase.replace("_", " ")
+        bands.append(Band(epoch, epoch + 1, kind, name))
         named.add(phase)
     return bands
 

@@ -12,7 +12,7 @@ from recbole_etegrec.config import is_ours
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.report.charts import bar_chart
 from recbole_etegrec.report.compared import compared_runs, read_comparisons, rows_of
-from recbole_etegrec.report.curves import code_charts, comparison, loss_charts
+from recbole_etegrec.report.curves import code_charts, comparison, epochs_of, loss_charts
 from recbole_etegrec.report.pictures import CHART_STYLE, STYLE, check_png, write_pngs
 from recbole_etegrec.report.ranking import Example, Rankings, by_bins, examples, rank
 from recbole_etegrec.runs.recorded_run import RecordedRun, read_run
@@ -22,7 +22,7 @@ from recbole_etegrec.storage.atomic import replace_text
 _KNOWN = {"data_path", "embedding_cache", "checkpoint_dir", "model", "dataset", "seed"}
 _STAGES = (
     "Shaded: the tokenizer's pretraining and the alternation, darker where the tokenizer trains "
-    "and lighter where the recommender does; unshaded: the final stage."
+    "and lighter where the recommender does; unshaded: the final phase."
 )
 
 
@@ -93,13 +93,12 @@ def _head(runs: list[RecordedRun]) -> str:
 def _facts(run: RecordedRun) -> list[str]:
     written = run.directory.result if run.result else run.directory.config
     date = datetime.fromtimestamp(written.stat().st_mtime)
-    epochs = sum("trains" in record for record in run.records)
     return [
         str(run.config["model"]),
         str(run.config["dataset"]),
         str(run.config["seed"]),
         f"{date:%Y-%m-%d %H:%M}",
-        str(run.result.get("epochs", epochs)),
+        str(run.result.get("epochs", len(epochs_of(run)))),
         _duration(run.result["seconds"]) if run.result else "not finished",
     ]
 

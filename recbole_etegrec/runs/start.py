@@ -13,12 +13,11 @@ from recbole_etegrec.runs.load import config_of_run, earlier_version
 from recbole_etegrec.storage.logs import start_logging
 from recbole_etegrec.storage.run_directory import RunDirectory, default_path
 
-# A run may go on with other values of these: they say where and in what pieces it is computed.
+# A run may go on with other values of these: they say where it is computed, and in which portions.
 MAY_CHANGE = {
     "show_progress",
     "state",
     "save_steps",
-    "max_bad_steps",
     "gradient_accumulation_steps",
     "gradient_checkpointing",
     "attn_implementation",

@@ -37,13 +37,14 @@ class Progress:
     """Where a run stands.
 
     Attributes:
-        phase: ``pretraining``, ``alternation`` or ``finetune``.
+        phase: its name in ``SCHEDULES``; empty before the first.
         index: epochs of the phase that are over.
         step: steps taken of the epoch after those.
         trained: whether all of them are, and only the evaluation is left.
         stale: evaluations in a row without a better score.
-        epochs_done: epochs over in all phases, pretraining not counted.
-        schedule: steps the learning rate of each module has made.
+        epochs_done: epochs over the training sequences that are over, in all phases.
+        first: the number of the phase's first epoch.
+        rate_steps: steps the learning rate of each module has made.
         epoch: sums and counts over the steps of the present epoch.
         lines: of ``metrics.jsonl``.
         scaler: state of the fp16 gradient scaler.
@@ -51,28 +52,34 @@ class Progress:
         vectors: the digest of the item embeddings.
     """
 
-    phase: str = "pretraining"
+    phase: str = ""
     index: int = 0
     step: int = 0
     trained: bool = False
     stale: int = 0
     epochs_done: int = 0
-    schedule: dict[str, int] = field(default_factory=dict)
+    first: int = 0
+    rate_steps: dict[str, int] = field(default_factory=dict)
     epoch: dict = field(default_factory=dict)
     lines: int = 0
     scaler: dict | None = None
     frozen: str | None = None
     vectors: str | None = None
 
-    def enter(self, phase: str) -> None:
+    @property
+    def number(self) -> int:
+        """The present epoch's, as records have it: each kind of loader has epochs of its own."""
+        return self.first + self.index
+
+    def enter(self, phase: str, first: int) -> None:
         """Begin a phase."""
-        self.phase, self.index, self.stale = phase, 0, 0
+        self.phase, self.first, self.index, self.stale = phase, first, 0, 0
 
     def __str__(self) -> str:
-        if self.phase == "pretraining":
-            return f"tokenizer pretraining, epoch {self.index}"
+        if not self.phase:
+            return "the beginning"
         place = "before its evaluation" if self.trained else f"step {self.step}"
-        return f"epoch {self.epochs_done} ({self.phase}), {place}"
+        return f"epoch {self.number} ({self.phase}), {place}"
 
 
 # The model ----------------------------------------------------------------------------------------
@@ -236,7 +243,7 @@ def load_last(
         States of the model and the optimizers, where the run stands, and the best model of then.
 
     Raises:
-        UserError: it has checkpoints, but none is whole.
+        UserError: it has checkpoints, but none is whole, or they are of another version.
     """
     damaged = []
     for folder in (run_dir.last, run_dir.previous):
@@ -246,13 +253,23 @@ def load_last(
             logger.warning("checkpoint %s: %s is damaged", folder, broken)
             damaged.append(str(folder / broken))
             continue
-        progress = json.loads((folder / _PROGRESS).read_text("utf-8"))
+        progress = _read_progress(folder)
         best = read_model(folder / _BEST) if (folder / _BEST).is_dir() else None
         state, optimizers = load_file(folder / _WEIGHTS), load_file(folder / _OPTIMIZERS)
-        return state, optimizers, Progress(**progress), best
+        return state, optimizers, progress, best
     if damaged:
         raise UserError(f"resume: no checkpoint is whole (damaged: {', '.join(damaged)})")
     return None
+
+
+def _read_progress(folder: Path) -> Progress:
+    values = json.loads((folder / _PROGRESS).read_text("utf-8"))
+    if unknown := values.keys() - vars(Progress()).keys():
+        raise UserError(
+            f"resume: {folder} is of another version of recbole-etegrec (its {_PROGRESS} has "
+            f"{', '.join(sorted(unknown))}): go on with that one, or start a new run"
+        )
+    return Progress(**values)
 
 
 def drop_damaged(run_dir: RunDirectory) -> None:

@@ -8,6 +8,7 @@ here, so it needs no wrapper of its own.
 import logging
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -27,20 +28,22 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.errors import TrainingError
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.recommender import Recommender
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import CodeHealth
+from recbole_etegrec.trainer.optimizers import make_optimizer
 from recbole_etegrec.trainer.schedule import Stage
 from recbole_etegrec.trainer.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
+
+MAX_BAD_STEPS = 10  # in a row with a NaN or infinity; one more ends the run
 
 
 class StepResult(NamedTuple):
     """What one step gives.
 
     Attributes:
-        losses: of this process's pieces; over all processes they sum to the step's means.
+        losses: of this process's micro-batches; over all processes they sum to the step's means.
         norms: of the gradients of the stage's groups, before clipping, the same on each process.
         skipped: whether a gradient was not finite, so that no parameter moved.
     """
@@ -62,7 +65,8 @@ class Engine:
     def __init__(self, config: Config, model: ETEGRecLlama, run_dir: RunDirectory):
         AcceleratorState._reset_state()  # an earlier run of this process may differ
         self.model, self.clip = model, config["clip_grad_norm"] or {}
-        self.max_bad_steps, self.bad_steps = config["max_bad_steps"], 0
+        self.heads_learning_rate = config["heads_learning_rate"]
+        self.bad_steps = 0
         self.accelerator = Accelerator(
             mixed_precision="no" if config["precision"] == "fp32" else config["precision"],
             cpu=not config["use_gpu"],
@@ -107,9 +111,10 @@ class Engine:
         model.tokenizer.requires_grad_(False)
         # Processes that share no cache may have made them with other rounding.
         model.item_embedding = self._from_main(model.item_embedding)
+        self._share(model.tokenizer)
 
-    def freeze_all_but(self, trains: str) -> None:
-        """Let one module learn."""
+    def freeze_all_but(self, trains: str | None) -> None:
+        """Let one module learn, or none."""
         for name, parameters in self.parameters.items():
             getattr(self.model, name).train(name == trains)
             for parameter in parameters:
@@ -133,7 +138,7 @@ class Engine:
         Where a part meets a NaN or infinity, nothing moves in it.
 
         Raises:
-            TrainingError: after ``max_bad_steps`` such parts in a row.
+            TrainingError: after more than `MAX_BAD_STEPS` such parts in a row.
         """
         if stage.trains != "both":
             return self._step(micro_batches, stage)
@@ -153,14 +158,15 @@ class Engine:
 
     def _step(self, micro_batches: list[SequenceBatch], stage: Stage) -> StepResult:
         total = torch.zeros(len(stage.weights), device=self.device)
+        wrapped = stage.trains == "recommender"
         for batch in micro_batches:
             batch = batch.to(self.device)
-            with self.accelerator.accumulate(self.recommender):
+            with self.accelerator.accumulate(self.recommender) if wrapped else nullcontext():
                 losses = self.losses(batch, stage)
                 loss = sum(weight * losses[name] for name, weight in stage.weights.items())
-                if stage.trains == "recommender":
+                if wrapped:
                     # The wrapper averages over processes, accelerate over micro-batches.
-                    self.accelerator.backward(loss * batch.pieces)
+                    self.accelerator.backward(loss * batch.micro_batches)
                 else:
                     loss.backward()
             total += torch.stack([losses[name].detach().float() for name in stage.weights])
@@ -169,7 +175,7 @@ class Engine:
         elif isinstance(self.recommender, FSDPModule):
             heads = (p for head in self.model.recommender.heads for p in head.parameters())
             self._add_up(list(heads), 1 / self.accelerator.num_processes)
-        norms, finite = self._clip(stage.trains)
+        norms, finite = self._clip(stage)
         optimizer = self.optimizers[stage.trains]
         if finite or self._scaled(stage):  # then the scaler skips the step, and mends its scale
             optimizer.step()
@@ -180,16 +186,16 @@ class Engine:
             self._report_bad_step(total, norms, stage)
         return StepResult(total, norms, not finite)
 
-    def _clip(self, trains: str) -> tuple[torch.Tensor, bool]:
+    def _clip(self, stage: Stage) -> tuple[torch.Tensor, bool]:
         """Clip gradients; returns their norms by group, before that, and whether all are finite."""
-        if trains == "recommender":
+        if stage.trains == "recommender":
             self.accelerator.unscale_gradients()  # of fp16
-        order, groups = self.clip.get("norm_type", 2.0), self.groups[trains].values()
+        order, groups = self.clip.get("norm_type", 2.0), self.groups[stage.trains].values()
         gradients = [[p.grad for p in group if p.grad is not None] for group in groups]
         norms = torch.stack([_total_norm(group, order) for group in gradients])
         # Reading one number a step is the price of never taking a broken step.
         norm = float(torch.linalg.vector_norm(norms, order))
-        if norm > self.clip.get("max_norm", float("inf")):
+        if stage.clip and norm > self.clip.get("max_norm", float("inf")):
             for group in gradients:
                 torch._foreach_mul_(group, self.clip["max_norm"] / (norm + 1e-6))
         return norms, math.isfinite(norm)
@@ -208,12 +214,21 @@ class Engine:
         broken = ~torch.cat([losses, norms]).isfinite()
         what = ", ".join(name for name, bad in zip(names, broken.tolist(), strict=True) if bad)
         where = f"{stage.phase} ({stage.trains})"
-        if self.bad_steps > self.max_bad_steps:
+        if self.bad_steps > MAX_BAD_STEPS:
             raise TrainingError(
-                f"{where}: {what} not finite in {self.bad_steps} steps in a row (max_bad_steps): "
+                f"{where}: {what} not finite in {self.bad_steps} steps in a row: "
                 "start anew with a lower learning rate or precision fp32; the last checkpoint stays"
             )
         logger.warning("%s: %s not finite, step skipped", where, what or "gradient norm")
+
+    def start_optimizer(self, name: str, learning_rate: float) -> torch.optim.Optimizer:
+        """Let the optimizer of a module forget its states and begin with a learning rate."""
+        optimizer = self.optimizers[name]
+        optimizer.state.clear()
+        for group in optimizer.param_groups:
+            rate = self.heads_learning_rate if group.get("heads") else None
+            group["lr"] = group["initial_lr"] = rate or learning_rate
+        return optimizer
 
     def bare_optimizer(self, name: str) -> torch.optim.Optimizer:
         """The optimizer of a module without accelerate's wrapper, as a scheduler wants it."""
@@ -234,7 +249,16 @@ class Engine:
         return health
 
     @torch.no_grad()
-    def share(self, module: nn.Module) -> None:
+    def revive_codes(self, generator: torch.Generator) -> int:
+        """Move codes that no item uses to where items are; returns how many there were."""
+        tokenizer = self.model.tokenizer
+        encoded = tokenizer.encoder(self.model.item_embedding[1:])
+        revived = tokenizer.quantizer.revive(encoded, generator)
+        self._share(tokenizer.quantizer)
+        return revived
+
+    @torch.no_grad()
+    def _share(self, module: nn.Module) -> None:
         """Give every process the main process's parameters."""
         for parameter in module.parameters():
             parameter.copy_(self._from_main(parameter.detach().clone()))
@@ -244,7 +268,7 @@ class Engine:
         batch = batch.to(self.device)
         self.model.recommender.eval()
         self.model.recommender.match_scale(self.model.codes(batch.items), batch.target_index)
-        self.share(self.model.recommender.code_embedding)
+        self._share(self.model.recommender.code_embedding)
 
     def sum_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of what each process has, on all of them."""
@@ -318,31 +342,3 @@ def _total_norm(gradients: list[torch.Tensor], order: float) -> torch.Tensor:
     """The norm of all gradients together, over all shards of sharded ones."""
     norm = nn.utils.get_total_norm(gradients, order)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def make_optimizer(
-    kind: str, recommender: Recommender, weight_decay: float
-) -> torch.optim.Optimizer:
-    """An optimizer of what learns: weight decay on matrices, none on norms, biases, code tables.
-
-    Args:
-        kind: ``adamw``, or ``adamw_8bit`` or ``paged_adamw_8bit`` of bitsandbytes.
-
-    Returns:
-        One with groups of which each belongs to the backbone or, by its entry ``heads``, not.
-    """
-    groups: dict[tuple[bool, bool], list] = {}
-    for name, parameter in recommender.named_parameters():
-        if parameter.requires_grad:
-            table = "codebooks" in name or "collision_table" in name
-            decays = parameter.ndim >= 2 and not table
-            groups.setdefault((not name.startswith("backbone."), decays), []).append(parameter)
-    options = [
-        {"params": parameters, "weight_decay": weight_decay * decays, "heads": heads}
-        for (heads, decays), parameters in groups.items()
-    ]
-    if kind == "adamw":
-        return torch.optim.AdamW(options)
-    from bitsandbytes import optim  # an optional dependency
-
-    return {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[kind](options)

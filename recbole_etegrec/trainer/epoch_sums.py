@@ -6,6 +6,7 @@ import time
 import torch
 
 from recbole_etegrec.data import SequenceBatch
+from recbole_etegrec.losses import OBJECTIVES
 from recbole_etegrec.trainer.engine import Engine, StepResult
 from recbole_etegrec.trainer.memory import memory_gib
 from recbole_etegrec.trainer.schedule import Stage
@@ -25,8 +26,7 @@ class EpochSums:
     def __init__(self, engine: Engine, stage: Stage, kept: dict):
         self.engine, self.losses = engine, len(stage.weights)
         self.names = [*stage.weights, *(f"norm_{name}" for name in engine.norm_names(stage))]
-        # The decoder does not run for the quantization loss alone.
-        self.reads_tokens = bool(stage.weights.keys() - {"quantization"})
+        self.reads_tokens = stage.reads_sequences
         counts = {"targets": 0, "tokens": 0, "skipped": 0, "seconds": 0.0}
         self.counts = {name: kept.get(name, start) for name, start in counts.items()}
         start = kept.get("sums", [0.0] * len(self.names))
@@ -34,7 +34,7 @@ class EpochSums:
         self.started = time.perf_counter() - self.counts["seconds"]
 
     def add(self, result: StepResult, batch: SequenceBatch, code_length: int) -> None:
-        """Add a step, of which `batch` is a piece."""
+        """Add a step, of which `batch` is a micro-batch."""
         if not result.skipped:
             self.sums += torch.cat([result.losses * batch.step_targets, result.norms])
             self.counts["targets"] += batch.step_targets
@@ -66,7 +66,7 @@ def log_epoch(record: dict, device: torch.device) -> None:
         record["epoch"],
         record["phase"],
         record["trains"],
-        ", ".join(f"{name} {record[name]:.4f}" for name in Stage.LOSSES if name in record),
+        ", ".join(f"{name} {record[name]:.4f}" for name in OBJECTIVES if name in record),
         record["lr"],
         record["seconds"],
         record["tokens"] / record["seconds"],

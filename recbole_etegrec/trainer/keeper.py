@@ -66,17 +66,13 @@ class Keeper:
                 f"go on with --resume={self.run_dir.path}"
             )
 
-    def save_last(self, parts: tuple[str, ...] = ("",)) -> None:
-        """Write ``last/``; all processes take part, but while the tokenizer is pretrained.
-
-        Args:
-            parts: beginnings of the names of what is to be kept of the model.
-        """
+    def save_last(self) -> None:
+        """Write ``last/``; all processes take part."""
         if not self.saved:
             return
         engine, scaler = self.engine, self.accelerator.scaler
         self.progress.scaler = scaler and scaler.state_dict()
-        model = checkpoint.trained_state(engine.model, parts)
+        model = checkpoint.trained_state(engine.model)
         optimizers = checkpoint.optimizer_state(engine.optimizers)
         codes = engine.model.codes.digest()
         self._write(

@@ -9,8 +9,8 @@ import torch
 from recbole_etegrec.errors import TrainingError
 
 TRAINING_KNOBS = (
-    "raise gradient_accumulation_steps (the same step in smaller pieces; a resumed run may), or in "
-    "a new run lower max_tokens or MAX_ITEM_LIST_LENGTH, or choose precision bf16"
+    "raise gradient_accumulation_steps (the same step in more micro-batches; a resumed run may), "
+    "or in a new run lower max_tokens or MAX_ITEM_LIST_LENGTH, or choose precision bf16"
 )
 EVALUATION_KNOBS = "lower eval_batch_size (a resumed run may), or num_beams in a new run"
 

@@ -5,21 +5,15 @@ from importlib.util import find_spec
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.config.checks import launched_with
+from recbole_etegrec.errors import nearest
+from recbole_etegrec.trainer.schedule import SCHEDULES
 
 FAST = 0.002  # a learning rate above which pretrained weights are lost
 
 
 def rules(config: Config) -> Iterator[tuple[bool, str]]:
     """Pairs (whether it is broken, message), one for each rule."""
-    yield (
-        config["joint"] and config["cycle_epochs"] < 2,
-        f"joint ({config['joint']}) needs cycles with an epoch of each module: cycle_epochs >= 2",
-    )
-    yield (
-        config["restart_recommender"] and not config["finetune_epochs"],
-        f"restart_recommender ({config['restart_recommender']}) needs a final stage: "
-        "finetune_epochs >= 1",
-    )
+    yield from _schedule_rules(config)
     optimizer, tuning = config["optimizer"], config["tuning"]
     yield (
         optimizer != "adamw" and find_spec("bitsandbytes") is None,
@@ -40,10 +34,27 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
     )
 
 
+def _schedule_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    names = config["schedule"]
+    for name in names:
+        choices = f"must name phases of {', '.join(SCHEDULES)}{nearest(name, SCHEDULES)}"
+        yield name not in SCHEDULES, f"schedule ({name}) {choices}"
+        yield names.count(name) > 1, f"schedule ({names}) names {name} more than once"
+    yield (
+        "joint" in names and config["cycle_epochs"] < 2,
+        "schedule (joint) needs cycles with an epoch of each module: cycle_epochs >= 2",
+    )
+    yield (
+        "final_from_scratch" in names and not config["finetune_epochs"],
+        "schedule (final_from_scratch) makes a recommender that must learn: finetune_epochs >= 1",
+    )
+
+
 def advice(config: Config) -> Iterator[str]:
     """What is allowed but hardly ever wanted, a line each."""
     base = config["base_model"]
-    rate, final_rate = config["learning_rate"], config["finetune_learning_rate"]
+    rate = config["learning_rate"]
+    final_rate = config["finetune_learning_rate"] or rate
     if base and max(rate, final_rate) > FAST:
         yield (
             f"learning_rate ({rate}) and finetune_learning_rate ({final_rate}) suit a decoder from "

@@ -1,12 +1,23 @@
 """The order of training, as data.
 
 Source: ETEGRec (SIGIR 2025), section 3.4. A :class:`Stage` is one epoch: what trains, with which
-loss weights, and what follows. The trainer runs stages and knows nothing of their order.
+objectives, and what follows. A :class:`Phase` is a list of stages with their learning rates and
+the weights that they start from. The key ``schedule`` names phases of ``SCHEDULES``; the trainer
+runs them one after another and knows nothing of their order.
+
+To add a phase: a function of the config that returns it, and a line in ``SCHEDULES``.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from recbole_etegrec.losses import OBJECTIVES, objective_weights
+from recbole_etegrec.tokenizer import TOKENIZERS
+
+_PRETRAINING_SAVES = 20  # epochs of pretraining, which are short, between two checkpoints
+
+Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -14,91 +25,181 @@ class Stage:
     """One epoch.
 
     Attributes:
-        phase: ``alternation`` or ``finetune``.
+        phase: the name of its phase.
         trains: the module that learns, ``tokenizer`` or ``recommender``, the other being fixed; or
             ``both``.
-        recommendation: weight of ``L_REC``.
-        sia: weight ``mu`` of sequence-item alignment.
-        psa: weight ``lambda`` of preference-semantic alignment.
-        quantization: weight of ``L_SQ``.
+        weights: of the objectives that count, by name.
+        share_codebooks: whether codebooks moved by the recommender go back to the tokenizer after
+            it. Where the codes are settled, the tokenizer's own must go on giving them.
+        revive: whether codes that no item uses then move to where items are.
+        measure_codes: whether the codes that items would get are measured after it.
         rebuild_codes: whether items get new codes after it.
         evaluate: whether the validation metric is measured after it.
+        clip: whether gradients are clipped as ``clip_grad_norm`` says.
+        save: whether a checkpoint is written after it.
     """
-
-    LOSSES: ClassVar = ("recommendation", "sia", "psa", "quantization")
 
     phase: str
     trains: str
-    recommendation: float = 0.0
-    sia: float = 0.0
-    psa: float = 0.0
-    quantization: float = 0.0
+    weights: Mapping[str, float] = field(default_factory=dict)
+    share_codebooks: bool = False
+    revive: bool = False
+    measure_codes: bool = False
     rebuild_codes: bool = False
     evaluate: bool = False
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """The losses that count, by name."""
-        return {name: getattr(self, name) for name in self.LOSSES if getattr(self, name)}
+    clip: bool = True
+    save: bool = True
 
     @property
     def parts(self) -> tuple["Stage", ...]:
         """What each step consists of, one part for each module that learns."""
         if self.trains != "both":
             return (self,)
-        tokenizer = replace(self, trains="tokenizer", recommendation=0.0)
-        return tokenizer, replace(self, trains="recommender", quantization=0.0)
+        return tuple(
+            replace(self, trains=module, weights=_of_module(self.weights, module))
+            for module in ("tokenizer", "recommender")
+        )
 
     @property
-    def shares_codebooks(self) -> bool:
-        """Whether codebooks moved by the recommender go back to the tokenizer.
-
-        Not in the final stage: there the codes are settled, and the tokenizer's own codebooks
-        must go on giving them.
-        """
-        return self.phase == "alternation" and self.trains == "recommender"
+    def reads_sequences(self) -> bool:
+        """Whether histories pass through the recommender."""
+        return any(OBJECTIVES[name].reads_sequences for name in self.weights)
 
 
-def alternation(
-    *,
-    epochs: int,
-    cycle_epochs: int,
-    warm_epochs: int,
-    sia_weight: float,
-    psa_weight: float,
-    joint: bool = False,
-) -> Iterator[Stage]:
+@dataclass(frozen=True)
+class Phase:
+    """Stages that belong together.
+
+    Attributes:
+        name: its name in ``SCHEDULES``, in logs and in records.
+        stages: in their order; none leave the phase out.
+        learning_rates: of each module that learns in it.
+        course: of the learning rates, after the warm-up: ``constant``, or ``cosine`` down to 0.
+        warmup: steps of linear warm-up of each module, or their share of its steps if below 1.
+        starts_from: the weights that it goes on with: ``last``, the present ones; ``best``, those
+            of the best model so far; ``fresh``, the best model with a recommender made anew, which
+            then has to win by scores of its own.
+        loader: what an epoch goes over: the training ``sequences``, or the catalogue's ``items``.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    learning_rates: Mapping[str, float]
+    course: str = "constant"
+    warmup: float = 0
+    starts_from: str = "last"
+    loader: str = "sequences"
+
+
+def pretraining(config: Values) -> Phase:
+    """The tokenizer alone, on items alone; none for one that k-means has made already.
+
+    Its loss is not clipped. Codes that no item uses are revived after each epoch but the last.
+    """
+    epochs = config["tokenizer_epochs"] if TOKENIZERS[config["tokenizer"]].pretrains else 0
+    weights = objective_weights(config, "tokenizer", aligned=False, sequences=False)
+    stages = tuple(
+        Stage(
+            "pretraining",
+            "tokenizer",
+            weights,
+            revive=epoch < epochs,
+            measure_codes=True,
+            clip=False,
+            save=epoch % _PRETRAINING_SAVES == 0,
+        )
+        for epoch in range(1, epochs + 1)
+    )
+    rates = {"tokenizer": config["tokenizer_learning_rate"]}
+    return Phase("pretraining", stages, rates, loader="items")
+
+
+def alternation(config: Values) -> Phase:
     """Cycles of a tokenizer epoch, new codes, then recommender epochs.
 
     The tokenizer minimises ``L_SQ + mu SIA + lambda PSA``, the recommender
     ``L_REC + mu SIA + lambda PSA``. Metrics are taken at the end of a cycle, when the recommender
     has caught up with the new codes.
-
-    Args:
-        epochs: in all.
-        cycle_epochs: a cycle; the first is the tokenizer's.
-        warm_epochs: before the alignment losses start.
-        joint: no turns are taken: of a cycle's epochs the first, the tokenizer's, is left out, and
-            both modules learn in each step of the next.
     """
+    return _cycles("alternation", config, joint=False)
+
+
+def joint(config: Values) -> Phase:
+    """Alternation that takes no turns.
+
+    Of a cycle's epochs the first, the tokenizer's, is left out, and both modules learn in each
+    step of the next.
+    """
+    return _cycles("joint", config, joint=True)
+
+
+def final(config: Values) -> Phase:
+    """The recommender alone, from the best model on: ``L_REC`` and settled codes."""
+    return _final("final", config, starts_from="best")
+
+
+def final_from_scratch(config: Values) -> Phase:
+    """As the final phase, but a new recommender learns the best model's codes."""
+    return _final("final_from_scratch", config, starts_from="fresh")
+
+
+SCHEDULES: dict[str, Callable[[Values], Phase]] = {
+    "pretraining": pretraining,
+    "alternation": alternation,
+    "joint": joint,
+    "final": final,
+    "final_from_scratch": final_from_scratch,
+}
+
+
+def phases_of(config: Values) -> list[Phase]:
+    """The phases of a run, as its key ``schedule`` names them."""
+    return [SCHEDULES[name](config) for name in config["schedule"]]
+
+
+def _cycles(phase: str, config: Values, *, joint: bool) -> Phase:
+    """The phase that alternates, or trains both modules in each step."""
+    shared = config["codebook_update"] == "shared"
+    cycle, epochs, stages = config["cycle_epochs"], config["epochs"], []
     for epoch in range(epochs):
-        position = epoch % cycle_epochs
-        aligned = epoch >= warm_epochs
-        sia, psa = (sia_weight, psa_weight) if aligned else (0.0, 0.0)
-        last = position == cycle_epochs - 1 or epoch == epochs - 1
-        if position == 0 and cycle_epochs > 1:
+        position = epoch % cycle
+        tokenizer, recommender = (
+            objective_weights(config, module, aligned=epoch >= config["warm_epochs"])
+            for module in ("tokenizer", "recommender")
+        )
+        last = position == cycle - 1 or epoch == epochs - 1
+        if position == 0 and cycle > 1:
             if not joint:
-                yield Stage("alternation", "tokenizer", 0.0, sia, psa, 1.0, rebuild_codes=True)
+                stages.append(Stage(phase, "tokenizer", tokenizer, rebuild_codes=True))
         elif position == 1 and joint:
-            yield Stage(
-                "alternation", "both", 1.0, sia, psa, 1.0, rebuild_codes=True, evaluate=last
-            )
+            weights = _in_order({**tokenizer, **recommender})
+            stages.append(Stage(phase, "both", weights, rebuild_codes=True, evaluate=last))
         else:
-            yield Stage("alternation", "recommender", 1.0, sia, psa, evaluate=last)
+            stages.append(
+                Stage(phase, "recommender", recommender, share_codebooks=shared, evaluate=last)
+            )
+    rates = {
+        "tokenizer": config["alternation_tokenizer_learning_rate"],
+        "recommender": config["learning_rate"],
+    }
+    return Phase(phase, tuple(stages), rates, warmup=config["warmup_steps"])
 
 
-def finetuning(*, epochs: int, eval_step: int) -> Iterator[Stage]:
-    """The recommender alone, on ``L_REC`` and the final codes."""
-    for epoch in range(1, epochs + 1):
-        evaluate = epoch % eval_step == 0 or epoch == epochs
-        yield Stage("finetune", "recommender", 1.0, evaluate=evaluate)
+def _final(phase: str, config: Values, starts_from: str) -> Phase:
+    epochs, every = config["finetune_epochs"], config["eval_step"]
+    weights = objective_weights(config, "recommender", aligned=False)
+    stages = tuple(
+        Stage(phase, "recommender", weights, evaluate=epoch % every == 0 or epoch == epochs)
+        for epoch in range(1, epochs + 1)
+    )
+    rates = {"recommender": config["finetune_learning_rate"] or config["learning_rate"]}
+    warmup = config["warmup_steps"]
+    return Phase(phase, stages, rates, "cosine", warmup, starts_from)
+
+
+def _of_module(weights: Mapping[str, float], module: str) -> dict[str, float]:
+    return {name: w for name, w in weights.items() if module in OBJECTIVES[name].trains}
+
+
+def _in_order(weights: Mapping[str, float]) -> dict[str, float]:
+    return {name: weights[name] for name in OBJECTIVES if name in weights}

@@ -1,30 +1,28 @@
-"""The training loop: it runs stages, keeps the best model, stops in time, and can go on later.
+"""The training loop: it runs phases, keeps the best model, stops in time, and can go on later.
 
-One epoch function serves every stage. What a step does, on which devices, is the engine's
-business.
+One epoch function serves every stage of every phase. What a step does, on which devices, is the
+engine's business.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
 
-import numpy as np
 import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.trainer import AbstractTrainer
 from recbole.utils import calculate_valid_score, early_stopping
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
-from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.data.item_loader import ItemLoader, seed_of
 from recbole_etegrec.data.loader import SequenceLoader
-from recbole_etegrec.errors import Interrupted
+from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.evaluation.evaluate import evaluate, sample_users
 from recbole_etegrec.model.etegrec_llama import ETEGRecLlama
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import checkpoint
 from recbole_etegrec.trainer.checkpoint import Progress
+from recbole_etegrec.trainer.codes import follow_up, rebuild_codes
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.epoch_sums import EpochSums, log_epoch
 from recbole_etegrec.trainer.interruption import Interruption
@@ -34,17 +32,14 @@ from recbole_etegrec.trainer.memory import (
     TRAINING_KNOBS,
     out_of_memory_explained,
 )
-from recbole_etegrec.trainer.pretraining import pretraining_epoch, pretraining_epochs
-from recbole_etegrec.trainer.schedule import Stage, alternation, finetuning
+from recbole_etegrec.trainer.optimizers import make_scheduler
+from recbole_etegrec.trainer.schedule import Phase, Stage, phases_of
 
 logger = logging.getLogger(__name__)
 
-_PRETRAINING_SAVES = 20  # epochs of pretraining, which are short, between two checkpoints
-_COLLAPSED = 0.1  # share of a codebook in use, by perplexity, under which it is warned of
-
 
 class ETEGRecTrainer(AbstractTrainer):
-    """Pretrains the tokenizer, alternates, then trains the recommender to convergence.
+    """Runs the phases of a schedule: by default the tokenizer's pretraining, alternation, the end.
 
     Args:
         config: see ``properties/model/ETEGRecLlama.yaml``.
@@ -63,7 +58,9 @@ class ETEGRecTrainer(AbstractTrainer):
         self.best_valid_result: dict | None = None
         self.keeper = Keeper(self.engine, run_dir)
         self.resumed_optimizers: checkpoint.State | None = None
-        self.train_data = None
+        self.loaders: dict[str, SequenceLoader | ItemLoader] = {}
+        self.valid_data = None
+        self.untrained: checkpoint.State = {}
         self.show_progress = False
 
     @property
@@ -95,35 +92,24 @@ class ETEGRecTrainer(AbstractTrainer):
             Interrupted: by SIGINT or SIGTERM; ``last/`` tells where the run stands.
             TrainingError: losses stay non-finite, or memory is short.
         """
-        config, main = self.config, self.accelerator.is_main_process
-        self.keeper.saved, self.show_progress = saved, show_progress and main
-        self.train_data, self.valid_data = train_data, valid_data
-        train_data.split(
-            config["gradient_accumulation_steps"],
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
-        )
-        self.valid_sample = sample_users(config, valid_data, config["valid_users"])
+        self.keeper.saved = saved
+        self.show_progress = show_progress and self.accelerator.is_main_process
+        self.use_data(train_data, valid_data)
         self.accelerator.init_trackers("")
-        untrained = {}
-        if config["restart_recommender"]:
-            untrained = checkpoint.trained_state(self.model, ("recommender.",))
-        if resume:
-            self._resume()
+        phases = phases_of(self.config)
+        if any(phase.starts_from == "fresh" for phase in phases):
+            self.untrained = checkpoint.trained_state(self.model, ("recommender.",))
+        begun = self._resume(phases) if resume else 0
+        sequences = [phase.name for phase in phases if phase.loader == "sequences"]
         with self.interruption:
-            if self.progress.phase == "pretraining":
-                self._pretrain()
-                self._match_scale()
-                self.progress.enter("alternation")
-            if self.progress.phase == "alternation":
-                self._run(self._alternation(), config["learning_rate"], _constant)
-                if self.keeper.best_state is not None:
-                    checkpoint.restore(self.model, self.keeper.best_state)
-                if untrained:
-                    self._restart_recommender(untrained)
-                self.progress.enter("finetune")
-            final = finetuning(epochs=config["finetune_epochs"], eval_step=config["eval_step"])
-            self._run(list(final), config["finetune_learning_rate"], _cosine)
+            for phase in phases[begun:]:
+                if phase.name != self.progress.phase:
+                    if phase.name in sequences[:1]:
+                        self.settle_codes()
+                    self._enter(phase)
+                self.run_phase(phase)
+            if not sequences:
+                self.settle_codes()
             if self.keeper.best_state is None:  # no stage was evaluated: the present model is best
                 self._keep_best({})
             self.keeper.make_sure_of_best()
@@ -154,141 +140,118 @@ class ETEGRecTrainer(AbstractTrainer):
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
-    # Stages -------------------------------------------------------------------------------------
+    # Phases -------------------------------------------------------------------------------------
 
-    def _pretrain(self) -> None:
-        """Pretrain the tokenizer on the main process, then give every process the result."""
-        config, progress, model = self.config, self.progress, self.model
-        epochs = pretraining_epochs(config, model)
-        if self.accelerator.is_main_process and epochs:
-            optimizer = self.engine.optimizers["tokenizer"]
-            self._start_optimizer("tokenizer", config["tokenizer_learning_rate"])
-            model.tokenizer.requires_grad_(True).train()
-            title = "Tokenizer pretraining"
-            bar = tqdm(
-                range(progress.index, epochs),
-                title,
-                epochs,
-                initial=progress.index,
-                disable=not self.show_progress,
-                ncols=100,
+    def use_data(
+        self, train_data: SequenceLoader, valid_data: AbstractDataLoader | None = None
+    ) -> None:
+        """Take the data that phases go over, this process its share."""
+        config = self.config
+        items = ItemLoader(
+            self.model.n_items, batch_size=config["tokenizer_batch_size"], seed=config["seed"]
+        )
+        self.loaders = {"sequences": train_data, "items": items}
+        for loader in self.loaders.values():
+            loader.split(
+                config["gradient_accumulation_steps"],
+                self.accelerator.num_processes,
+                self.accelerator.process_index,
             )
-            for epoch in bar:
-                record = pretraining_epoch(
-                    model,
-                    optimizer,
-                    batch_size=config["tokenizer_batch_size"],
-                    seed=seed_of(config["seed"], epoch),
-                    revive=epoch < epochs - 1,
-                )
-                self.keeper.record({"phase": "pretraining", "epoch": epoch, **record})
-                bar.set_postfix(error=f"{record['reconstruction']:.4f}")
-                progress.index = epoch + 1
-                if progress.index % _PRETRAINING_SAVES == 0:
-                    self.keeper.save_last(("tokenizer.", "codes."))
-            model.tokenizer.requires_grad_(False).eval()
-        self.resumed_optimizers = None
-        self.engine.share(model.tokenizer)
-        self.keeper.record({"phase": "codes", **self._rebuild_codes()})
+        self.valid_data = valid_data
+        self.valid_sample = sample_users(config, valid_data, config["valid_users"])
+
+    def settle_codes(self) -> None:
+        """Give items the codes that the recommender will first meet, and fit its scale to them."""
+        self.keeper.record({"phase": "codes", **rebuild_codes(self.engine)})
+        self._match_scale()
 
     def _match_scale(self) -> None:
         if self.config["projector_init"] == "matched":
-            self.engine.match_scale(self.train_data.first_step())
+            self.engine.match_scale(self.loaders["sequences"].first_step())
 
-    def _restart_recommender(self, untrained: checkpoint.State) -> None:
-        """Make the recommender what it was at the start, on the present codes and codebooks."""
-        checkpoint.restore(self.model, untrained)
-        self.model.copy_codebooks(to="recommender")
-        self._match_scale()
-        self._forget_score()
+    def _enter(self, phase: Phase) -> None:
+        """Begin a phase, with the weights that it starts from."""
+        if phase.starts_from != "last" and self.keeper.best_state is not None:
+            checkpoint.restore(self.model, self.keeper.best_state)
+        if phase.starts_from == "fresh":
+            checkpoint.restore(self.model, self.untrained)
+            self.model.copy_codebooks(to="recommender")
+            self._match_scale()
+            self._forget_score()
+        self.progress.enter(
+            phase.name, self.progress.epochs_done if phase.loader == "sequences" else 0
+        )
 
     def _forget_score(self) -> None:
         """Let the next evaluated model be better than those before."""
         self.best_valid_score = -float("inf") if self.bigger else float("inf")
 
-    def _alternation(self) -> list[Stage]:
-        keys = ("epochs", "cycle_epochs", "warm_epochs", "sia_weight", "psa_weight", "joint")
-        return list(alternation(**{key: self.config[key] for key in keys}))
-
-    def _run(self, stages: list[Stage], learning_rate: float, make_scheduler: Callable) -> None:
+    def run_phase(self, phase: Phase) -> None:
         """Run stages in turn until they end or the validation metric has stopped improving."""
         progress = self.progress
-        if not stages[progress.index :]:
+        if not phase.stages[progress.index :]:
             return
-        schedulers = self._start_optimizers(stages, learning_rate, make_scheduler)
-        for stage in stages[progress.index :]:
+        loader = self.loaders[phase.loader]
+        schedulers = self._start_optimizers(phase, loader)
+        for stage in phase.stages[progress.index :]:
             if not progress.trained:
-                self._train_epoch(stage, [schedulers[part.trains] for part in stage.parts])
+                self._train_epoch(stage, loader, [schedulers[part.trains] for part in stage.parts])
             record, stop = progress.epoch["record"], False
             if stage.evaluate and self.valid_data is not None:
-                result = self._evaluate(self.valid_sample, "Validation")
-                record["valid_result"] = result
-                self.best_valid_score, progress.stale, stop, better = early_stopping(
-                    self._score(result),
-                    self.best_valid_score,
-                    progress.stale,
-                    self.config["stopping_step"],
-                    self.bigger,
-                )
-                logger.info("valid %s %s", result, "(best)" if better else "")
-                if better:
-                    self._keep_best(result)
+                record["valid_result"], stop = self._validate()
             self.keeper.record(record)
             progress.index += 1
-            progress.epochs_done += 1
+            progress.epochs_done += phase.loader == "sequences"
             progress.step, progress.trained, progress.epoch = 0, False, {}
             if stop:
-                logger.info("%s: no better %s, stopped", stage.phase, self.config["valid_metric"])
-                return
+                logger.info("%s: no better %s, stopped", phase.name, self.config["valid_metric"])
+                break
+        self.engine.freeze_all_but(None)
 
-    def _start_optimizers(self, stages: list[Stage], learning_rate: float, make_scheduler) -> dict:
+    def _start_optimizers(
+        self, phase: Phase, loader: SequenceLoader | ItemLoader
+    ) -> dict[str, LambdaLR]:
         """Fresh optimizer states, or resumed ones, and schedules of each module's own steps."""
         progress = self.progress
         steps = dict.fromkeys(self.engine.optimizers, 0)
-        for epoch, stage in enumerate(stages, progress.epochs_done - progress.index):
-            self.train_data.draw(epoch)
+        for epoch, stage in enumerate(phase.stages, progress.first):
+            loader.draw(epoch)
             for part in stage.parts:
-                steps[part.trains] += len(self.train_data)
-        rates = {
-            "tokenizer": self.config["alternation_tokenizer_learning_rate"],
-            "recommender": learning_rate,
-        }
+                steps[part.trains] += len(loader)
         schedulers = {}
         if progress.index == progress.step == 0 and not progress.trained:
-            progress.schedule = dict.fromkeys(rates, 0)
-        for name, rate in rates.items():
-            self._start_optimizer(name, rate)
-            warmup = self.config["warmup_steps"]
-            warmup = warmup if warmup >= 1 else round(warmup * steps[name])
+            progress.rate_steps = dict.fromkeys(phase.learning_rates, 0)
+        for name, rate in phase.learning_rates.items():
+            optimizer = self.engine.start_optimizer(name, rate)
+            if self.resumed_optimizers is not None:
+                checkpoint.restore_optimizers({name: optimizer}, self.resumed_optimizers)
+            warmup = phase.warmup if phase.warmup >= 1 else round(phase.warmup * steps[name])
             schedulers[name] = make_scheduler(
+                phase.course,
                 self.engine.bare_optimizer(name),
                 warmup,
                 max(steps[name], 1),
-                progress.schedule[name] - 1,
+                progress.rate_steps[name] - 1,
             )
         self.resumed_optimizers = None
         return schedulers
 
-    def _start_optimizer(self, name: str, learning_rate: float) -> None:
-        optimizer = self.engine.optimizers[name]
-        optimizer.state.clear()
-        for group in optimizer.param_groups:
-            rate = self.config["heads_learning_rate"] if group.get("heads") else None
-            group["lr"] = group["initial_lr"] = rate or learning_rate
-        if self.resumed_optimizers is not None:
-            checkpoint.restore_optimizers({name: optimizer}, self.resumed_optimizers)
+    # Epochs -------------------------------------------------------------------------------------
 
-    def _train_epoch(self, stage: Stage, schedulers: list[LambdaLR]) -> None:
-        """One pass over the training sequences; `progress.epoch` ends up with its record."""
+    def _train_epoch(
+        self, stage: Stage, loader: SequenceLoader | ItemLoader, schedulers: list[LambdaLR]
+    ) -> None:
+        """One pass over a loader; `progress.epoch` ends up with its record."""
         progress, engine = self.progress, self.engine
         engine.freeze_all_but(stage.trains)
-        self.train_data.draw(progress.epochs_done)
+        loader.draw(progress.number)
         sums, first = EpochSums(engine, stage, progress.epoch), progress.step
         bar = tqdm(
-            self.train_data.iterate(first),
-            f"Epoch {progress.epochs_done} {stage.phase}: {stage.trains}",
-            len(self.train_data),
+            loader.iterate(first),
+            f"Epoch {progress.number} {stage.phase}: {stage.trains}",
+            len(loader),
             initial=first,
+            leave=stage.save,
             disable=not self.show_progress,
             ncols=100,
         )
@@ -298,13 +261,13 @@ class ETEGRecTrainer(AbstractTrainer):
         ):
             for step, micro_batches in enumerate(bar, first):
                 rank = self.accelerator.process_index  # each has dropout of its own
-                torch.manual_seed(seed_of(self.config["seed"], progress.epochs_done, step, rank))
+                torch.manual_seed(seed_of(self.config["seed"], progress.number, step, rank))
                 result = engine.step(micro_batches, stage)
                 sums.add(result, micro_batches[0], self.config["code_length"])
                 for part, scheduler in zip(stage.parts, schedulers, strict=True):
                     if not result.skipped:
                         scheduler.step()
-                    progress.schedule[part.trains] = scheduler.last_epoch
+                    progress.rate_steps[part.trains] = scheduler.last_epoch
                 progress.step = step + 1
                 number, every = self.interruption.requested(), self.config["save_steps"]
                 if number or (every and progress.step % every == 0):
@@ -312,11 +275,9 @@ class ETEGRecTrainer(AbstractTrainer):
                     self.keeper.save_last()
                 if number:
                     raise Interrupted(number, f"stopped at {progress}")
-        means, counts = sums.means(len(self.train_data))
-        if stage.shares_codebooks and self.config["codebook_update"] == "shared":
-            self.model.copy_codebooks(to="tokenizer")
+        means, counts = sums.means(len(loader))
         record = {
-            "epoch": progress.epochs_done,
+            "epoch": progress.number,
             "phase": stage.phase,
             "trains": stage.trains,
             **means,
@@ -324,36 +285,34 @@ class ETEGRecTrainer(AbstractTrainer):
             **counts,
         }
         log_epoch(record, engine.device)
-        if stage.rebuild_codes:
-            record.update(self._rebuild_codes())
+        record |= follow_up(engine, stage, loader)
         progress.trained, progress.epoch = True, {"record": record}
-        self.keeper.save_last()
-
-    # Codes --------------------------------------------------------------------------------------
-
-    def _rebuild_codes(self) -> dict:
-        """New codes for all items, the same on every process; returns their health."""
-        health = replace(self.engine.set_codes(), **self.model.fidelity())
-        logger.info("codes: %s", health)
-        for level, perplexity in enumerate(health.perplexity):
-            if perplexity < _COLLAPSED * min(self.config["code_num"], self.model.n_items - 1):
-                logger.warning(
-                    "codebook %d has collapsed: its items use as many codes as %.1f of equal use "
-                    "would be (%d there are); lower the learning rates of the tokenizer",
-                    level,
-                    perplexity,
-                    self.config["code_num"],
-                )
-        return health.record()
+        if stage.save:
+            self.keeper.save_last()
 
     # Validation ---------------------------------------------------------------------------------
+
+    def _validate(self) -> tuple[dict, bool]:
+        """The present model's metrics on the sample of users, and whether to stop."""
+        result, progress = self._evaluate(self.valid_sample, "Validation"), self.progress
+        self.best_valid_score, progress.stale, stop, better = early_stopping(
+            self._score(result),
+            self.best_valid_score,
+            progress.stale,
+            self.config["stopping_step"],
+            self.bigger,
+        )
+        logger.info("valid %s %s", result, "(best)" if better else "")
+        if better:
+            self._keep_best(result)
+        return result, stop
 
     def _evaluate(self, loader: AbstractDataLoader, title: str) -> dict:
         with out_of_memory_explained(title.lower(), EVALUATION_KNOBS):
             return evaluate(
                 self.model,
                 loader,
-                (self.train_data or loader)._dataset,
+                self.loaders.get("sequences", loader)._dataset,
                 self.config,
                 show_progress=self.show_progress,
                 title=title,
@@ -376,23 +335,26 @@ class ETEGRecTrainer(AbstractTrainer):
             }
         )
 
-    def _resume(self) -> None:
+    def _resume(self, phases: list[Phase]) -> int:
+        """Take up the newest checkpoint; returns the number of the phase that it stands in.
+
+        Raises:
+            UserError: the schedule has no such phase.
+        """
         self.resumed_optimizers = self.keeper.resume()
-        best, phase = self.keeper.best_description, self.progress.phase
-        if self.config["restart_recommender"] and phase != best.get("phase"):
-            return  # it was the recommender before the restart
-        if result := best.get("valid_result"):
+        stands, best = self.progress.phase, self.keeper.best_description
+        names = [phase.name for phase in phases]
+        if not stands:
+            return 0
+        if stands not in names:
+            raise UserError(
+                f"resume: the run in {self.run_dir.path} stands in a phase '{stands}', and "
+                f"schedule ({names}) has none: give the schedule that it began with"
+            )
+        index = names.index(stands)
+        fresh = [n for n, one in enumerate(phases[: index + 1]) if one.starts_from == "fresh"]
+        # A best model of before a new recommender began has no say in what comes after.
+        counts = best.get("phase") in names[max(fresh, default=0) : index + 1]
+        if counts and (result := best.get("valid_result")):
             self.best_valid_result, self.best_valid_score = result, self._score(result)
-
-
-def _constant(optimizer, warmup: int, _steps: int, last: int = -1) -> LambdaLR:
-    return get_constant_schedule_with_warmup(optimizer, warmup, last_epoch=last)
-
-
-def _cosine(optimizer, warmup: int, steps: int, last: int = -1) -> LambdaLR:
-    return get_cosine_schedule_with_warmup(optimizer, warmup, steps, last_epoch=last)
-
-
-def seed_of(*numbers: int) -> int:
-    """A seed that follows from a seed and the place it is used at."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+        return index

@@ -1,4 +1,4 @@
-"""Windows, cuts, steps and their pieces: every target once, drawn from the seed."""
+"""Windows, cuts, steps and their batches: every target once, drawn from the seed."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from recbole_etegrec.data.loader import (
     split_by_budget,
 )
 from recbole_etegrec.data.sequences import Windows, whole_sequences
-from tests.helpers import beauty_path, pieces_of, small_config, small_data, whole_steps
+from tests.helpers import beauty_path, micro_batches_of, small_config, small_data, whole_steps
 
 
 def times_supervised(windows: Windows, interactions: int) -> np.ndarray:
@@ -136,7 +136,7 @@ def check_epoch(loader: SequenceLoader, max_tokens: int) -> float:
         assert len(batch.target_index.unique()) == len(batch.target_index)
         assert torch.equal(batch.distinct, batch.targets.unique())
         assert torch.equal(batch.distinct[batch.distinct_index], batch.targets)
-        assert (batch.step_targets, batch.pieces) == (len(batch.targets), 1)
+        assert (batch.step_targets, batch.micro_batches) == (len(batch.targets), 1)
         assert batch.step_items == int(present.sum())
         targets.append(batch.targets)
     found = torch.cat(targets)
@@ -230,38 +230,38 @@ def same_batch(one: SequenceBatch, other: SequenceBatch) -> bool:
 
 
 @pytest.mark.parametrize(("micro_batches", "processes"), SPLITS)
-def test_split_gives_each_window_to_one_piece_when_a_step_is_divided(
+def test_split_gives_each_window_to_one_micro_batch_when_a_step_is_divided(
     micro_batches, processes, tiny_data
 ):
     loader = tiny_loader(tiny_data)
     for epoch in range(2):
         loader.draw(epoch)
         whole, drawn = whole_steps(loader), [rows.tolist() for rows in loader.steps]
-        ranks = pieces_of(loader, micro_batches, processes)
+        ranks = micro_batches_of(loader, micro_batches, processes)
         assert [rows.tolist() for rows in loader.steps] == drawn
         assert [len(steps) for steps in ranks] == [len(whole)] * processes
         for n, undivided in enumerate(whole):
             assert all(len(steps[n]) == micro_batches for steps in ranks)
-            pieces = [batch for steps in ranks for batch in steps[n]]
-            found = [row for batch in pieces for row in rows_of(batch)]
+            batches = [batch for steps in ranks for batch in steps[n]]
+            found = [row for batch in batches for row in rows_of(batch)]
             assert sorted(found) == sorted(rows_of(undivided))
             # Pieces differ by a window at most, and together keep to the budget.
-            sizes = [len(rows_of(batch)) for batch in pieces]
+            sizes = [len(rows_of(batch)) for batch in batches]
             assert max(sizes) - min(sizes) <= 1
-            padded = sum(batch.items.numel() for batch in pieces if len(batch.targets))
+            padded = sum(batch.items.numel() for batch in batches if len(batch.targets))
             assert padded * 4 <= 400
 
 
 @pytest.mark.parametrize(("micro_batches", "processes"), SPLITS)
-def test_split_tells_every_piece_of_the_whole_step_when_it_is_divided(
+def test_split_tells_every_micro_batch_of_the_whole_step_when_it_is_divided(
     micro_batches, processes, tiny_data
 ):
     loader = tiny_loader(tiny_data)
     whole = whole_steps(loader)
-    for steps in pieces_of(loader, micro_batches, processes):
-        for undivided, pieces in zip(whole, steps, strict=True):
-            for batch in pieces:
-                assert batch.pieces == micro_batches * processes
+    for steps in micro_batches_of(loader, micro_batches, processes):
+        for undivided, batches in zip(whole, steps, strict=True):
+            for batch in batches:
+                assert batch.micro_batches == micro_batches * processes
                 assert batch.step_targets == undivided.step_targets
                 assert batch.step_items == undivided.step_items
                 assert torch.equal(batch.distinct, undivided.distinct)
@@ -269,17 +269,17 @@ def test_split_tells_every_piece_of_the_whole_step_when_it_is_divided(
 
 
 @pytest.mark.parametrize(("micro_batches", "processes"), SPLITS)
-def test_split_gives_pieces_without_targets_when_a_step_has_few_windows(
+def test_split_gives_micro_batches_without_targets_when_a_step_has_few_windows(
     micro_batches, processes, tiny_data
 ):
     loader = tiny_loader(tiny_data, cut_probability=0.0)  # windows of 51 items, a step each
     windows = [len(rows) for rows in loader.steps]
     assert min(windows) == 1
-    ranks = pieces_of(loader, micro_batches, processes)
+    ranks = micro_batches_of(loader, micro_batches, processes)
     for n, count in enumerate(windows):
-        pieces = [batch for steps in ranks for batch in steps[n]]
-        empty = [batch for batch in pieces if len(batch.targets) == 0]
-        assert len(empty) == max(len(pieces) - count, 0)
+        batches = [batch for steps in ranks for batch in steps[n]]
+        empty = [batch for batch in batches if len(batch.targets) == 0]
+        assert len(empty) == max(len(batches) - count, 0)
         for batch in empty:
             # One window, so that a model can be run on it.
             assert len(batch.items) == 1

@@ -13,14 +13,14 @@ from recbole.data.dataset import SequentialDataset
 from recbole_etegrec.config import Config
 from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.evaluation.evaluate import evaluate
+from recbole_etegrec.losses import OBJECTIVES
 from recbole_etegrec.model.build import recommender_spec
 from recbole_etegrec.quick_start import run
 from recbole_etegrec.recommender import empty_recommender
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.load import load_run
 from recbole_etegrec.trainer.engine import Engine
-from recbole_etegrec.trainer.schedule import Stage
-from tests.helpers import pieces_of, small_config, small_model, small_values, whole_steps
+from tests.helpers import micro_batches_of, small_config, small_model, small_values, whole_steps
 
 CLOSE = {"atol": 1e-5, "rtol": 0}
 MODELS = ("ETEGRec", "TIGER")
@@ -101,29 +101,29 @@ def test_calculate_loss_equals_the_loss_of_windows_when_given_recboles_prefix_ro
     (rows,), (batch,) = TrainDataLoader(config, train, None), whole_steps(loaders.train)
     assert len(rows) == len(batch.targets) == len(batch.items)
     with torch.no_grad():
-        losses = model.losses(Stage.LOSSES, batch)
+        losses = model.losses(OBJECTIVES, batch)
         expected = losses["recommendation"] + 0.3 * losses["sia"] + 0.2 * losses["psa"]
         found = model.calculate_loss(rows)
     assert losses["sia"] > 0.01 and losses["psa"] > 0.1
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
-def test_losses_of_pieces_sum_to_those_of_the_step_when_it_is_split(tiny_data):
+def test_losses_of_micro_batches_sum_to_those_of_the_step_when_it_is_split(tiny_data):
     model, loaders = small_model(small_config(tiny_data, model="ETEGRec", max_tokens=4000))
     names = ["recommendation", "sia", "quantization"]  # PSA's negatives are those of a process
-    (ranks,) = pieces_of(loaders.train, 3, 1)
+    (ranks,) = micro_batches_of(loaders.train, 3, 1)
     with torch.no_grad():
-        for whole, pieces in zip(whole_steps(loaders.train), ranks, strict=True):
-            shares = [model.losses(names, batch) for batch in pieces]
+        for whole, micro_batches in zip(whole_steps(loaders.train), ranks, strict=True):
+            shares = [model.losses(names, batch) for batch in micro_batches]
             found = {name: sum(share[name] for share in shares) for name in names}
             torch.testing.assert_close(found, model.losses(names, whole), atol=1e-5, rtol=1e-5)
 
 
-def test_losses_give_every_parameter_a_finite_gradient_when_a_piece_has_no_targets(tiny_data):
+def test_losses_give_every_parameter_a_finite_gradient_when_a_micro_batch_has_no_targets(tiny_data):
     model, loaders = small_model(small_config(tiny_data, model="ETEGRec", max_tokens=40))
     loaders.train.split(40)
     empty = next(batch for step in loaders.train for batch in step if not len(batch.targets))
-    sum(model.losses(Stage.LOSSES, empty).values()).backward()
+    sum(model.losses(OBJECTIVES, empty).values()).backward()
     for name, parameter in model.recommender.named_parameters():
         assert parameter.grad is not None and not parameter.grad.any(), name
 
@@ -131,7 +131,7 @@ def test_losses_give_every_parameter_a_finite_gradient_when_a_piece_has_no_targe
 @pytest.mark.parametrize("what", ["recommendation", "aligned"])
 def test_losses_reach_every_parameter_they_should_when_differentiated(what, tiny_data):
     model, loaders = small_model(small_config(tiny_data, model="ETEGRec"))
-    losses = model.losses(Stage.LOSSES, whole_steps(loaders.train)[0])
+    losses = model.losses(OBJECTIVES, whole_steps(loaders.train)[0])
     aligned = losses["sia"] + losses["psa"] if what == "aligned" else 0
     (losses["recommendation"] + aligned).backward()
     for name, parameter in model.recommender.named_parameters():
@@ -204,10 +204,10 @@ def test_run_goes_through_the_stages_of_its_model_when_it_trains(finished):
     stages = [(line["phase"], line.get("trains")) for line in lines_of(run_dir)]
     alternation = [("alternation", "tokenizer"), ("alternation", "recommender")]
     assert stages == [
-        *[("pretraining", None)] * 2,
+        *[("pretraining", "tokenizer")] * 2,
         ("codes", None),
         *(alternation if model == "ETEGRec" else []),
-        *[("finetune", "recommender")] * 2,
+        *[("final", "recommender")] * 2,
     ]
     assert outcome["test_result"]["recall@20"] > 0
     first, last = lines_of(run_dir)[-2:]

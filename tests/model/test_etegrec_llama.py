@@ -14,14 +14,13 @@ from recbole.utils import init_seed
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.decoding import RANKERS
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.losses import recommendation_loss
+from recbole_etegrec.losses import OBJECTIVES, recommendation_loss
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.trainer.schedule import Stage
 from tests.conftest import write_interactions
 from tests.helpers import (
     changed_since,
+    micro_batches_of,
     parameters_of,
-    pieces_of,
     small_config,
     small_data,
     small_model,
@@ -40,7 +39,7 @@ def rows_to_rank(loaders) -> Interaction:
 
 def losses_of(model: ETEGRecLlama, batch: SequenceBatch) -> dict[str, torch.Tensor]:
     """All losses of a batch of windows."""
-    return model.losses(Stage.LOSSES, batch)
+    return model.losses(OBJECTIVES, batch)
 
 
 @pytest.mark.slow
@@ -95,7 +94,7 @@ def test_calculate_loss_equals_whole_sequences_when_given_recboles_prefix_rows(p
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_calculate_loss_is_the_mean_of_batches_when_rows_come_in_pieces(tiny_data):
+def test_calculate_loss_is_the_mean_of_batches_when_rows_come_in_micro_batches(tiny_data):
     values = {"MAX_ITEM_LIST_LENGTH": 70, "sia_weight": 0.0, "psa_weight": 0.0}
     config = small_config(tiny_data, train_batch_size=100, max_tokens=600, **values)
     model, loaders = small_model(small_config(tiny_data, cut_probability=0.0, **values))
@@ -305,20 +304,20 @@ def test_losses_are_the_named_ones_alone_when_some_are_asked_for(tiny_data):
     batch = whole_steps(loaders.train)[0]
     with torch.no_grad():
         together = losses_of(model, batch)
-        assert set(together) == set(Stage.LOSSES)
+        assert set(together) == set(OBJECTIVES)
         for name, value in together.items():
             assert model.losses([name], batch) == {name: value}
 
 
 @pytest.mark.parametrize(("micro_batches", "processes"), [(2, 1), (1, 2), (3, 1), (2, 2)])
-def test_losses_sum_to_those_of_the_step_when_it_is_in_pieces(micro_batches, processes, tiny_data):
+def test_losses_sum_to_those_of_the_step_when_it_is_divided(micro_batches, processes, tiny_data):
     model, loaders = small_model(small_config(tiny_data, max_tokens=400))
     names = ["recommendation", "sia", "quantization"]
     assert min(len(rows) for rows in loaders.train.steps) < micro_batches * processes
     with torch.no_grad():
-        ranks = pieces_of(loaders.train, micro_batches, processes)
-        for whole, *pieces in zip(whole_steps(loaders.train), *ranks, strict=True):
-            shares = [model.losses(names, batch) for own in pieces for batch in own]
+        ranks = micro_batches_of(loaders.train, micro_batches, processes)
+        for whole, *batches in zip(whole_steps(loaders.train), *ranks, strict=True):
+            shares = [model.losses(names, batch) for own in batches for batch in own]
             found = {name: sum(share[name] for share in shares) for name in names}
             expected = model.losses(names, whole)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
@@ -327,27 +326,27 @@ def test_losses_sum_to_those_of_the_step_when_it_is_in_pieces(micro_batches, pro
 @pytest.mark.parametrize("processes", [2, 3])
 def test_losses_take_psa_negatives_from_all_processes_when_told_how(processes, tiny_data):
     model, loaders = small_model(small_config(tiny_data, max_tokens=400))
-    ranks = pieces_of(loaders.train, 1, processes)
+    ranks = micro_batches_of(loaders.train, 1, processes)
 
     def note(seen: list[torch.Tensor], own: torch.Tensor) -> torch.Tensor:
         seen.append(own)
         return own
 
     with torch.no_grad():
-        for whole, *pieces in zip(whole_steps(loaders.train), *ranks, strict=True):
+        for whole, *batches in zip(whole_steps(loaders.train), *ranks, strict=True):
             seen = []
-            for (batch,) in pieces:
+            for (batch,) in batches:
                 model.losses(["psa"], batch, logsumexp_over_processes=partial(note, seen))
             total = torch.stack(seen).logsumexp(dim=0)
             found = sum(
                 model.losses(["psa"], batch, logsumexp_over_processes=lambda _, t=total: t)["psa"]
-                for (batch,) in pieces
+                for (batch,) in batches
             )
             expected = model.losses(["psa"], whole)["psa"]
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_losses_give_every_parameter_a_finite_gradient_when_a_piece_has_no_targets(tiny_data):
+def test_losses_give_every_parameter_a_finite_gradient_when_a_micro_batch_has_no_targets(tiny_data):
     model, loaders = small_model(small_config(tiny_data, max_tokens=400, cut_probability=0.0))
     model.tokenizer.requires_grad_(True)
     loaders.train.split(4)

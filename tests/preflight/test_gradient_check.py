@@ -14,7 +14,7 @@ LORA = {"tuning": "lora", "lora_r": 4, "lora_dropout": 0.0}
 
 
 def checked(data_path: str, **more):
-    config = small_config(data_path, **more)
+    config = small_config(data_path, **{"warm_epochs": 0, **more})
     model, loaders = small_model(config)
     return check_gradients(config, model, loaders.train)
 
@@ -39,6 +39,19 @@ def test_check_finds_nothing_wrong_when_all_learns(codebook_update, checkpointin
     assert moves == (codebook_update == "shared")
     assert report.losses["final"].keys() == {"recommendation"}
     assert "OK" in str(report)
+
+
+def test_check_leaves_alignment_out_when_the_run_never_comes_to_it(tiny_data):
+    report = checked(tiny_data, epochs=2, warm_epochs=2)
+    assert report.ok, report.problems
+    assert report.losses["recommender"].keys() == {"recommendation"}
+    assert set(report.cells["SIA adapter"].values()) == {"-"}
+
+
+def test_check_looks_at_both_modules_when_they_learn_in_the_same_steps(tiny_data):
+    report = checked(tiny_data, schedule=["joint", "final"], epochs=2)
+    assert report.ok, report.problems
+    assert report.stages == ["tokenizer", "recommender", "final"]
 
 
 @pytest.mark.parametrize("projector_init", ["normal", "matched"])

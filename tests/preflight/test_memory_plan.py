@@ -100,9 +100,9 @@ def test_plan_is_within_a_twentieth_of_the_measured_peak_when_training(
     plan, loaders = planned(config)
     model = MODELS[model](config, loaders.train._dataset)
     engine = Engine(config, model, RunDirectory(tmp_path))
-    stage = Stage("finetune", "recommender", 1.0)
+    stage = Stage("final", "recommender", {"recommendation": 1.0})
     engine.freeze_all_but("recommender")
-    batch = loaders.train.largest_piece()
+    batch = loaders.train.largest_micro_batch()
     engine.step([batch], stage)  # the optimizer has its states from now on
     held = tensor_bytes(model) + optimizer_bytes(engine)
     peak = measured(lambda: engine.step([batch], stage), held)

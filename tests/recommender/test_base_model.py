@@ -456,7 +456,7 @@ def test_run_learns_when_the_base_is_quantized(tiny_data, tmp_path):
 
 def test_8bit_states_go_on_as_they_were_when_restored(tiny_data, tmp_path):
     pytest.importorskip("bitsandbytes")
-    from recbole_etegrec.trainer.engine import make_optimizer
+    from recbole_etegrec.trainer.optimizers import make_optimizer
 
     def step(module, optimizer, seed):
         torch.manual_seed(seed)
@@ -503,7 +503,7 @@ def test_smollm2_learns_on_real_data_and_comes_back_when_loaded(tmp_path):
     }
     outcome = run("ETEGRecLlama", "ml-100k", ["smollm2_135m"], values)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    trained = [line for line in map(json.loads, lines) if line["phase"] == "finetune"]
+    trained = [line for line in map(json.loads, lines) if line["phase"] == "final"]
     assert trained[-1]["recommendation"] < trained[0]["recommendation"] - 0.5
     best = tmp_path / "run" / "best" / "model.safetensors"
     assert best.stat().st_size < 20e6

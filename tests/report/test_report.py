@@ -119,7 +119,7 @@ def test_report_tells_what_is_there_when_a_run_is_not_finished(finished, tmp_pat
     (run_dir / "result.json").unlink()
     shutil.rmtree(run_dir / "best")
     lines = (run_dir / "metrics.jsonl").read_text()
-    (run_dir / "metrics.jsonl").write_text(lines[: lines.index('"finetune"')])  # within a line
+    (run_dir / "metrics.jsonl").write_text(lines[: lines.index('"final"')])  # within a line
     page = page_of(tmp_path / "page.html", run_dir)
     assert "not finished" in page.text
     assert "alternation" in page.text and "Examples" not in page.text

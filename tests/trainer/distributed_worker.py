@@ -48,7 +48,7 @@ def recorded(stage: str, stages: list[tuple[str, str]]) -> None:
 def record(folder: Path) -> None:
     """Run what is planned; leave what became of the model."""
     stages: list[tuple[str, str]] = []
-    for stage in ("_pretrain", "_train_epoch", "fit"):
+    for stage in ("_train_epoch", "settle_codes", "fit"):
         recorded(stage, stages)
     for name, values in json.loads((folder / "plan.json").read_text()).items():
         stages.clear()

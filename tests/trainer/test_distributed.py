@@ -12,7 +12,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
-from recbole_etegrec.trainer.schedule import Stage
+from recbole_etegrec.losses import OBJECTIVES
 from tests.helpers import SMALL_MODEL, small_config, small_data
 from tests.recommender.base_models import saved
 
@@ -54,7 +54,7 @@ CHANGES = {
     "sampled": SAMPLED,
     "lora": LORA,
     "whole": NO_PSA,
-    "pieces": {**NO_PSA, "gradient_accumulation_steps": 2},
+    "micro_batches": {**NO_PSA, "gradient_accumulation_steps": 2},
 }
 
 
@@ -128,7 +128,7 @@ def one_process(tiny_data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def two_processes(tiny_data, tmp_path_factory) -> Path:
     """The folder with the runs of two processes, by name, and ``NAME.RANK.json`` of each."""
-    names = ("shared", "tokenizer_only", "encoder", "lora", "pieces")
+    names = ("shared", "tokenizer_only", "encoder", "lora", "micro_batches")
     folder = plan(tiny_data, tmp_path_factory.mktemp("two"), names)
     ended = launch(WORKER, "record", folder)
     assert ended.code == 0, ended.output
@@ -149,7 +149,7 @@ def epochs_of(run_dir: Path) -> list[dict]:
 
 def assert_same_training(first: Path, second: Path) -> None:
     """Every line of two runs says the same; sums may have been rounded otherwise."""
-    rounded = {*Stage.LOSSES, "reconstruction"}
+    rounded = {*OBJECTIVES, "reconstruction"}
     for one, two in zip(epochs_of(first), epochs_of(second), strict=True):
         assert one.keys() == two.keys()
         for key in one:
@@ -205,18 +205,23 @@ def test_processes_hold_the_same_model_when_a_stage_ends(name, two_processes):
     first, second = (
         json.loads((two_processes / f"{name}.{rank}.json").read_text()) for rank in (0, 1)
     )
-    assert [stage for stage, _ in first] == ["_pretrain", *["_train_epoch"] * 6, "fit"]
+    assert [stage for stage, _ in first] == [
+        *["_train_epoch"] * 2,
+        "settle_codes",
+        *["_train_epoch"] * 6,
+        "fit",
+    ]
     assert first == second
-    assert len({digest for _, digest in first[:-1]}) == 7  # each stage has moved something
+    assert len({digest for _, digest in first[:-1]}) == 9  # each stage has moved something
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_run_trains_the_same_when_steps_are_computed_in_pieces(
+def test_run_trains_the_same_when_steps_are_computed_in_micro_batches(
     processes, one_process, two_processes
 ):
-    pieces = {1: one_process, 2: two_processes}[processes] / "pieces"
-    assert_same_training(one_process / "whole", pieces)
-    assert_same_outcome(one_process / "whole", pieces)
+    micro_batches = {1: one_process, 2: two_processes}[processes] / "micro_batches"
+    assert_same_training(one_process / "whole", micro_batches)
+    assert_same_outcome(one_process / "whole", micro_batches)
 
 
 def test_script_ranks_the_same_sampled_items_when_launched_twofold(
@@ -242,7 +247,7 @@ def test_run_trains_nearly_the_same_when_the_backbone_is_sharded(
     one, two = epochs_of(one_process / name), epochs_of(tmp_path / "run")
     assert len(one) == len(two)
     for first, second in zip(one[2:], two[2:], strict=True):
-        for name in Stage.LOSSES:
+        for name in OBJECTIVES:
             # Sums over shards round otherwise, and small steps of AdamW make more of that.
             assert (name in first) == (name in second)
             if name in first:

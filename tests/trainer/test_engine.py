@@ -13,9 +13,11 @@ import torch
 
 from recbole_etegrec import cli
 from recbole_etegrec.errors import TrainingError
+from recbole_etegrec.losses import OBJECTIVES
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import ETEGRecTrainer, checkpoint
+from recbole_etegrec.trainer import engine as engines
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.schedule import Stage
 from tests.helpers import (
@@ -27,12 +29,13 @@ from tests.helpers import (
     small_values,
     whole_steps,
 )
+from tests.trainer.trainers import WEIGHTS
 
 ALIGNED = {"sia_weight": 0.1, "psa_weight": 0.1, "warm_epochs": 0}
 FINETUNE_ONLY = {"tokenizer_epochs": 0, "epochs": 0}
 STAGES = {
-    "recommender": Stage("alternation", "recommender", 1.0, 0.1, 0.1),
-    "tokenizer": Stage("alternation", "tokenizer", 0.0, 0.1, 0.1, 1.0),
+    "recommender": Stage("alternation", "recommender", WEIGHTS["recommender"]),
+    "tokenizer": Stage("alternation", "tokenizer", WEIGHTS["tokenizer"]),
 }
 NAN = float("nan")
 
@@ -63,7 +66,7 @@ def fit(data_path: str, run_dir: Path, **more) -> list[dict]:
 
 def lines_of(run_dir: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "trains" in line]
+    return [line for line in lines if line["phase"] not in ("pretraining", "codes")]
 
 
 def optimizer_of(engine: Engine, name: str) -> dict[str, torch.Tensor]:
@@ -150,12 +153,13 @@ def test_fit_counts_the_step_and_goes_on_when_one_gradient_is_nan(tiny_data, tmp
     assert second["targets"] == sum(targets)
     assert all(math.isfinite(first[name]) for name in first if name.startswith(("rec", "norm")))
     assert second["recommendation"] < first["recommendation"]
-    message = "finetune (recommender): gradient of backbone not finite, step skipped"
+    message = "final (recommender): gradient of backbone not finite, step skipped"
     assert caplog.messages.count(message) == 1
 
 
-def test_step_counts_broken_steps_in_a_row_only_when_it_gives_up(tiny_data, tmp_path):
-    engine, steps = make_engine(tiny_data, tmp_path / "run", max_bad_steps=2)
+def test_step_counts_broken_steps_in_a_row_only_when_it_gives_up(tiny_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "MAX_BAD_STEPS", 2)
+    engine, steps = make_engine(tiny_data, tmp_path / "run")
     engine.freeze_all_but("recommender")
 
     def take(*, broken: bool) -> None:
@@ -173,16 +177,16 @@ def test_step_counts_broken_steps_in_a_row_only_when_it_gives_up(tiny_data, tmp_
 def test_main_ends_in_one_line_and_keeps_the_checkpoint_when_training_diverges(
     tiny_data, tmp_path, capsys
 ):
-    values = small_values(tiny_data, dataset="tiny", run_dir=tmp_path / "run", max_tokens=600)
-    values |= {"finetune_learning_rate": 1e30, "warmup_steps": 0, "max_bad_steps": 2}
+    values = small_values(tiny_data, dataset="tiny", run_dir=tmp_path / "run", max_tokens=256)
+    values |= {"finetune_learning_rate": 1e30, "warmup_steps": 0}
     assert cli.main([f"--{key}={value}" for key, value in values.items()]) == 1
     lines = capsys.readouterr().err.splitlines()
     skipped = [line for line in lines if line.endswith("not finite, step skipped")]
-    assert len(skipped) == 2
-    assert lines[-1].startswith("error: finetune (recommender): recommendation, gradient of ")
-    assert "not finite in 3 steps in a row (max_bad_steps): " in lines[-1]
+    assert len(skipped) == 10
+    assert lines[-1].startswith("error: final (recommender): recommendation, gradient of ")
+    assert "not finite in 11 steps in a row: " in lines[-1]
     assert lines[-1].endswith("the last checkpoint stays")
-    assert len(lines) == 3
+    assert len(lines) == 11
     state, _, progress, *_ = checkpoint.load_last(RunDirectory(tmp_path / "run"))
     assert str(progress) == "epoch 1 (alternation), before its evaluation"
     assert all(value.isfinite().all() for value in state.values())
@@ -310,7 +314,7 @@ def cpu_is_full() -> None:
 @pytest.mark.parametrize(
     ("training", "where", "knobs"),
     [
-        (True, "finetune (recommender)", "gradient_accumulation_steps max_tokens precision"),
+        (True, "final (recommender)", "gradient_accumulation_steps max_tokens precision"),
         (False, "validation", "eval_batch_size num_beams"),
     ],
 )
@@ -403,7 +407,7 @@ def test_fit_ends_near_the_losses_of_fp32_when_precision_is_bf16(tiny_data, tmp_
     half = fit(tiny_data, tmp_path / "bf16", precision="bf16", **values)
     assert [line["skipped"] for line in half] == [0] * 8
     assert half[-1]["recommendation"] < 0.8 * half[1]["recommendation"]
-    for name in Stage.LOSSES:
+    for name in OBJECTIVES:
         one, two = ([line[name] for line in lines if name in line] for lines in (full, half))
         assert one != two
         assert two[-1] == pytest.approx(one[-1], rel=0.05), name

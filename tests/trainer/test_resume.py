@@ -45,12 +45,17 @@ VALUES = {
     "max_tokens": 500,
     "use_gpu": False,
 }
+EPOCH_20 = "epoch 19 (pretraining), before its evaluation"
 STEP = "recbole_etegrec.trainer.engine:Engine.step"
-PRETRAINING = "recbole_etegrec.trainer.trainer:pretraining_epoch"
 RANKING = "recbole_etegrec.model:ETEGRecLlama.recommend"
 RECORD = "recbole_etegrec.storage.run_directory:RunDirectory.append_metrics"
 SAVE_FILE = "recbole_etegrec.trainer.checkpoint:save_file"
 RENAME = "os:replace"
+
+
+def after_pretraining(call: int) -> Trap:
+    """A signal in a step of what follows pretraining, in which an epoch is one step."""
+    return Trap(STEP, VALUES["tokenizer_epochs"] + call)
 
 
 class Outcome(NamedTuple):
@@ -138,7 +143,7 @@ def unbroken(finished) -> Outcome:
 def killed(start, tiny_data, tmp_path_factory) -> Path:
     """The directory of a run that was killed in its last phase; tests work on copies of it."""
     run_dir = tmp_path_factory.mktemp("killed") / "run"
-    code, _ = start(*arguments(tiny_data, run_dir, save_steps=1), trap=Trap(STEP, 45))
+    code, _ = start(*arguments(tiny_data, run_dir, save_steps=1), trap=after_pretraining(45))
     assert code == -signal.SIGKILL
     assert (run_dir / "last").is_dir()
     assert (run_dir / "previous").is_dir()
@@ -159,10 +164,10 @@ def copy_of(run_dir: Path, to: Path) -> Path:
 def test_unbroken_run_trains_all_stages_in_several_steps_when_it_is_the_measure(unbroken):
     phases = [(line["phase"], line.get("trains")) for line in unbroken.lines]
     assert phases == [
-        *[("pretraining", None)] * 23,
+        *[("pretraining", "tokenizer")] * 23,
         ("codes", None),
         *[("alternation", "tokenizer"), ("alternation", "recommender")] * 2,
-        *[("finetune", "recommender")] * 3,
+        *[("final", "recommender")] * 3,
     ]
     assert all(line["changed"] > 0 for line in unbroken.lines[24:27:2])
     assert unbroken.result["best_valid_score"] > 0.2
@@ -174,13 +179,22 @@ def test_unbroken_run_trains_all_stages_in_several_steps_when_it_is_the_measure(
 @pytest.mark.parametrize(
     ("trap", "save_steps", "stand"),
     [
-        pytest.param(Trap(PRETRAINING, 6), 0, None, id="before the first checkpoint"),
-        pytest.param(Trap(PRETRAINING, 23), 0, "tokenizer pretraining, epoch 20", id="pretraining"),
-        pytest.param(Trap(STEP, 4), 1, "epoch 0 (alternation), step 3", id="tokenizer epoch"),
-        pytest.param(Trap(STEP, 13), 1, "epoch 1 (alternation), step 4", id="recommender epoch"),
-        pytest.param(Trap(STEP, 13), 3, "epoch 1 (alternation), step 3", id="steps after a save"),
+        pytest.param(Trap(STEP, 6), 0, None, id="before the first checkpoint"),
+        pytest.param(Trap(STEP, 23), 0, EPOCH_20, id="pretraining"),
         pytest.param(
-            Trap(STEP, 45), 0, "epoch 4 (finetune), before its evaluation", id="epoch after a save"
+            after_pretraining(4), 1, "epoch 0 (alternation), step 3", id="tokenizer epoch"
+        ),
+        pytest.param(
+            after_pretraining(13), 1, "epoch 1 (alternation), step 4", id="recommender epoch"
+        ),
+        pytest.param(
+            after_pretraining(13), 3, "epoch 1 (alternation), step 3", id="steps after a save"
+        ),
+        pytest.param(
+            after_pretraining(45),
+            0,
+            "epoch 4 (final), before its evaluation",
+            id="epoch after a save",
         ),
         pytest.param(
             Trap(RANKING, 5), 0, "epoch 3 (alternation), before its evaluation", id="evaluation"
@@ -226,7 +240,7 @@ def test_resume_gives_the_unbroken_outcome_when_killed_again_and_again(
     start, unbroken, tiny_data, tmp_path
 ):
     run_dir = tmp_path / "run"
-    code, _ = start(*arguments(tiny_data, run_dir), trap=Trap(PRETRAINING, 22))
+    code, _ = start(*arguments(tiny_data, run_dir), trap=Trap(STEP, 22))
     assert code == -signal.SIGKILL
     # The command that began the run goes on with it, and may save at other steps.
     again = [*arguments(tiny_data, run_dir, save_steps=2), "--resume"]
@@ -250,8 +264,8 @@ def test_resume_stops_early_where_the_unbroken_run_does_when_scores_had_gone_dow
     unbroken = outcome_of(tmp_path / "unbroken")
     assert len(unbroken.lines) == 23 + 1 + 4 + 2
     again = [*arguments(tiny_data, tmp_path / "run", save_steps=1, **values), "--resume"]
-    assert start(*again, trap=Trap(STEP, 45))[0] == -signal.SIGKILL
-    assert stand_of(tmp_path / "run") == "epoch 5 (finetune), step 4"
+    assert start(*again, trap=after_pretraining(45))[0] == -signal.SIGKILL
+    assert stand_of(tmp_path / "run") == "epoch 5 (final), step 4"
     assert start(*again)[0] == 0
     assert_same(tmp_path / "run", unbroken)
 
@@ -264,29 +278,34 @@ def test_resume_writes_nothing_to_stderr_when_all_is_well(start, killed, tmp_pat
 # Interrupted ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("trap", "stand"),
+    [
+        (Trap(STEP, 22, signal.SIGTERM), "epoch 21 (pretraining), step 1"),
+        (after_pretraining(12)._replace(number=signal.SIGTERM), "epoch 1 (alternation), step 4"),
+        (after_pretraining(12)._replace(number=signal.SIGINT), "epoch 1 (alternation), step 4"),
+    ],
+)
 def test_signal_ends_the_run_after_the_step_when_it_comes_in_one(
-    number, start, unbroken, tiny_data, tmp_path
+    trap, stand, start, unbroken, tiny_data, tmp_path
 ):
     run_dir = tmp_path / "run"
-    code, written = start(*arguments(tiny_data, run_dir), trap=Trap(STEP, 12, number))
-    assert code == 128 + number
-    stopped = f"{number.name}: stopped at epoch 1 (alternation), step 4"
+    code, written = start(*arguments(tiny_data, run_dir), trap=trap)
+    assert code == 128 + trap.number
+    stopped = f"{signal.Signals(trap.number).name}: stopped at {stand}"
     assert f"{stopped}; go on with --resume={run_dir}\n" in written
     assert written.endswith(f"\n{stopped}\n")
-    assert stand_of(run_dir) == "epoch 1 (alternation), step 4"
+    assert stand_of(run_dir) == stand
     assert not (run_dir / "result.json").exists()
     written = go_on(start, run_dir)
     assert_same(run_dir, unbroken)
 
 
-@pytest.mark.parametrize(
-    "trap", [Trap(PRETRAINING, 22, signal.SIGTERM), Trap(RANKING, 5, signal.SIGTERM)]
-)
 def test_signal_ends_the_run_at_once_when_it_comes_between_steps(
-    trap, start, unbroken, tiny_data, tmp_path
+    start, unbroken, tiny_data, tmp_path
 ):
     run_dir = tmp_path / "run"
+    trap = Trap(RANKING, 5, signal.SIGTERM)
     code, written = start(*arguments(tiny_data, run_dir), trap=trap)
     assert code == 143
     assert f"SIGTERM: stopped at once; go on with --resume={run_dir}\n" in written
@@ -333,7 +352,7 @@ def test_resume_gives_the_unbroken_outcome_when_best_is_newer_than_the_checkpoin
     start, unbroken, tiny_data, tmp_path
 ):
     run_dir = tmp_path / "run"
-    code, _ = start(*arguments(tiny_data, run_dir), trap=Trap(STEP, 45))
+    code, _ = start(*arguments(tiny_data, run_dir), trap=after_pretraining(45))
     assert code == -signal.SIGKILL
     flip_a_byte(run_dir / "last" / "model.safetensors")
     assert stand_of(run_dir) == "epoch 3 (alternation), before its evaluation"
@@ -405,7 +424,7 @@ def test_run_goes_on_and_last_stays_when_the_disk_is_full(
 
     monkeypatch.setattr(checkpoint, "save_last", save_without_room)
     run_here(tiny_data, tmp_path / "run")
-    assert stands == ["tokenizer pretraining, epoch 20"] * 8
+    assert stands == [EPOCH_20] * 8
     errors = errors_in(tmp_path / "run")
     assert len(errors) == 7
     assert all("checkpoint not written (" in line for line in errors)

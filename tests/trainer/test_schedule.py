@@ -1,91 +1,155 @@
-"""The order of stages: cycles of alternation, then fine-tuning."""
+"""The order of stages in each phase, and of phases in a schedule."""
 
 from dataclasses import replace
 
 import pytest
 
-from recbole_etegrec.trainer.schedule import Stage, alternation, finetuning
+from recbole_etegrec.config import Config
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.trainer.schedule import SCHEDULES, Phase, Stage, phases_of
+
+WEIGHTS = {"sia_weight": 0.3, "psa_weight": 0.2}
+ALIGNED = {"sia": 0.3, "psa": 0.2}
 
 
-def alternate(epochs: int, cycle: int, warm: int = 0, joint: bool = False) -> list[Stage]:
-    more = {"sia_weight": 0.3, "psa_weight": 0.2, "joint": joint}
-    return list(alternation(epochs=epochs, cycle_epochs=cycle, warm_epochs=warm, **more))
+def phase_of(name: str, **values) -> Phase:
+    """A phase by the default config and some values."""
+    return SCHEDULES[name](Config("ETEGRecLlama", "tiny", config_dict={**WEIGHTS, **values}))
 
 
-def tokenizer_stage(sia: float, psa: float) -> Stage:
-    return Stage("alternation", "tokenizer", 0.0, sia, psa, 1.0, rebuild_codes=True)
+def alternate(epochs: int, cycle: int, warm: int = 0, phase: str = "alternation") -> list[Stage]:
+    values = {"epochs": epochs, "cycle_epochs": cycle, "warm_epochs": warm}
+    return list(phase_of(phase, **values).stages)
 
 
-def recommender_stage(sia: float, psa: float, evaluate: bool) -> Stage:
-    return Stage("alternation", "recommender", 1.0, sia, psa, 0.0, False, evaluate)
+def tokenizer_stage(aligned: bool = True) -> Stage:
+    weights = {**(ALIGNED if aligned else {}), "quantization": 1.0}
+    return Stage("alternation", "tokenizer", weights, rebuild_codes=True)
+
+
+def recommender_stage(evaluate: bool, aligned: bool = True, phase: str = "alternation") -> Stage:
+    weights = {"recommendation": 1.0, **(ALIGNED if aligned else {})}
+    return Stage(phase, "recommender", weights, share_codebooks=True, evaluate=evaluate)
+
+
+BOTH = Stage(
+    "joint",
+    "both",
+    {"recommendation": 1.0, **ALIGNED, "quantization": 1.0},
+    rebuild_codes=True,
+    evaluate=True,
+)
 
 
 def test_alternation_takes_turns_when_a_cycle_has_two_epochs():
-    expected = [tokenizer_stage(0.3, 0.2), recommender_stage(0.3, 0.2, True)] * 3
-    assert alternate(6, 2) == expected
+    assert alternate(6, 2) == [tokenizer_stage(), recommender_stage(True)] * 3
 
 
 def test_alternation_starts_alignment_late_when_there_are_warm_epochs():
     assert alternate(6, 2, warm=3) == [
-        tokenizer_stage(0.0, 0.0),
-        recommender_stage(0.0, 0.0, True),
-        tokenizer_stage(0.0, 0.0),
-        recommender_stage(0.3, 0.2, True),
-        tokenizer_stage(0.3, 0.2),
-        recommender_stage(0.3, 0.2, True),
+        tokenizer_stage(aligned=False),
+        recommender_stage(True, aligned=False),
+        tokenizer_stage(aligned=False),
+        recommender_stage(True),
+        tokenizer_stage(),
+        recommender_stage(True),
     ]
 
 
 def test_alternation_evaluates_at_the_end_of_a_cycle_when_it_has_four_epochs():
-    cycle = [tokenizer_stage(0.3, 0.2)]
-    cycle += [recommender_stage(0.3, 0.2, last) for last in (False, False, True)]
+    cycle = [tokenizer_stage(), *(recommender_stage(last) for last in (False, False, True))]
     assert alternate(8, 4) == cycle * 2
     # A cycle cut short is evaluated too.
-    assert alternate(7, 4) == cycle + [*cycle[:2], recommender_stage(0.3, 0.2, True)]
+    assert alternate(7, 4) == cycle + [*cycle[:2], recommender_stage(True)]
 
 
 def test_alternation_trains_the_recommender_alone_when_a_cycle_has_one_epoch():
-    assert alternate(3, 1) == [recommender_stage(0.3, 0.2, True)] * 3
-
-
-def test_alternation_takes_no_turns_when_training_is_joint():
-    both = Stage("alternation", "both", 1.0, 0.3, 0.2, 1.0, rebuild_codes=True, evaluate=True)
-    assert alternate(6, 2, joint=True) == [both] * 3
-    assert (
-        alternate(6, 3, joint=True)
-        == [
-            replace(both, evaluate=False),
-            recommender_stage(0.3, 0.2, True),
-        ]
-        * 2
-    )
-
-
-def test_stage_has_a_part_for_each_module_when_both_learn():
-    both = Stage("alternation", "both", 1.0, 0.3, 0.2, 1.0, rebuild_codes=True)
-    tokenizer, recommender = both.parts
-    assert (tokenizer.trains, recommender.trains) == ("tokenizer", "recommender")
-    assert tokenizer.weights == {"sia": 0.3, "psa": 0.2, "quantization": 1.0}
-    assert recommender.weights == {"recommendation": 1.0, "sia": 0.3, "psa": 0.2}
-    assert tokenizer.parts == (tokenizer,)
-
-
-def test_schedules_are_empty_when_there_are_no_epochs():
-    assert alternate(0, 2) == []
-    assert list(finetuning(epochs=0, eval_step=2)) == []
-
-
-@pytest.mark.parametrize(
-    ("epochs", "step", "evaluated"), [(5, 2, [2, 4, 5]), (4, 2, [2, 4]), (3, 1, [1, 2, 3])]
-)
-def test_finetuning_evaluates_every_few_epochs_and_last_when_it_runs(epochs, step, evaluated):
-    stages = list(finetuning(epochs=epochs, eval_step=step))
-    assert stages == [
-        Stage("finetune", "recommender", 1.0, evaluate=epoch in evaluated)
-        for epoch in range(1, epochs + 1)
-    ]
+    assert alternate(3, 1) == [recommender_stage(True)] * 3
 
 
 def test_alternation_ends_with_new_codes_when_its_last_epoch_is_the_tokenizers():
-    assert alternate(1, 2) == [tokenizer_stage(0.3, 0.2)]
-    assert alternate(3, 2) == [*alternate(2, 2), tokenizer_stage(0.3, 0.2)]
+    assert alternate(1, 2) == [tokenizer_stage()]
+    assert alternate(3, 2) == [*alternate(2, 2), tokenizer_stage()]
+
+
+def test_alternation_keeps_the_tokenizers_codebooks_when_it_alone_moves_them():
+    stages = phase_of("alternation", codebook_update="tokenizer_only").stages
+    assert not any(stage.share_codebooks for stage in stages)
+
+
+def test_joint_phase_takes_no_turns():
+    assert alternate(6, 2, phase="joint") == [BOTH] * 3
+    cycle = [replace(BOTH, evaluate=False), recommender_stage(True, phase="joint")]
+    assert alternate(6, 3, phase="joint") == cycle * 2
+
+
+def test_stage_has_a_part_for_each_module_when_both_learn():
+    tokenizer, recommender = BOTH.parts
+    assert (tokenizer.trains, recommender.trains) == ("tokenizer", "recommender")
+    assert tokenizer.weights == {**ALIGNED, "quantization": 1.0}
+    assert recommender.weights == {"recommendation": 1.0, **ALIGNED}
+    assert recommender_stage(True).parts == (recommender_stage(True),)
+
+
+def test_phases_have_no_stages_when_there_are_no_epochs():
+    none = {"tokenizer_epochs": 0, "epochs": 0, "finetune_epochs": 0}
+    assert [phase_of(name, **none).stages for name in ("pretraining", "alternation", "final")] == [
+        (),
+        (),
+        (),
+    ]
+    assert phase_of("pretraining", tokenizer="rqkmeans").stages == ()
+
+
+def test_pretraining_revives_codes_after_each_epoch_but_the_last_when_it_runs():
+    phase = phase_of("pretraining", tokenizer_epochs=41)
+    assert (phase.loader, phase.warmup, phase.course) == ("items", 0, "constant")
+    assert [stage.revive for stage in phase.stages] == [True] * 40 + [False]
+    saved = [epoch for epoch, stage in enumerate(phase.stages, 1) if stage.save]
+    assert saved == [20, 40]
+    assert not any(stage.clip or stage.rebuild_codes or stage.evaluate for stage in phase.stages)
+    assert all(stage.weights == {"quantization": 1.0} for stage in phase.stages)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "step", "evaluated"),
+    [(6, 2, {2, 4, 6}), (5, 2, {2, 4, 5}), (3, 1, {1, 2, 3})],
+)
+def test_final_phase_evaluates_every_few_epochs_and_last_when_it_runs(epochs, step, evaluated):
+    phase = phase_of("final", finetune_epochs=epochs, eval_step=step)
+    assert list(phase.stages) == [
+        Stage("final", "recommender", {"recommendation": 1.0}, evaluate=epoch in evaluated)
+        for epoch in range(1, epochs + 1)
+    ]
+    assert (phase.course, phase.starts_from) == ("cosine", "best")
+
+
+def test_final_phase_learns_as_fast_as_alternation_when_no_rate_of_its_own_is_given():
+    assert phase_of("final", learning_rate=0.003).learning_rates == {"recommender": 0.003}
+    given = {"learning_rate": 0.003, "finetune_learning_rate": 0.001}
+    assert phase_of("final", **given).learning_rates == {"recommender": 0.001}
+
+
+def test_run_has_the_phases_that_its_schedule_names():
+    config = Config("ETEGRecLlama", "tiny", config_dict={"schedule": ["pretraining", "joint"]})
+    assert [phase.name for phase in phases_of(config)] == ["pretraining", "joint"]
+    assert [phase.name for phase in phases_of(Config("TIGER", "tiny"))] == ["pretraining", "final"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"schedule": "final"}, "schedule .final. must be a list of phases: pretraining, alternat"),
+        ({"schedule": []}, "must be a list of phases"),
+        ({"schedule": ["finale"]}, "schedule .finale. must name phases .*did you mean 'final'"),
+        ({"schedule": ["final", "final"]}, "names final more than once"),
+        ({"schedule": ["joint"], "cycle_epochs": 1}, "schedule .joint. .* cycle_epochs >= 2"),
+        (
+            {"schedule": ["final_from_scratch"], "finetune_epochs": 0},
+            "schedule .final_from_scratch. .* finetune_epochs >= 1",
+        ),
+    ],
+)
+def test_config_is_refused_when_its_schedule_cannot_be(values, message):
+    with pytest.raises(UserError, match=message):
+        Config("ETEGRecLlama", "tiny", config_dict=values)

@@ -5,12 +5,15 @@ import math
 import pytest
 import torch
 
+from recbole_etegrec.losses import OBJECTIVES
 from recbole_etegrec.trainer import ETEGRecTrainer
 from recbole_etegrec.trainer.schedule import Stage
 from tests.helpers import changed_since, parameters_of, whole_steps
 from tests.trainer.trainers import (
     BOOKS,
     METRICS,
+    RECOMMENDATION,
+    WEIGHTS,
     make_trainer,
     metrics_lines,
     of_module,
@@ -35,7 +38,7 @@ def changes(trainer: ETEGRecTrainer, stage: Stage) -> tuple[set[str], set[str], 
 
 def test_tokenizer_stage_changes_the_tokenizer_alone_when_codes_stay(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run")
-    stage = Stage("alternation", "tokenizer", sia=0.1, psa=0.1, quantization=1.0)
+    stage = Stage("alternation", "tokenizer", WEIGHTS["tokenizer"])
     changed, names, codes_changed = changes(trainer, stage)
     assert changed == of_module(names, "tokenizer")
     assert not codes_changed
@@ -46,7 +49,7 @@ def test_tokenizer_stage_also_moves_the_shared_codebooks_when_codes_are_rebuilt(
 ):
     rate = {"alternation_tokenizer_learning_rate": 0.05}
     trainer = ready_trainer(tiny_data, tmp_path / "run", **rate)
-    stage = Stage("alternation", "tokenizer", quantization=1.0, rebuild_codes=True)
+    stage = Stage("alternation", "tokenizer", {"quantization": 1.0}, rebuild_codes=True)
     changed, names, codes_changed = changes(trainer, stage)
     assert changed == of_module(names, "tokenizer") | {BOOKS}
     assert codes_changed
@@ -54,7 +57,7 @@ def test_tokenizer_stage_also_moves_the_shared_codebooks_when_codes_are_rebuilt(
 
 def test_tokenizer_stage_leaves_the_rest_when_only_sia_is_weighted(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run")
-    changed, names, _ = changes(trainer, Stage("alternation", "tokenizer", sia=0.1))
+    changed, names, _ = changes(trainer, Stage("alternation", "tokenizer", {"sia": 0.1}))
     tokenizer = of_module(names, "tokenizer")
     assert changed == {name for name in tokenizer if ".decoder." not in name}
 
@@ -64,8 +67,8 @@ def test_recommender_stage_changes_no_encoder_when_codebooks_are_shared(
     aligned, tiny_data, tmp_path
 ):
     trainer = ready_trainer(tiny_data, tmp_path / "run", weight_decay=0.0)
-    weight = 0.1 if aligned else 0.0
-    stage = Stage("alternation", "recommender", 1.0, weight, weight)
+    weights = WEIGHTS["recommender"] if aligned else RECOMMENDATION
+    stage = Stage("alternation", "recommender", weights, share_codebooks=True)
     changed, names, codes_changed = changes(trainer, stage)
     expected = of_module(names, "recommender") - (set() if aligned else adapters(names))
     assert changed == expected | {TOKENIZER_BOOKS}
@@ -77,23 +80,23 @@ def test_recommender_stage_changes_no_encoder_when_codebooks_are_shared(
 
 def test_recommender_stage_leaves_the_tokenizer_when_it_alone_moves_codebooks(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run", codebook_update="tokenizer_only")
-    stage = Stage("alternation", "recommender", 1.0, 0.1, 0.1)
+    stage = Stage("alternation", "recommender", WEIGHTS["recommender"])
     changed, names, codes_changed = changes(trainer, stage)
     assert changed == of_module(names, "recommender") - {BOOKS}
     assert not codes_changed
 
 
-def test_finetuning_stage_leaves_the_tokenizer_when_codebooks_are_shared(tiny_data, tmp_path):
+def test_final_stage_leaves_the_tokenizer_when_codebooks_are_shared(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run", weight_decay=0.0)
-    changed, names, codes_changed = changes(trainer, Stage("finetune", "recommender", 1.0))
+    changed, names, codes_changed = changes(trainer, Stage("final", "recommender", RECOMMENDATION))
     assert changed == of_module(names, "recommender") - adapters(names)
     assert not codes_changed
 
 
 def test_stages_change_only_their_own_when_they_alternate(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run")
-    tokenizer = Stage("alternation", "tokenizer", 0.0, 0.1, 0.1, 1.0)
-    recommender = Stage("alternation", "recommender", 1.0, 0.1, 0.1)
+    tokenizer = Stage("alternation", "tokenizer", WEIGHTS["tokenizer"])
+    recommender = Stage("alternation", "recommender", WEIGHTS["recommender"], share_codebooks=True)
     for _ in range(2):  # optimizer state of one stage must not move its module in the next
         changed, names, _ = changes(trainer, tokenizer)
         assert changed == of_module(names, "tokenizer")
@@ -108,64 +111,70 @@ def test_both_modules_learn_in_each_step_when_training_is_joint(tiny_data, tmp_p
     rate = {"alternation_tokenizer_learning_rate": 0.05}
     trainer = ready_trainer(tiny_data, tmp_path / "run", **rate)
     changed, names, codes_changed = changes(
-        trainer, Stage("alternation", "both", 1.0, 0.1, 0.1, 1.0, rebuild_codes=True)
+        trainer,
+        Stage(
+            "alternation",
+            "both",
+            WEIGHTS["both"],
+            rebuild_codes=True,
+        ),
     )
     assert changed == names
     assert codes_changed
     model, (line,) = trainer.model, metrics_lines(trainer)
     books = model.recommender.code_embedding.codebooks
     assert torch.equal(books, model.tokenizer.quantizer.codebooks)
-    losses = [line[name] for name in Stage.LOSSES]
+    losses = [line[name] for name in OBJECTIVES]
     assert all(0 < loss < 100 for loss in losses)
-    assert trainer.progress.schedule == dict.fromkeys(
-        ("tokenizer", "recommender"), len(trainer.train_data)
+    assert trainer.progress.rate_steps == dict.fromkeys(
+        ("tokenizer", "recommender"), len(trainer.loaders["sequences"])
     )
 
 
 def test_joint_step_takes_the_parts_one_after_the_other_when_it_trains_both(tiny_data, tmp_path):
     """The recommender's part meets the codebooks that the tokenizer's part has moved."""
-    both = Stage("alternation", "both", 1.0, 0.1, 0.1, 1.0)
+    both = Stage("alternation", "both", WEIGHTS["both"])
     models = []
     for name in ("joint", "in_turn"):
         trainer = ready_trainer(tiny_data, tmp_path / name)
         engine = trainer.engine
-        pieces = next(iter(trainer.train_data))
+        micro_batches = next(iter(trainer.loaders["sequences"]))
         if name == "joint":
-            engine.step(pieces, both)
+            engine.step(micro_batches, both)
         else:
             for part, to in zip(both.parts, ("recommender", "tokenizer"), strict=True):
                 engine.freeze_all_but(part.trains)
-                engine.step(pieces, part)
+                engine.step(micro_batches, part)
                 engine.model.copy_codebooks(to=to)
         models.append(parameters_of(engine.model))
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
-def test_final_stage_starts_from_the_untrained_recommender_when_it_restarts(
+def test_final_phase_starts_from_the_untrained_recommender_when_it_is_from_scratch(
     tiny_data, tmp_path, monkeypatch
 ):
-    """Also when the run is stopped in that stage, whose scores are its own."""
-    values = {"restart_recommender": True, "epochs": 4, **METRICS}
-    trainer, loaders = make_trainer(tiny_data, tmp_path / "run", **values)
+    """Also when the run is stopped in that phase, whose scores are its own."""
+    values = {"schedule": ["pretraining", "alternation", "final_from_scratch"], "epochs": 4}
+    trainer, loaders = make_trainer(tiny_data, tmp_path / "run", **values, **METRICS)
     model = trainer.model
     first = {k: v for k, v in parameters_of(model).items() if k.startswith("recommender.")}
-    starts, run_stages_of = [], trainer._run
+    starts, run_phase = {}, trainer.run_phase
 
-    def watched(stages, *more):
-        starts.append(parameters_of(model))
-        run_stages_of(stages, *more)
+    def watched(phase):
+        starts[phase.name] = parameters_of(model)
+        run_phase(phase)
 
     def stopped(*_):
-        if trainer.progress.phase == "finetune":
+        if trainer.progress.phase == "final_from_scratch":
             raise KeyboardInterrupt
         return evaluate_as_before(*_)
 
     evaluate_as_before = trainer._evaluate
-    monkeypatch.setattr(trainer, "_run", watched)
+    monkeypatch.setattr(trainer, "run_phase", watched)
     monkeypatch.setattr(trainer, "_evaluate", stopped)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(loaders.train, loaders.valid)
-    _, final = starts
+    final = starts["final_from_scratch"]
     for name, value in first.items():
         assert torch.equal(final[name], value) == (name != BOOKS)
     assert torch.equal(final[BOOKS], final[TOKENIZER_BOOKS])
@@ -173,10 +182,16 @@ def test_final_stage_starts_from_the_untrained_recommender_when_it_restarts(
     assert trainer.keeper.best_description["phase"] == "alternation"
 
     resumed = ETEGRecTrainer(trainer.config, trainer.model, trainer.run_dir)
-    resumed._resume()
-    assert resumed.best_valid_score == -math.inf
+    scores, run_phase_of_it = [], resumed.run_phase
+
+    def scored(phase):
+        scores.append(resumed.best_valid_score)
+        run_phase_of_it(phase)
+
+    monkeypatch.setattr(resumed, "run_phase", scored)
     resumed.fit(loaders.train, loaders.valid, resume=True)
-    assert resumed.keeper.best_description["phase"] == "finetune"
+    assert scores == [-math.inf]
+    assert resumed.keeper.best_description["phase"] == "final_from_scratch"
 
 
 # What follows a tokenizer epoch -----------------------------------------------------------------
@@ -187,9 +202,11 @@ def test_everything_uses_the_new_codes_when_the_tokenizer_was_trained(tiny_data,
     trainer = ready_trainer(tiny_data, tmp_path / "run", **values)
     model = trainer.model
     (rows,) = [interaction for interaction, *_ in trainer.valid_data]
-    batch = whole_steps(trainer.train_data)[0]
+    batch = whole_steps(trainer.loaders["sequences"])[0]
     old = model.codes(batch.items), model.full_sort_predict(rows)
-    run_stages(trainer, Stage("alternation", "tokenizer", quantization=1.0, rebuild_codes=True))
+    run_stages(
+        trainer, Stage("alternation", "tokenizer", {"quantization": 1.0}, rebuild_codes=True)
+    )
     semantic = model.tokenizer.encode(model.item_embedding[1:])
     table = model.codes.table[1:]
     assert torch.equal(table[:, :3], semantic)
@@ -214,8 +231,8 @@ def test_everything_uses_the_new_codes_when_the_tokenizer_was_trained(tiny_data,
 
 def test_training_batch_uses_the_new_codes_when_the_table_changed(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run")
-    stage, model = Stage("alternation", "recommender", 1.0), trainer.model
-    batch = whole_steps(trainer.train_data)[0]
+    stage, model = Stage("alternation", "recommender", RECOMMENDATION), trainer.model
+    batch = whole_steps(trainer.loaders["sequences"])[0]
     with torch.no_grad():
         before = trainer.engine.losses(batch, stage)["recommendation"]
         swapped = model.codes.table[1:].flip(0).clone()

@@ -11,12 +11,10 @@ from safetensors.torch import load_file
 
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.evaluation.evaluate import evaluate, sample_users
-from recbole_etegrec.losses import quantization_loss
+from recbole_etegrec.losses import OBJECTIVES
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.trainer.checkpoint import load_model
-from recbole_etegrec.trainer.pretraining import pretraining_epoch
 from recbole_etegrec.trainer.schedule import Stage
-from recbole_etegrec.trainer.trainer import _constant, _cosine
 from tests.helpers import (
     changed_since,
     parameters_of,
@@ -28,6 +26,8 @@ from tests.trainer.trainers import (
     BOOKS,
     METRICS,
     NO_STAGES,
+    RECOMMENDATION,
+    WEIGHTS,
     make_trainer,
     metrics_lines,
     of_module,
@@ -42,12 +42,12 @@ def test_trainer_sees_every_target_in_fresh_batches_when_epochs_pass(tiny_data, 
     trainer = ready_trainer(tiny_data, tmp_path / "run", max_tokens=600)
     epochs = []
     for epoch in range(2):
-        trainer.train_data.draw(epoch)
-        epochs.append([batch.items for batch in whole_steps(trainer.train_data)])
+        trainer.loaders["sequences"].draw(epoch)
+        epochs.append([batch.items for batch in whole_steps(trainer.loaders["sequences"])])
     assert [items.tolist() for items in epochs[0]] != [items.tolist() for items in epochs[1]]
-    stage = Stage("finetune", "recommender", 1.0)
+    stage = Stage("final", "recommender", RECOMMENDATION)
     run_stages(trainer, stage, stage)
-    train = trainer.train_data._dataset.inter_feat
+    train = trainer.loaders["sequences"]._dataset.inter_feat
     targets = len(train) - len(train["user_id"].unique())
     assert [line["targets"] for line in metrics_lines(trainer)] == [targets, targets]
     tokens = [sum(4 * int((items > 0).sum()) for items in epoch) for epoch in epochs]
@@ -57,8 +57,8 @@ def test_trainer_sees_every_target_in_fresh_batches_when_epochs_pass(tiny_data, 
 
 def test_trainer_counts_no_tokens_when_no_decoder_reads_them(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run")
-    alone = Stage("alternation", "tokenizer", quantization=1.0)
-    run_stages(trainer, alone, replace(alone, sia=0.1))
+    alone = Stage("alternation", "tokenizer", {"quantization": 1.0})
+    run_stages(trainer, alone, replace(alone, weights={"sia": 0.1, "quantization": 1.0}))
     tokens = [line["tokens"] for line in metrics_lines(trainer)]
     assert tokens[0] == 0 < tokens[1]
 
@@ -70,20 +70,20 @@ def test_trainer_records_the_means_of_weighted_losses_when_nothing_moves(
 ):
     values = {"max_tokens": 600, "gradient_accumulation_steps": micro_batches}
     trainer = ready_trainer(tiny_data, tmp_path / "run", **values)
-    weight = 0.1 if aligned else 0.0
-    stage = Stage("alternation", "recommender", 1.0, weight, weight)
+    weights = WEIGHTS["recommender"] if aligned else RECOMMENDATION
+    stage = Stage("alternation", "recommender", weights)
     run_stages(trainer, stage, rate=0.0)
     (record,) = metrics_lines(trainer)
     total, targets = dict.fromkeys(stage.weights, 0.0), 0
     with torch.no_grad():
-        for step in trainer.train_data:
+        for step in trainer.loaders["sequences"]:
             assert len(step) == micro_batches
             targets += step[0].step_targets
             for batch in step:
                 for name, share in trainer.engine.losses(batch, stage).items():
                     total[name] += share.item() * batch.step_targets
     assert record["targets"] == targets
-    assert {name for name in Stage.LOSSES if name in record} == set(total)
+    assert {name for name in OBJECTIVES if name in record} == set(total)
     for name, value in total.items():
         assert record[name] == pytest.approx(value / targets, rel=1e-4), name
     assert record["phase"] == "alternation"
@@ -98,21 +98,24 @@ def test_trainer_records_the_means_of_weighted_losses_when_nothing_moves(
 
 def test_trainer_lowers_every_loss_when_it_is_weighted(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run")
-    stage = Stage("alternation", "recommender", 1.0, 0.1, 0.1)
+    stage = Stage("alternation", "recommender", WEIGHTS["recommender"])
     run_stages(trainer, *[stage] * 6)
     first, *_, last = metrics_lines(trainer)
     assert all(last[name] < first[name] for name in ("recommendation", "sia", "psa"))
     trainer = ready_trainer(tiny_data, tmp_path / "other")
-    run_stages(trainer, *[Stage("alternation", "tokenizer", 0.0, 0.1, 0.1, 1.0)] * 6)
+    run_stages(
+        trainer,
+        *[Stage("alternation", "tokenizer", WEIGHTS["tokenizer"])] * 6,
+    )
     first, *_, last = metrics_lines(trainer)
     assert all(last[name] < first[name] for name in ("quantization", "sia", "psa"))
 
 
 def test_trainer_keeps_the_best_model_when_later_ones_are_worse(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run", valid_users=0, clip_grad_norm=None)
-    good = Stage("finetune", "recommender", 1.0, evaluate=True)
+    good = Stage("final", "recommender", RECOMMENDATION, evaluate=True)
     # Ascending the loss makes a model worse, whatever the noise.
-    bad = Stage("finetune", "recommender", -1.0, evaluate=True)
+    bad = Stage("final", "recommender", {"recommendation": -1.0}, evaluate=True)
     run_stages(trainer, *[good] * 3, *[bad] * 5)
     lines = metrics_lines(trainer)
     scores = [line["valid_result"]["ndcg@10"] for line in lines]
@@ -140,7 +143,7 @@ def test_fit_returns_the_best_models_result_over_all_users_when_a_sample_chose_i
     assert trainer.evaluate(loaders.valid, load_best_model=False) == result
     assert trainer.evaluate(loaders.valid, load_best_model=True) == result
     phases = [line["phase"] for line in metrics_lines(trainer)]
-    assert phases == ["pretraining", "alternation", "alternation", "finetune", "finetune"]
+    assert phases == ["pretraining", "alternation", "alternation", "final", "final"]
     assert [line["epoch"] for line in metrics_lines(trainer)[1:]] == [0, 1, 2, 3]
 
 
@@ -155,8 +158,8 @@ def test_fit_evaluates_when_no_epoch_was_asked_for(tiny_data, tmp_path):
 def test_trainer_stops_early_when_nothing_improves(patience, tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run", stopping_step=patience)
     trainer.best_valid_score = 2.0  # more than any NDCG
-    stage = Stage("finetune", "recommender", 1.0, evaluate=True)
-    quiet = Stage("finetune", "recommender", 1.0)
+    stage = Stage("final", "recommender", RECOMMENDATION, evaluate=True)
+    quiet = Stage("final", "recommender", RECOMMENDATION)
     run_stages(trainer, quiet, *[stage] * 10)
     # RecBole's: more than stopping_step in a row
     assert trainer.progress.epochs_done == 1 + patience + 1
@@ -167,7 +170,7 @@ def test_trainer_takes_the_lower_score_when_the_metric_is_better_small(tiny_data
     values = {"metrics": ["NDCG", "AveragePopularity"], "valid_metric": "AveragePopularity@10"}
     trainer = ready_trainer(tiny_data, tmp_path / "run", **values)
     assert trainer.best_valid_score == float("inf")
-    run_stages(trainer, *[Stage("finetune", "recommender", 1.0, evaluate=True)] * 3)
+    run_stages(trainer, *[Stage("final", "recommender", RECOMMENDATION, evaluate=True)] * 3)
     scores = [line["valid_result"]["averagepopularity@10"] for line in metrics_lines(trainer)]
     assert trainer.best_valid_score == min(scores)
 
@@ -185,18 +188,18 @@ def test_trainer_steps_by_each_modules_own_rate_when_a_cosine_decays(tiny_data, 
 
 
 @pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [(_constant, [0.5, 1.0, 1.0, 1.0]), (_cosine, [0.5, 1.0, 0.5, 0.0])],
+    ("course", "expected"),
+    [("constant", [0.5, 1.0, 1.0, 1.0]), ("cosine", [0.5, 1.0, 0.5, 0.0])],
 )
 def test_trainer_warms_up_over_a_share_of_its_steps_when_it_is_below_one(
-    schedule, expected, tiny_data, tmp_path
+    course, expected, tiny_data, tmp_path
 ):
     # Without cuts, an epoch has as many steps as any other.
     values = {"warmup_steps": 0.5, "max_tokens": 600, "cut_probability": 0.0}
     trainer = ready_trainer(tiny_data, tmp_path / "run", **values)
-    assert len(trainer.train_data) > 3
-    stage = Stage("finetune", "recommender", 1.0)
-    run_stages(trainer, *[stage] * 4, rate=0.01, schedule=schedule)
+    assert len(trainer.loaders["sequences"]) > 3
+    stage = Stage("final", "recommender", RECOMMENDATION)
+    run_stages(trainer, *[stage] * 4, rate=0.01, course=course)
     rates = [line["lr"] / 0.01 for line in metrics_lines(trainer)]
     assert rates == pytest.approx(expected, abs=1e-9)
 
@@ -249,7 +252,7 @@ def test_load_model_refuses_when_nothing_was_saved(tiny_data, tmp_path):
 def reconstruction_error(model: ETEGRecLlama) -> float:
     with torch.no_grad():
         output, _ = model.tokenizer(model.item_embedding[1:])
-        return quantization_loss(output, model.beta)[1].mean().item()
+        return (output.embedding - output.reconstruction).square().mean().item()
 
 
 def test_pretraining_improves_the_tokenizer_alone_when_it_runs(tiny_data, tmp_path):
@@ -273,18 +276,17 @@ def test_pretraining_improves_the_tokenizer_alone_when_it_runs(tiny_data, tmp_pa
     assert not any(p.requires_grad for p in model.tokenizer.parameters())
 
 
-def test_pretraining_epoch_follows_from_its_seed_and_leaves_the_codes_when_it_runs(tiny_data):
+def test_pretraining_follows_from_the_seed_when_it_runs(tiny_data, tmp_path):
+    """Whatever random numbers have been drawn before."""
+    values = {**NO_STAGES, "tokenizer_epochs": 2, "tokenizer_batch_size": 16}
     tokenizers, records = [], []
-    for seed in (5, 5, 6):
-        model, _ = small_model(small_config(tiny_data))
-        model.tokenizer.requires_grad_(True)
-        optimizer = torch.optim.AdamW(model.tokenizer.parameters(), lr=0.005)
-        before, codes = parameters_of(model), model.codes.digest()
-        torch.manual_seed(len(tokenizers))
-        records.append(pretraining_epoch(model, optimizer, batch_size=16, seed=seed, revive=True))
-        assert changed_since(model, before) == of_module(before, "tokenizer")
-        assert model.codes.digest() == codes
-        tokenizers.append(model.tokenizer)
+    for run, seed in enumerate((5, 5, 6)):
+        trainer, loaders = make_trainer(tiny_data, tmp_path / f"{run}", seed=5, **values)
+        trainer.config["seed"] = seed
+        torch.manual_seed(run)
+        trainer.fit(loaders.train)
+        tokenizers.append(trainer.model.tokenizer)
+        records.append([line["quantization"] for line in metrics_lines(trainer)])
     assert records[0] == records[1] != records[2]
     assert not changed_since(tokenizers[1], parameters_of(tokenizers[0]))
 

@@ -1,17 +1,20 @@
 """Real trainers of small models, and single stages of them."""
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import ETEGRecTrainer
-from recbole_etegrec.trainer.schedule import Stage
-from recbole_etegrec.trainer.trainer import _constant
+from recbole_etegrec.trainer.schedule import Phase, Stage
 from tests.helpers import Loaders, small_config, small_model
 
 NO_STAGES = {"tokenizer_epochs": 0, "epochs": 0, "finetune_epochs": 0}
+RECOMMENDATION = {"recommendation": 1.0}
+WEIGHTS = {  # of all objectives that count while a module trains
+    "recommender": {**RECOMMENDATION, "sia": 0.1, "psa": 0.1},
+    "tokenizer": {"sia": 0.1, "psa": 0.1, "quantization": 1.0},
+    "both": {**RECOMMENDATION, "sia": 0.1, "psa": 0.1, "quantization": 1.0},
+}
 BOOKS = "recommender.code_embedding.codebooks"
 METRICS = {"metrics": ["Recall", "NDCG", "MRR"], "topk": [1, 5, 20], "valid_metric": "NDCG@5"}
 
@@ -34,11 +37,13 @@ def ready_trainer(data_path: str, run_dir: Path, **more) -> ETEGRecTrainer:
 
 
 def run_stages(
-    trainer: ETEGRecTrainer, *stages: Stage, rate: float = 0.01, schedule: Callable = _constant
+    trainer: ETEGRecTrainer, *stages: Stage, rate: float = 0.01, course: str = "constant"
 ) -> None:
     """Run stages with fresh optimizers, after whatever has been run."""
-    trainer.keeper.progress = replace(trainer.progress, index=0, stale=0)
-    trainer._run(list(stages), rate, schedule)
+    config, name = trainer.config, stages[0].phase
+    rates = {"tokenizer": config["alternation_tokenizer_learning_rate"], "recommender": rate}
+    trainer.progress.enter(name, trainer.progress.epochs_done)
+    trainer.run_phase(Phase(name, stages, rates, course, config["warmup_steps"]))
 
 
 def metrics_lines(trainer: ETEGRecTrainer) -> list[dict]:

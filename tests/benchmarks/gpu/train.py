@@ -7,6 +7,7 @@ from accelerate import PartialState
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.losses import objective_weights
 from recbole_etegrec.preflight.memory_plan import GIB
 from recbole_etegrec.recommender.backbone import checkpoint_activations
 from recbole_etegrec.trainer.schedule import Stage
@@ -76,7 +77,7 @@ def time_steps(bench: Bench, checkpointing: bool, loader: SequenceLoader, steps:
     recommender = engine.model.recommender
     checkpoint_activations(recommender.backbone, checkpointing)
     engine.freeze_all_but("recommender")
-    stage = Stage("recommender", "recommender", 1.0, *(bench.base[k] for k in ALIGNMENT))
+    stage = Stage("recommender", "recommender", objective_weights(bench.base, "recommender"))
     largest = next(loader.iterate(int(max(range(len(loader)), key=_tokens_of(loader)))))
     batches = list(islice(iter(loader), steps))
     engine.step(largest, stage)
@@ -85,16 +86,16 @@ def time_steps(bench: Bench, checkpointing: bool, loader: SequenceLoader, steps:
     peak = peak_gib(device)
     engine.step(batches[0], stage)
     started = now(device)
-    for pieces in batches:
-        engine.step(pieces, stage)
+    for micro_batches in batches:
+        engine.step(micro_batches, stage)
     seconds = now(device) - started
-    items = sum(pieces[0].step_items for pieces in batches)
-    rows = [batch for pieces in batches for batch in pieces]
+    items = sum(micro_batches[0].step_items for micro_batches in batches)
+    rows = [batch for micro_batches in batches for batch in micro_batches]
     rate = useful_flops(recommender, rows) / seconds
     padded = sum(batch.items.numel() for batch in rows) * PartialState().num_processes
     return {
         "tokens_per_second": items * bench.base["code_length"] / seconds,
-        "targets_per_second": sum(pieces[0].step_targets for pieces in batches) / seconds,
+        "targets_per_second": sum(first.step_targets for first, *_ in batches) / seconds,
         "step_seconds": seconds / len(batches),
         "model_flop_utilisation": rate / bench.matmul_rate,
         "useful_tflops": rate / 1e12,
@@ -102,9 +103,6 @@ def time_steps(bench: Bench, checkpointing: bool, loader: SequenceLoader, steps:
         "peak_gib": peak,
         "finite": not result.skipped,
     }
-
-
-ALIGNMENT = ("sia_weight", "psa_weight")
 
 
 def _tokens_of(loader: SequenceLoader) -> Callable[[int], int]:

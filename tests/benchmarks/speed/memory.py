@@ -25,7 +25,7 @@ def memory_rows(
     config = Config("ETEGRecLlama", datasets[0], config_dict=values)
     engine, train = engine_of(config, folder)
     model = engine.model
-    largest = train.largest_piece()
+    largest = train.largest_micro_batch()
     engine.step([largest], STAGE)  # makes the optimizer's states
     states = [
         t

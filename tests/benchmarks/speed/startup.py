@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.trainer.pretraining import pretraining_epoch
+from recbole_etegrec.data.item_loader import ItemLoader
+from recbole_etegrec.trainer.schedule import pretraining
 from tests.benchmarks.speed.growth import rebuild
 from tests.benchmarks.speed.measure import Stopwatch, Work
 from tests.benchmarks.speed.training import engine_of
@@ -29,12 +30,16 @@ def startup_rows(
     config = Config("ETEGRecLlama", datasets[0], config_dict=values)
     engine, train = engine_of(config, folder)
     model = engine.model
-    optimizer = engine.optimizers["tokenizer"]
-    model.tokenizer.requires_grad_(True)
-    size = config["tokenizer_batch_size"]
+    engine.freeze_all_but("tokenizer")
+    loader = ItemLoader(model.n_items, batch_size=config["tokenizer_batch_size"], seed=0)
+    stage = pretraining(config).stages[0]
 
     def pretrain() -> None:
-        pretraining_epoch(model, optimizer, batch_size=size, seed=0, revive=True)
+        loader.draw(0)
+        for step in loader.iterate():
+            engine.step(step, stage)
+        engine.revive_codes(loader.generator)
+        model.codes.health(model.tokenizer.encode(model.item_embedding[1:]))
 
     items = train._dataset.item_num - 1
     found = watch.in_turn({"pretraining": Work(pretrain), "rebuild": Work(rebuild(1_000_000))})

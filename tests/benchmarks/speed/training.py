@@ -20,7 +20,7 @@ from tests.benchmarks.first_design import prefix_loader
 from tests.benchmarks.flops import useful_flops
 from tests.benchmarks.speed.measure import Stopwatch, Work, against, limits
 
-STAGE = Stage("finetune", "recommender", 1.0, 0.0, 0.0)
+STAGE = Stage("final", "recommender", {"recommendation": 1.0})
 STEPS = 12  # of an epoch, of all lengths of sequences alike
 BUCKETS = {"Beauty": 8, "ml-100k": 1}  # of the length-bucketed prefixes; long ones take their time
 
@@ -112,13 +112,13 @@ def steps_of(engine: Engine, loader: SequenceLoader, count: int) -> Work:
     order = np.argsort([lengths[rows].mean() for rows in loader.steps], kind="stable")
     chosen = order[((np.arange(count) + 0.5) * len(order) / count).astype(int)]
     batches = [next(loader.iterate(int(i))) for i in chosen]
-    targets = sum(pieces[0].step_targets for pieces in batches)
+    targets = sum(micro_batches[0].step_targets for micro_batches in batches)
 
     def run() -> None:
-        for pieces in batches:
-            engine.step(pieces, STAGE)
+        for micro_batches in batches:
+            engine.step(micro_batches, STAGE)
 
-    flops = useful_flops(engine.model.recommender, (b for pieces in batches for b in pieces))
+    flops = useful_flops(engine.model.recommender, (b for step in batches for b in step))
     return Work(run, targets, flops, small=lambda: engine.step(batches[0], STAGE))
 
 

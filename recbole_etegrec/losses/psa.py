@@ -1,7 +1,7 @@
-"""The two alignment losses that tie tokenizer and recommender.
+"""Preference-semantic alignment (PSA): a user's preference resembles the target it precedes.
 
-Source: ETEGRec (SIGIR 2025), Eq. 14-16. Departures from the printed formulas: both of the paper's
-stray signs are mended (the text asks for similar distributions, and for a contrastive loss).
+Source: ETEGRec (SIGIR 2025), Eq. 16. Departure from the printed formula: its stray sign is mended,
+for the text asks for a contrastive loss.
 """
 
 from collections.abc import Callable
@@ -9,24 +9,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-
-def sequence_item_alignment(
-    item_log_probs: torch.Tensor, sequence_log_probs: torch.Tensor, item_index: torch.Tensor
-) -> torch.Tensor:
-    """SIA: symmetric KL between the code distributions of a target and of its history.
-
-    ``sum_l KL(P_z^l || P_s^l) + KL(P_s^l || P_z^l)`` of each target ``[n]``, in nats.
-
-    Args:
-        item_log_probs: of the distinct targets ``[U, Q, C]``.
-        sequence_log_probs: of the states before each target ``[n, Q, C]``.
-        item_index: the row of each target in ``item_log_probs`` ``[n]``.
-    """
-    item = item_log_probs.float().index_select(0, item_index)
-    sequence = sequence_log_probs.float()
-    # KL(p||q) + KL(q||p) = sum (p - q)(log p - log q)
-    divergence = (item.exp() - sequence.exp()) * (item - sequence)
-    return divergence.sum(dim=(1, 2))
+from recbole_etegrec.losses.objective import ForwardPass, Objective
 
 
 def preference_semantic_alignment(
@@ -63,3 +46,27 @@ def preference_semantic_alignment(
         others = logsumexp_over_processes(others)
     to_preference = torch.logaddexp(own, others.index_select(0, item_index)) - own
     return (to_item + to_preference) / 2
+
+
+def _loss(forward: ForwardPass, psa_temperature: float) -> torch.Tensor:
+    loss = preference_semantic_alignment(
+        forward.preference_latent,
+        forward.items.reconstruction,
+        forward.batch.distinct_index,
+        psa_temperature,
+        forward.logsumexp_over_processes,
+    )
+    return forward.mean_over_targets(loss)
+
+
+PSA = Objective(
+    _loss,
+    needs={"preference_latent", "items"},
+    trains=("tokenizer", "recommender"),
+    title="Preference-semantic alignment (PSA)",
+    unit="nats",
+    weight="psa_weight",
+    aligned=True,
+    options=("psa_temperature",),
+    reaches=("PSA adapter",),
+)

@@ -1,0 +1,94 @@
+"""What a loss is to the rest of the package: its function, and all that others ask about it."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from recbole_etegrec.data import SequenceBatch
+from recbole_etegrec.recommender import RecommenderOutput
+from recbole_etegrec.tokenizer import Quantization, TokenizerOutput
+
+OUTPUTS = {*RecommenderOutput._fields, "items", "sequence"}
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """What the model has computed of a micro-batch; what no objective needs is None.
+
+    Attributes:
+        batch: the micro-batch.
+        target_codes: codes of its targets ``[n, L]``.
+        logits: of the targets' codes ``[n, L, C]``.
+        sequence_latent: of the history before each target, in code space ``[n, d_c]``.
+        preference_latent: of the same, in item embedding space ``[n, d_z]``.
+        items: the tokenizer's output for the distinct targets of the whole step ``[U, ...]``.
+        sequence: ``sequence_latent``, quantized ``[n, ...]``.
+        logsumexp_over_processes: combines ``[U]`` of this process with those of the others, which
+            see other targets of the same step, with the gradient kept; None for one process.
+    """
+
+    batch: SequenceBatch
+    target_codes: torch.Tensor
+    logits: torch.Tensor | None = None
+    sequence_latent: torch.Tensor | None = None
+    preference_latent: torch.Tensor | None = None
+    items: TokenizerOutput | None = None
+    sequence: Quantization | None = None
+    logsumexp_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def mean_over_targets(self, loss: torch.Tensor) -> torch.Tensor:
+        """This micro-batch's share of the mean over the step's targets of a loss ``[n]``."""
+        return loss.sum() / self.batch.step_targets
+
+    def mean_over_items(self, loss: torch.Tensor) -> torch.Tensor:
+        """This micro-batch's share of the mean over the step's distinct targets of ``[U]``."""
+        return loss.mean() / self.batch.micro_batches
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss that training can minimise.
+
+    Attributes:
+        loss: takes a :class:`ForwardPass`, and `options` by name; returns the micro-batch's share
+            of the loss: shares sum to the mean over the step.
+        needs: which of `logits`, `sequence_latent`, `preference_latent`, `items` and `sequence` it
+            reads of the forward pass.
+        trains: the modules, ``tokenizer`` or ``recommender``, in whose epochs it counts.
+        title: what reports call it.
+        unit: of its values.
+        weight: the config key of its weight, or the weight itself.
+        aligned: whether it ties the modules to each other: it then starts after ``warm_epochs``,
+            and does not count while one of the modules is settled.
+        options: the config keys that its function takes.
+        reaches: the kinds of parts of the model that must learn by it, as `--check` names them.
+
+    Raises:
+        ValueError: it needs what there is not.
+    """
+
+    loss: Callable[..., torch.Tensor]
+    needs: Collection[str]
+    trains: tuple[str, ...]
+    title: str
+    unit: str
+    weight: str | float = 1.0
+    aligned: bool = False
+    options: tuple[str, ...] = ()
+    reaches: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.needs) - OUTPUTS:
+            raise ValueError(f"objective '{self.title}' needs {sorted(unknown)}: no such output")
+
+    @property
+    def reads_sequences(self) -> bool:
+        """Whether it needs histories, and not items alone."""
+        return set(self.needs) != {"items"}
+
+    def weight_in(self, config: Mapping[str, Any]) -> float:
+        """Its weight by a config; 0 where the config says nothing of it."""
+        weight = config[self.weight] if isinstance(self.weight, str) else self.weight
+        return weight or 0.0

@@ -1,0 +1,52 @@
+"""What becomes of codebooks and codes between epochs."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from recbole_etegrec.data.item_loader import ItemLoader
+from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.trainer.engine import Engine
+from recbole_etegrec.trainer.schedule import Stage
+
+logger = logging.getLogger(__name__)
+
+_COLLAPSED = 0.1  # share of a codebook in use, by perplexity, under which it is warned of
+
+
+def follow_up(engine: Engine, stage: Stage, loader: SequenceLoader | ItemLoader) -> dict[str, Any]:
+    """Do with codebooks and codes what a stage wants after its steps; returns what to record.
+
+    Args:
+        loader: what the stage has gone over.
+    """
+    model, found = engine.model, {}
+    if stage.share_codebooks:
+        model.copy_codebooks(to="tokenizer")
+    if stage.revive:
+        found["revived"] = engine.revive_codes(loader.generator)
+    if stage.measure_codes:
+        health = model.codes.health(model.tokenizer.encode(model.item_embedding[1:]))
+        logger.info("tokenizer: %s, revived %d", health, found.get("revived", 0))
+        found |= health.record()
+    if stage.rebuild_codes:
+        found |= rebuild_codes(engine)
+    return found
+
+
+def rebuild_codes(engine: Engine) -> dict[str, Any]:
+    """Give all items new codes, the same on every process; returns their health."""
+    model = engine.model
+    health = replace(engine.set_codes(), **model.fidelity())
+    logger.info("codes: %s", health)
+    code_num = model.codes.code_num
+    for level, perplexity in enumerate(health.perplexity):
+        if perplexity < _COLLAPSED * min(code_num, model.n_items - 1):
+            logger.warning(
+                "codebook %d has collapsed: its items use as many codes as %.1f of equal use "
+                "would be (%d there are); lower the learning rates of the tokenizer",
+                level,
+                perplexity,
+                code_num,
+            )
+    return health.record()

@@ -1,0 +1,51 @@
+"""The recommender's optimizer, and the course of learning rates."""
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
+
+from recbole_etegrec.recommender import Recommender
+
+
+def make_optimizer(
+    kind: str, recommender: Recommender, weight_decay: float
+) -> torch.optim.Optimizer:
+    """An optimizer of what learns: weight decay on matrices, none on norms, biases, code tables.
+
+    Args:
+        kind: ``adamw``, or ``adamw_8bit`` or ``paged_adamw_8bit`` of bitsandbytes.
+
+    Returns:
+        One with groups of which each belongs to the backbone or, by its entry ``heads``, not.
+    """
+    groups: dict[tuple[bool, bool], list] = {}
+    for name, parameter in recommender.named_parameters():
+        if parameter.requires_grad:
+            table = "codebooks" in name or "collision_table" in name
+            decays = parameter.ndim >= 2 and not table
+            groups.setdefault((not name.startswith("backbone."), decays), []).append(parameter)
+    options = [
+        {"params": parameters, "weight_decay": weight_decay * decays, "heads": heads}
+        for (heads, decays), parameters in groups.items()
+    ]
+    if kind == "adamw":
+        return torch.optim.AdamW(options)
+    from bitsandbytes import optim  # an optional dependency
+
+    return {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[kind](options)
+
+
+def make_scheduler(
+    course: str, optimizer: torch.optim.Optimizer, warmup: int, steps: int, last: int = -1
+) -> LambdaLR:
+    """The learning rate's course over the steps of a module in a phase.
+
+    Args:
+        course: ``constant`` or ``cosine``, after the warm-up.
+        warmup: steps of it.
+        steps: in all.
+        last: the last step that has been made, or -1.
+    """
+    if course == "cosine":
+        return get_cosine_schedule_with_warmup(optimizer, warmup, steps, last_epoch=last)
+    return get_constant_schedule_with_warmup(optimizer, warmup, last_epoch=last)
