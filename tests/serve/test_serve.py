@@ -89,13 +89,13 @@ def client(model, catalogue) -> Iterator[httpx.Client]:
 @pytest.fixture
 def gate(model, monkeypatch) -> threading.Event:
     """The model does not answer before this is set."""
-    gate, ranked = threading.Event(), model.recommend
+    gate, ranked = threading.Event(), model.ranker.best
 
     def wait(*arguments):
         assert gate.wait(20)
         return ranked(*arguments)
 
-    monkeypatch.setattr(model, "recommend", wait)
+    monkeypatch.setattr(model.ranker, "best", wait)
     return gate
 
 
@@ -339,7 +339,7 @@ def test_server_says_so_at_once_when_too_many_wait(model, catalogue, gate):
 def test_server_goes_on_when_the_model_fails(model, catalogue, monkeypatch, caplog):
     with serving(create_app(model, catalogue)) as client:
         with monkeypatch.context() as broken:
-            broken.setattr(model, "recommend", None)
+            broken.setattr(model.ranker, "best", None)
             response = client.post("/recommend", json={"history": HISTORY})
             assert response.status_code == 500 and "the model failed" in error_of(response)
         assert "a batch of 1 failed" in caplog.text
