@@ -9,7 +9,8 @@ from recbole_etegrec import run
 from recbole_etegrec.config import config as configs
 from recbole_etegrec.losses import OBJECTIVES, ForwardPass, Objective
 from recbole_etegrec.quick_start import check
-from recbole_etegrec.report.curves import loss_charts, read_run
+from recbole_etegrec.report.curves import loss_charts
+from recbole_etegrec.runs.recorded_run import read_run
 from recbole_etegrec.trainer.schedule import SCHEDULES, Phase, Stage
 from tests.helpers import small_values
 

@@ -321,12 +321,3 @@ def test_sequences_of_tiny_data_can_be_learned_when_one_looks_at_steps(tiny_data
     numbers = np.array([int(item[1:]) for item in items])
     same = np.array(users[1:]) == np.array(users[:-1])
     assert ((numbers[1:] - numbers[:-1])[same] % 40 == 1).mean() > 0.7
-
-
-def test_config_is_read_when_it_is_of_an_earlier_version_and_refused_when_it_says_more():
-    earlier = {"joint": False, "restart_recommender": False, "max_bad_steps": 10, "loss_type": "CE"}
-    config = Config("ETEGRecLlama", "tiny", config_dict=earlier)
-    assert not earlier.keys() & config.inputs.keys()
-    assert config["train_neg_sample_args"]["distribution"] == "none"
-    with pytest.raises(UserError, match="joint .True. is no key any more: name the phase joint in"):
-        Config("ETEGRecLlama", "tiny", config_dict={**earlier, "joint": True})

@@ -11,11 +11,13 @@ from recbole_etegrec.config import Config, Loader, is_ours, properties_dir
 from recbole_etegrec.config.keys import KEYS, check_values
 from recbole_etegrec.config.models import STANDS_ON, lineage
 from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS
+from recbole_etegrec.decoding import RANKERS
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import MODELS
-from recbole_etegrec.recommender import BACKBONES
+from recbole_etegrec.recommender import BACKBONES, PRECISIONS
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.tokenizer import RQVAE, TOKENIZERS
+from recbole_etegrec.trainer.schedule import SCHEDULES
 from tests.helpers import small_config
 
 DEFAULTS = properties_dir() / "model" / "ETEGRecLlama.yaml"
@@ -34,7 +36,14 @@ def test_table_takes_all_shipped_values():
 
 @pytest.mark.parametrize(
     ("key", "table"),
-    [("tokenizer", TOKENIZERS), ("backbone", BACKBONES), ("item_embedding", ITEM_EMBEDDINGS)],
+    [
+        ("item_embedding", ITEM_EMBEDDINGS),
+        ("tokenizer", TOKENIZERS),
+        ("backbone", BACKBONES),
+        ("schedule", SCHEDULES),
+        ("ranking", RANKERS),
+        ("precision", PRECISIONS),
+    ],
 )
 def test_table_names_what_a_part_comes_with(key, table):
     assert set(KEYS[key].names) == set(table)
@@ -57,6 +66,7 @@ def test_wrong_value_is_refused_when_nothing_heavy_is_imported():
 import sys
 from recbole_etegrec.config.keys import check_values
 from recbole_etegrec.config.models import STANDS_ON
+from recbole_etegrec.decoding import RANKERS
 from recbole_etegrec.errors import UserError
 try:
     check_values({"num_beams": 0})
