@@ -140,6 +140,7 @@ def check_plugin_config(config: "Config") -> None:
 
     tables = {"tokenizer": TOKENIZERS, "backbone": BACKBONES, "ranking": RANKERS}
     tables["precision"] = PRECISIONS
+    tables = {key: tuple(table) for key, table in tables.items()}
     for key, choices in {**CHOICES, **tables}.items():
         if key in config and config[key] not in choices:
             known = ", ".join(map(str, choices))
