@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from recbole_etegrec import run
-from recbole_etegrec.config import config as configs
+from recbole_etegrec.config.keys import KEYS, share, weight
 from recbole_etegrec.losses import OBJECTIVES, ForwardPass, Objective
 from recbole_etegrec.quick_start import check
 from recbole_etegrec.report.curves import loss_charts
@@ -41,8 +41,8 @@ def test_run_minimises_an_objective_of_ones_own_when_it_is_in_the_table(
     tiny_data, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(OBJECTIVES, "confidence", CONFIDENCE)
-    keys = ("confidence_weight", "confidence_margin")
-    monkeypatch.setattr(configs, "EXTRA_KEYS", (*configs.EXTRA_KEYS, *keys))
+    monkeypatch.setitem(KEYS, "confidence_weight", weight())
+    monkeypatch.setitem(KEYS, "confidence_margin", share())
     values = {"confidence_weight": 0.5, "confidence_margin": 0.1, "finetune_epochs": 2}
     values = small_values(tiny_data, run_dir=str(tmp_path / "run"), **values)
     run("ETEGRecLlama", "tiny", config_dict=values)

@@ -21,7 +21,7 @@ from accelerate import PartialState
 
 from recbole_etegrec.config import compat  # noqa: F401  before any part of RecBole is used
 from recbole_etegrec.config.checks import check_config
-from recbole_etegrec.config.keys import check_values
+from recbole_etegrec.config.keys import KEYS, check_values
 from recbole_etegrec.config.models import STANDS_ON, is_ours, lineage
 from recbole_etegrec.errors import UserError, nearest
 
@@ -240,7 +240,11 @@ class Config(recbole.config.Config):
     @property
     def known_keys(self) -> set[str]:
         """The keys that this model may be given."""
-        known = {*EXTRA_KEYS, *self.internal_config_dict}
+        known = {
+            *EXTRA_KEYS,
+            *self.internal_config_dict,
+            *(KEYS if self.model in STANDS_ON else ()),
+        }
         return known.union(*self.parameters.values())
 
     def _refuse_unknown_keys(self) -> None:
