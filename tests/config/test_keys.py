@@ -66,7 +66,6 @@ def test_wrong_value_is_refused_when_nothing_heavy_is_imported():
 import sys
 from recbole_etegrec.config.keys import check_values
 from recbole_etegrec.config.models import STANDS_ON
-from recbole_etegrec.decoding import RANKERS
 from recbole_etegrec.errors import UserError
 try:
     check_values({"num_beams": 0})
