@@ -50,7 +50,8 @@ def test_config_takes_what_a_model_leaves_open_from_the_one_it_is_derived_from()
         assert etegrec[key] == llama[key], key
     assert tiger["cooccurrence_window"] == llama["cooccurrence_window"] == 50
     assert (etegrec["backbone"], tiger["backbone"]) == ("t5", "t5")
-    assert (tiger["epochs"], tiger["sia_weight"], tiger["psa_weight"]) == (0, 0, 0)
+    assert tiger["schedule"] == ["pretraining", "final"]
+    assert (tiger["sia_weight"], tiger["psa_weight"]) == (0, 0)
     alternation = etegrec["epochs"] // etegrec["cycle_epochs"]
     assert tiger["finetune_epochs"] == alternation + etegrec["finetune_epochs"]
 
