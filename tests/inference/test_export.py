@@ -234,6 +234,7 @@ def test_load_exported_is_refused_in_one_line_when_files_are_damaged(exported, t
     (folder / "items.json").write_text(json.dumps(names))
     with pytest.raises(UserError, match="items is damaged"):
         load_exported(folder)
+    folder = damaged("old")
     old = {"values": {"hidden_size": 16}, "fields": {}, "n_items": 41}  # as it once was
     (folder / "config.json").write_text(json.dumps(old))
     with pytest.raises(UserError, match="by a version before this: export the run again"):

@@ -47,7 +47,7 @@ VALUES = {
 }
 EPOCH_20 = "epoch 19 (pretraining), before its evaluation"
 STEP = "recbole_etegrec.trainer.engine:Engine.step"
-RANKING = "recbole_etegrec.model:ETEGRecLlama.recommend"
+RANKING = "recbole_etegrec.decoding:BeamRanker.best"
 RECORD = "recbole_etegrec.storage.run_directory:RunDirectory.append_metrics"
 SAVE_FILE = "recbole_etegrec.trainer.checkpoint:save_file"
 RENAME = "os:replace"
