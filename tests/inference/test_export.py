@@ -240,5 +240,5 @@ def test_load_exported_is_refused_in_one_line_when_files_are_damaged(exported, t
     with pytest.raises(UserError, match="by a version before this: export the run again"):
         load_exported(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match="items is damaged"):
+    with pytest.raises(UserError, match="old is damaged"):
         load_exported(folder)
