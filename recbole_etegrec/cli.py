@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from recbole_etegrec.config.values import check_chosen, check_values, parse_value
 from recbole_etegrec.errors import Interrupted, TrainingError, UserError
 
 HELP = """\
@@ -71,6 +72,8 @@ def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
             equals = value != ""
         if not argument.startswith("--") or not key or not equals:
             raise UserError(f"argument '{argument}': expected --key=value (see --help)")
+        if key in NAMED and not value.strip():
+            raise UserError(f"--{key} is empty: name one, or leave it out")
         if values.setdefault(key, value) != value:
             raise UserError(f"--{key} is given twice: {values[key]} and {value}")
     return values
@@ -81,6 +84,7 @@ def _run(arguments: Sequence[str]) -> None:
     model, dataset, files = (values.pop(key, "") for key in NAMED)
 
     look = [name for name in ("plan", "check") if values.pop(name, "False").lower() != "false"]
+    check_chosen([model] if model else [], dataset, files.split(), values)
     if look:
         return _look(look, model, dataset, files.split(), values)
 
@@ -136,6 +140,11 @@ def _prepare(arguments: Sequence[str]) -> None:
 
 def _compare(arguments: Sequence[str]) -> None:
     values = parse_arguments(arguments)
+    own = ("models", "seeds", "jobs", "out", "ablations", "exclude_history", *NAMED[1:])
+    keys = {key: value for key, value in values.items() if key not in own}
+    models = [name.strip() for name in values.get("models", "").split(",") if name.strip()]
+    files = values.get("config_files", "").split()
+    check_chosen(models, values.get("dataset", ""), files, keys)
 
     from recbole_etegrec.compare.command import compare
 
@@ -148,6 +157,7 @@ def _of_run(command: str, arguments: Sequence[str]) -> tuple[str, dict[str, str]
     if not run_dir or run_dir.startswith("-"):
         raise UserError(f"{command}: expected the directory of a run (see --help)")
     values = parse_arguments(arguments[1:])
+    check_values({key: parse_value(key, value) for key, value in values.items()})
     _be_quiet()
     return run_dir, values
 

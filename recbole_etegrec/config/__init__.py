@@ -6,25 +6,25 @@ The names below are imported on first use, so that `keys` and `models` need noth
 from importlib import import_module
 from typing import Any
 
-__all__ = [
-    "DEFAULT_DATASET",
-    "DEFAULT_MODEL",
-    "RECBOLE_PROPERTIES",
-    "Config",
-    "Loader",
-    "UnknownKeyError",
-    "find_config_file",
-    "find_recbole_model",
-    "is_ours",
-    "parse_value",
-    "properties_dir",
-    "read_config_files",
-    "refusals_for_the_user",
-]
+_MODULES = {
+    "DEFAULT_DATASET": "values",
+    "DEFAULT_MODEL": "values",
+    "RECBOLE_PROPERTIES": "files",
+    "Config": "config",
+    "Loader": "files",
+    "UnknownKeyError": "values",
+    "find_config_file": "files",
+    "find_recbole_model": "config",
+    "is_ours": "models",
+    "parse_value": "values",
+    "properties_dir": "files",
+    "read_config_files": "files",
+    "refusals_for_the_user": "config",
+}
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = "models" if name == "is_ours" else "config"
-    return getattr(import_module(f"{__name__}.{room}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -2,17 +2,14 @@
 
 Later entries win: RecBole's own defaults < `properties/` of the plugin < config files < the
 dictionary (which is where the command line ends up). What the values mean is RecBole's business;
-what is refused while they are read is in `checks.py` and, for the plugin's own keys, in `keys.py`.
+what is refused while they are read is in `values.py`, one value at a time, and in `checks.py`.
 """
 
-import ast
 import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,82 +18,24 @@ from accelerate import PartialState
 
 from recbole_etegrec.config import compat  # noqa: F401  before any part of RecBole is used
 from recbole_etegrec.config.checks import check_config
-from recbole_etegrec.config.keys import KEYS, check_values
+from recbole_etegrec.config.files import Loader, properties_dir, read_config_files, recbole_models
 from recbole_etegrec.config.models import STANDS_ON, is_ours, lineage
+from recbole_etegrec.config.values import (
+    DEFAULT_DATASET,
+    DEFAULT_MODEL,
+    check_keys,
+    check_values,
+    known_keys,
+    parse_value,
+)
 from recbole_etegrec.errors import UserError, nearest
 
 import recbole.config  # isort: skip
 from recbole.utils import InputType, ModelType, get_model  # isort: skip
 
-DEFAULT_MODEL = "ETEGRecLlama"
-DEFAULT_DATASET = "ml-100k"
-
-RECBOLE_PROPERTIES = Path(recbole.config.__file__).parents[1] / "properties"
-
-# Valid everywhere although no YAML of RecBole or of the plugin names them.
-EXTRA_KEYS = (
-    "model",
-    "dataset",
-    "run_dir",
-    "resume",
-    "nproc",
-    "world_size",
-    "download",
-    "dataset_counts",
-    "encoding",
-    "tail_ratio",
-    "token_num_threshold",
-    "convert_token_to_onehot",
-    "double_tower",
-)
-
 # These describe one run, one machine or one dataset, so a rebuilt config must not inherit them.
 NOT_INPUTS = {"MODEL_TYPE", "run_dir", "resume", "nproc", "world_size", "download"}
 NOT_INPUTS |= {"dataset_counts"}
-
-_TEXT_VALUES = {"true": True, "false": False, "none": None, "null": None, "~": None}
-
-
-class Loader(yaml.SafeLoader):
-    """YAML without objects that also reads `1e-3` as a number, as RecBole's files expect."""
-
-
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def parse_value(key: str, text: str) -> Any:
-    """The typed value of `text`: a Python literal, a YAML list or mapping, else the text itself.
-
-    Intervals such as ``[5,10]`` stay text: RecBole parses them on its own.
-    """
-    if text.lower() in _TEXT_VALUES:
-        return _TEXT_VALUES[text.lower()]
-    if key.endswith("_num_interval"):
-        return text
-    for parse in (ast.literal_eval, _parse_collection):
-        try:
-            value = parse(text)
-        except (ValueError, SyntaxError, yaml.YAMLError):
-            continue
-        if isinstance(value, (str, int, float, list, tuple, dict)):
-            return value
-    return text
-
-
-def _parse_collection(text: str) -> Any:
-    # Scalars are left out: YAML would turn `no`, `12:30` and `2020-01-01` into something else.
-    return yaml.load(text, Loader) if text[:1] in ("[", "{") else text
-
-
-def properties_dir() -> Path:
-    """`properties/` inside the installed package, or beside it in a source checkout."""
-    package = Path(__file__).resolve().parents[1]
-    candidates = (package / "properties", package.parent / "properties")
-    return next(path for path in candidates if path.is_dir())
 
 
 def find_recbole_model(name: str) -> type:
@@ -105,7 +44,7 @@ def find_recbole_model(name: str) -> type:
     Raises:
         UserError: no model has that name, or it needs a package that is not installed.
     """
-    known = [*STANDS_ON, *(path.stem for path in RECBOLE_PROPERTIES.glob("model/*.yaml"))]
+    known = [*STANDS_ON, *recbole_models()]
     anomalies = torch.is_anomaly_enabled()
     try:
         return get_model(name)
@@ -118,18 +57,6 @@ def find_recbole_model(name: str) -> type:
     finally:
         torch.autograd.set_detect_anomaly(anomalies)  # RecBole's module of SINE turns it on
     raise UserError(f"unknown model '{name}'{nearest(name, known)}")
-
-
-class UnknownKeyError(UserError):
-    """A key that the model cannot be given.
-
-    Attributes:
-        key: its name.
-    """
-
-    def __init__(self, key: str, known: Iterable[str]):
-        super().__init__(f"unknown config key '{key}'{nearest(key, known)}")
-        self.key = key
 
 
 class OwnModel:
@@ -159,8 +86,6 @@ class Config(recbole.config.Config):
     ) -> None:
         super().__init__(model, dataset, config_file_list, config_dict)
         check_config(self)
-        if is_ours(self):
-            check_values(self.final_config_dict)
 
     def compatibility_settings(self) -> None:
         """Nothing: `compat.py` has added what numpy lacks."""
@@ -172,9 +97,10 @@ class Config(recbole.config.Config):
         return read_config_files(file_list or ())
 
     def _convert_config_dict(self, config_dict: dict[str, Any]) -> dict[str, Any]:
+        paths = {k: os.fspath(v) for k, v in config_dict.items() if isinstance(v, os.PathLike)}
         return {
             key: parse_value(key, value) if isinstance(value, str) else deepcopy(value)
-            for key, value in config_dict.items()
+            for key, value in {**config_dict, **paths}.items()
         }
 
     def _load_cmd_line(self) -> dict[str, Any]:
@@ -184,6 +110,8 @@ class Config(recbole.config.Config):
     def _get_model_and_dataset(self, model: str | type | None, dataset: str | None) -> tuple:
         model = model or self.external_config_dict.get("model", DEFAULT_MODEL)
         dataset = dataset or self.external_config_dict.get("dataset", DEFAULT_DATASET)
+        named = {"dataset": dataset} | ({} if isinstance(model, type) else {"model": model})
+        check_values(named)
         if isinstance(model, str) and model not in STANDS_ON:
             model = find_recbole_model(model)
         if isinstance(model, str):
@@ -210,8 +138,9 @@ class Config(recbole.config.Config):
                 self._update_internal_config_dict(path)
 
     def _get_final_config_dict(self) -> dict[str, Any]:
-        self._refuse_unknown_keys()
+        check_keys(self.external_config_dict, self.known_keys)
         final = deepcopy(super()._get_final_config_dict())
+        check_values(final, self.model)
         final.update(model=self.model, dataset=self.dataset)
         for key in ("data_path", "item_embedding_file", "sasrec_run", "embedding_cache"):
             if final.get(key):
@@ -240,18 +169,7 @@ class Config(recbole.config.Config):
     @property
     def known_keys(self) -> set[str]:
         """The keys that this model may be given."""
-        known = {
-            *EXTRA_KEYS,
-            *self.internal_config_dict,
-            *(KEYS if self.model in STANDS_ON else ()),
-        }
-        return known.union(*self.parameters.values())
-
-    def _refuse_unknown_keys(self) -> None:
-        known = self.known_keys
-        for key in self.external_config_dict:
-            if key not in known:
-                raise UnknownKeyError(key, known)
+        return known_keys(self.model).union(self.internal_config_dict, *self.parameters.values())
 
     def _complete_evaluation(self, final: dict[str, Any]) -> None:
         chosen = self.external_config_dict.get("eval_args")
@@ -299,39 +217,3 @@ def refusals_for_the_user(where: str) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{where}: " + " ".join(str(error).split())) from error
-
-
-def find_config_file(file: str) -> str:
-    """`file`, or the overlay of that name in `properties/` where there is no such file."""
-    if Path(file).is_file():
-        return file
-    shipped = properties_dir() / f"{file.removesuffix('.yaml').removeprefix('properties/')}.yaml"
-    return str(shipped) if shipped.is_file() else file
-
-
-def read_config_files(files: Iterable[str]) -> dict[str, Any]:
-    """What the files say, later ones winning.
-
-    Raises:
-        UserError: a file cannot be read, or holds no ``key: value`` lines.
-    """
-    values: dict[str, Any] = {}
-    for file in files:
-        values.update(_read_mapping(find_config_file(file)))
-    return values
-
-
-def _read_mapping(file: str) -> dict[str, Any]:
-    try:
-        values = yaml.load(Path(file).read_text("utf-8"), Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"config file {file}: {reason}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"config file {file}: not valid YAML{where}") from error
-    if values is not None and not isinstance(values, dict):
-        kind = type(values).__name__
-        raise UserError(f"config file {file}: expected lines 'key: value', found a {kind}")
-    return values or {}

@@ -1,165 +1,87 @@
 """The table of the plugin's keys: what a value of each must be.
 
-The table looks at one value at a time. What must hold between keys stands beside the part that it
-concerns, as ``rules(config)``. This module imports nothing heavy, so that a wrong value can be
-refused at once.
+The table looks at one value at a time; its kinds of values are in `kinds.py`, RecBole's keys in
+`recbole_keys.py`. What must hold between keys stands beside the part that it concerns, as
+``rules(config)``. This module imports nothing heavy, so that a wrong value can be refused at once.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
 from typing import Any
 
-from recbole_etegrec.errors import UserError, nearest
+from recbole_etegrec.config.kinds import (
+    Key,
+    above_zero,
+    boolean,
+    choice,
+    either,
+    entry,
+    integer,
+    listed,
+    mapping,
+    number,
+    optional,
+    path,
+    share,
+    text,
+    weight,
+)
+from recbole_etegrec.errors import nearest
 
-
-@dataclass(frozen=True)
-class Key:
-    """What a value of one key must be.
-
-    Attributes:
-        kind: the type, in the words of ``properties/model/ETEGRecLlama.yaml``.
-        wanted: what the value must be, as the end of the sentence "KEY (VALUE) must be ...".
-        fits: whether a value is so.
-        optional: whether it may be left empty.
-        names: the values there are, where they are names.
-    """
-
-    kind: str
-    wanted: str
-    fits: Callable[[Any], bool] = field(repr=False)
-    optional: bool = False
-    names: tuple = ()
-
-    def takes(self, value: Any) -> bool:
-        """Whether the key may have this value."""
-        return (self.optional and value is None) or self.fits(value)
-
-
-def whole(minimum: int) -> Key:
-    """A whole number, `minimum` (0 or 1) or above."""
-    wanted = "a whole number above 0" if minimum else "a whole number, 0 or above"
-    return Key("int", wanted, lambda v: type(v) is int and v >= minimum)
-
-
-def number(wanted: str, fits: Callable[[float], bool]) -> Key:
-    """A number for which `fits` holds; `wanted` ends the sentence "must be a number"."""
-    return Key("float", f"a number{wanted}", lambda v: type(v) in (int, float) and fits(v))
-
-
-def above_zero() -> Key:
-    """A number above 0, such as a learning rate."""
-    return number(" above 0", lambda v: v > 0)
-
-
-def weight() -> Key:
-    """A number that may be 0."""
-    return number(", 0 or above", lambda v: v >= 0)
-
-
-def share() -> Key:
-    """A share below 1."""
-    return number(" in [0, 1)", lambda v: 0 <= v < 1)
-
-
-def choice(*names: Any) -> Key:
-    """One of some values."""
-    known = f"one of {', '.join(map(str, names))}"
-    kind = type(names[0])
-    return Key(kind.__name__, known, lambda v: type(v) is kind and v in names, names=names)
-
-
-def entry(*names: str) -> Key:
-    """A name in a table of the package, such as `TOKENIZERS`; `names` are those that it comes with.
-
-    More names can be registered in that table, so any text passes here. The part that owns the
-    table refuses unknown names by its rule :func:`named_in`.
-    """
-    return replace(choice(*names), fits=lambda v: type(v) is str)
-
-
-def listed(kind: type, wanted: str, *, least: int = 0) -> Key:
-    """A list of at least `least` texts (`kind` str) or whole numbers above 0 (`kind` int)."""
-
-    def fits(value: Any) -> bool:
-        many = isinstance(value, (list, tuple)) and len(value) >= least
-        return many and all(type(v) is kind and (kind is str or v > 0) for v in value)
-
-    return Key("list", wanted, fits)
-
-
-def text(wanted: str = "text") -> Key:
-    """A text that is not empty."""
-    return Key("str", wanted, lambda v: type(v) is str and v != "")
-
-
-def optional(key: Key) -> Key:
-    """The same key, which may also be left empty."""
-    return replace(key, optional=True)
-
-
-def _sources(value: Any) -> bool:
-    """Whether a value could name sources of item embeddings, by the rule of :func:`entry`."""
-    return isinstance(value, (str, list, tuple))
-
-
-def _warmup(value: Any) -> bool:
-    return (type(value) is int and value >= 0) or (type(value) is float and 0 <= value < 1)
-
-
-def _clipping(value: Any) -> bool:
-    """Whether a value can be the arguments of ``clip_grad_norm_``."""
-    known = isinstance(value, dict) and value.keys() <= {"max_norm", "norm_type"}
-    return known and all(type(v) in (int, float) and v > 0 for v in value.values())
-
+WIDEST = 2**16  # of layers and vectors
+LONGEST = 100_000  # epochs
 
 SOURCES = ("collaborative", "file", "sasrec", "text")
 PHASES = ("pretraining", "alternation", "joint", "final", "final_from_scratch")
 
 KEYS: dict[str, Key] = {
     # Item embeddings
-    "item_embedding": Key(
-        "str, list", f"one of {', '.join(SOURCES)}, or a list of them", _sources, names=SOURCES
+    "item_embedding": either(
+        entry(*SOURCES),
+        listed(entry(*SOURCES), "sources"),
+        wanted=f"one of {', '.join(SOURCES)}, or a list of them",
     ),
-    "embedding_cache": text("a folder"),
-    "semantic_hidden_size": whole(1),
-    "cooccurrence_window": whole(1),
-    "sasrec_epochs": whole(1),
-    "sasrec_run": optional(text("the directory of a finished run of SASRec")),
+    "embedding_cache": path("a folder"),
+    "semantic_hidden_size": integer(1, WIDEST),
+    "cooccurrence_window": integer(1, 10_000),
+    "sasrec_epochs": integer(1, LONGEST),
+    "sasrec_run": optional(path("the directory of a finished run of SASRec")),
     "text_model": optional(text("a hub id or a directory when item_embedding is 'text'")),
     "text_fields": optional(
         listed(
-            str,
+            text(),
             "a list of fields of the .item file when item_embedding is 'text'",
             least=1,
         )
     ),
-    "item_embedding_file": optional(text("an existing file when item_embedding is 'file'")),
+    "item_embedding_file": optional(path("an existing file when item_embedding is 'file'")),
     # Tokenizer
     "tokenizer": entry("rqvae", "rqkmeans"),
     "collision": choice("suffix", "sinkhorn"),
-    "code_length": whole(1),
-    "code_num": whole(1),
-    "e_dim": whole(1),
-    "tokenizer_hidden_sizes": listed(int, "a list of whole numbers above 0"),
+    "code_length": integer(2, 16),
+    "code_num": integer(1, WIDEST),
+    "e_dim": integer(1, WIDEST),
+    "tokenizer_hidden_sizes": listed(
+        integer(1, WIDEST), "a list of whole numbers from 1 to 65536", most=32
+    ),
     "beta": weight(),
-    "tokenizer_epochs": whole(0),
-    "tokenizer_batch_size": whole(1),
+    "tokenizer_epochs": integer(0, LONGEST),
+    "tokenizer_batch_size": integer(1),
     "tokenizer_learning_rate": above_zero(),
     # Recommender
     "backbone": entry("llama", "t5"),
-    "hidden_size": whole(1),
-    "num_hidden_layers": whole(1),
-    "num_attention_heads": whole(1),
-    "head_size": optional(whole(1)),
-    "intermediate_size": whole(1),
+    "hidden_size": integer(1, WIDEST),
+    "num_hidden_layers": integer(1, 1000),
+    "num_attention_heads": integer(1, 1024),
+    "head_size": optional(integer(1, WIDEST)),
+    "intermediate_size": integer(1, 2**20),
     "base_model": optional(text("a hub id, a directory or a .gguf file, or nothing")),
     "tuning": choice("full", "lora", "qlora", "frozen"),
-    "lora_r": whole(1),
+    "lora_r": integer(1, WIDEST),
     "lora_alpha": optional(above_zero()),
     "lora_dropout": share(),
-    "lora_target_modules": listed(str, "a list of names of linear layers", least=1),
+    "lora_target_modules": listed(text(), "a list of names of linear layers", least=1),
     "attn_implementation": choice("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
-    "init_std": number(" above 0, 1 at most", lambda v: 0 < v <= 1),
+    "init_std": number(above=0, most=1),
     "projector_init": choice("normal", "matched"),
     "dropout": share(),
     "residual_dropout": share(),
@@ -170,59 +92,44 @@ KEYS: dict[str, Key] = {
     "psa_weight": weight(),
     "psa_temperature": above_zero(),
     # Schedule
-    "schedule": replace(
-        listed(str, f"a list of phases: {', '.join(PHASES)}", least=1), names=PHASES
-    ),
-    "epochs": whole(0),
-    "cycle_epochs": whole(1),
-    "warm_epochs": whole(0),
-    "finetune_epochs": whole(0),
+    "schedule": listed(entry(*PHASES), f"a list of phases: {', '.join(PHASES)}", least=1),
+    "epochs": integer(0, LONGEST),
+    "cycle_epochs": integer(1, LONGEST),
+    "warm_epochs": integer(0, LONGEST),
+    "finetune_epochs": integer(0, LONGEST),
     "alternation_tokenizer_learning_rate": above_zero(),
     "learning_rate": above_zero(),
     "finetune_learning_rate": optional(above_zero()),
-    "warmup_steps": Key("int, float", "a number of steps, or a share below 1", _warmup),
+    "warmup_steps": either(
+        integer(0),
+        number(least=0, below=1),
+        wanted="a number of steps, or a share below 1",
+    ),
     "optimizer": choice("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "heads_learning_rate": optional(above_zero()),
     "weight_decay": weight(),
-    "clip_grad_norm": optional(Key("dict", "like {'max_norm': 1.0}, or nothing", _clipping)),
-    "stopping_step": whole(0),
-    "eval_step": whole(1),
-    "valid_users": whole(0),
+    "clip_grad_norm": optional(
+        mapping("like {'max_norm': 1.0}, or nothing", max_norm=above_zero(), norm_type=above_zero())
+    ),
+    "stopping_step": integer(0),
+    "eval_step": integer(1),
+    "valid_users": integer(0),
     # Batches
-    "max_tokens": whole(1),
-    "gradient_accumulation_steps": whole(1),
+    "max_tokens": integer(1),
+    "gradient_accumulation_steps": integer(1, 10_000),
     "training_rows": choice("sequences", "prefixes"),
     "window_overlap": share(),
-    "cut_probability": number(" from 0 to 1", lambda v: 0 <= v <= 1),
-    "eval_batch_size": whole(1),
+    "cut_probability": number(least=0, most=1),
+    "eval_batch_size": integer(1),
     # Ranking
     "ranking": entry("beam", "exact"),
-    "num_beams": whole(1),
+    "num_beams": integer(1, 10_000),
     # Execution
     "precision": choice("fp32", "bf16", "fp16"),
-    "gradient_checkpointing": choice(True, False),
-    "memory_gib": optional(above_zero()),
-    "save_steps": whole(0),
+    "gradient_checkpointing": boolean(),
+    "memory_gib": optional(number(least=0.001, most=1_000_000)),
+    "save_steps": integer(0),
 }
-
-# Keys of RecBole of which the plugin's models ask more than RecBole does.
-RECBOLE_KEYS: dict[str, Key] = {"seed": whole(0), "MAX_ITEM_LIST_LENGTH": whole(1)}
-
-
-def check_values(values: Mapping[str, Any], keys: Iterable[str] | None = None) -> None:
-    """Look at each value alone.
-
-    Args:
-        values: by key, as the plugin's models are configured; other keys are passed over.
-        keys: those to look at, in place of all that are there.
-
-    Raises:
-        UserError: a value is not one that its key takes.
-    """
-    table = {**KEYS, **RECBOLE_KEYS}
-    for name in table if keys is None else keys:
-        if name in values and name in table and not table[name].takes(values[name]):
-            raise UserError(f"{name} ({values[name]}) must be {table[name].wanted}")
 
 
 def named_in(table: Iterable[str], key: str, value: Any) -> tuple[bool, str]:
