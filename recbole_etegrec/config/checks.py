@@ -19,12 +19,10 @@ def check_config(config: "Config") -> None:
     """Checks that hold for every model.
 
     Raises:
-        UserError: `valid_metric` is not among the values that will be computed,
-            `exclude_history` is no boolean, several processes are asked for in RecBole's way or
-            for RecBole's models, DeepSpeed is, or `log_wandb` lacks its package.
+        UserError: `valid_metric` is not among the values that will be computed, several processes
+            are asked for in RecBole's way or for RecBole's models, DeepSpeed is, or `log_wandb`
+            lacks its package.
     """
-    if not config["topk"]:
-        raise UserError("topk ([]) must name at least one K")
     name, _, cutoff = str(config["valid_metric"]).lower().partition("@")
     metrics = [metric.lower() for metric in config["metrics"]]
     if name not in metrics:
@@ -34,8 +32,6 @@ def check_config(config: "Config") -> None:
         raise UserError(
             f"valid_metric ({config['valid_metric']}) needs its K in topk {config['topk']}"
         )
-    if config["exclude_history"] not in (None, True, False):
-        raise UserError(f"exclude_history ({config['exclude_history']}) must be True or False")
     _check_launch(config)
     if config["log_wandb"] and find_spec("wandb") is None:
         raise UserError("log_wandb (True) needs the package wandb: pip install wandb")

@@ -27,6 +27,7 @@ from recbole_etegrec.config.values import (
     check_values,
     known_keys,
     parse_value,
+    with_floats,
 )
 from recbole_etegrec.errors import UserError, nearest
 
@@ -141,6 +142,8 @@ class Config(recbole.config.Config):
         check_keys(self.external_config_dict, self.known_keys)
         final = deepcopy(super()._get_final_config_dict())
         check_values(final, self.model)
+        if self.model in STANDS_ON:
+            final.update(with_floats(final))
         final.update(model=self.model, dataset=self.dataset)
         for key in ("data_path", "item_embedding_file", "sasrec_run", "embedding_cache"):
             if final.get(key):
@@ -210,10 +213,13 @@ class Config(recbole.config.Config):
         final.update(single_spec=True, local_rank=0)
 
 
+_REFUSALS = (LookupError, TypeError, ValueError, NotImplementedError, RuntimeError, AssertionError)
+
+
 @contextmanager
 def refusals_for_the_user(where: str) -> Iterator[None]:
     """What RecBole refuses while it reads the configuration is the user's to mend."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+    except _REFUSALS as error:
         raise UserError(f"{where}: " + " ".join(str(error).split())) from error

@@ -67,8 +67,7 @@ class Key:
         if self.optional and value is None:
             return None
         if not self.fits(value):
-            hint = nearest(value, self.names) if isinstance(value, str) else ""
-            return f"{name} ({shown(value)}) must be {self.wanted}{hint}"
+            return f"{name} ({shown(value)}) must be {self.wanted}{self._hint(value)}"
         for part, inner in value.items() if self.parts and isinstance(value, dict) else ():
             key = self.parts.get(part, self.parts.get("*"))
             if key is None:
@@ -77,6 +76,12 @@ class Key:
             if fault := key.fault(f"{name}: {shown(part)}", inner):
                 return fault
         return None
+
+    def _hint(self, value: Any) -> str:
+        """The nearest name to the first text that is none of them."""
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        wrong = [v for v in texts if isinstance(v, str) and v not in self.names]
+        return nearest(wrong[0], self.names) if wrong else ""
 
     @property
     def is_text(self) -> bool:

@@ -37,7 +37,7 @@ METRICS += ("RMSE", "ItemCoverage", "AveragePopularity", "ShannonEntropy", "Gini
 METRICS += ("TailPercentage",)
 
 _LONGEST = 10_000  # items of a history, items ranked, items sampled
-_WIDEST = 2**20
+_WIDEST = 2**16
 
 
 def _metric() -> Key:
@@ -257,6 +257,7 @@ RECBOLE_KEYS: dict[str, Key] = {
 _SIZES = re.compile(r"(^|_)(size|dim|dimension|heads?|hidden|factor_num|out_dims?|rank)(_|$)")
 _LAYERS = re.compile(r"(^|_)(n_layers|num_layers|n_hops?|depth|layer_num)$")
 _SHARES = re.compile(r"(^|_)(dropout|drop|dropout_prob|dropout_probs|drop_ratio)(_|$)|_dropout")
+_NAMES = {"hidden_act": ("gelu", "relu", "swish", "tanh", "sigmoid")}
 _RANGE = re.compile(r"^(\w+):.*[Rr]ang(?:e|ing) in `*\[([^\]]+)\]", re.MULTILINE)
 
 
@@ -278,7 +279,7 @@ def model_keys(defaults: Mapping[str, Any], source: str) -> dict[str, Key]:
     for key, default in defaults.items():
         if key in RECBOLE_KEYS:
             continue
-        known = names.get(key, ())
+        known = names.get(key, _NAMES.get(key, ()))
         kind = choice(*known) if default in known else _like(key, default)
         if kind is not None:
             found[key] = kind

@@ -117,6 +117,18 @@ def check_values(values: Mapping[str, Any], model: str | None = DEFAULT_MODEL) -
             raise UserError(fault)
 
 
+def with_floats(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values, of the plugin's keys, that are whole where their key has any numbers.
+
+    transformers takes no whole number in their place.
+    """
+    return {
+        key: float(value)
+        for key, value in values.items()
+        if type(value) is int and key in KEYS and KEYS[key].kind.startswith("float")
+    }
+
+
 def check_keys(values: Iterable[str], known: set[str]) -> None:
     """Refuse keys that are not known.
 

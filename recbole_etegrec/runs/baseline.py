@@ -89,7 +89,8 @@ def _prepare(config: Config, run_dir: RunDirectory) -> tuple:
         check_dataset_counts(dataset, config["dataset_counts"])
         loaders = settle_history(config, data_preparation(config, dataset))
     init_seed(config["seed"], config["reproducibility"])
-    model = config.model_class(config, loaders[0]._dataset).to(config["device"])
+    with refusals_for_the_user(f"model {config['model']}"):
+        model = config.model_class(config, loaders[0]._dataset).to(config["device"])
     return model, dataset, *loaders
 
 

@@ -10,5 +10,3 @@ from recbole_etegrec.tokenizer import TOKENIZERS
 def rules(config: Config) -> Iterator[tuple[bool, str]]:
     """Pairs (whether it is broken, message), one for each rule."""
     yield named_in(TOKENIZERS, "tokenizer", config["tokenizer"])
-    length = config["code_length"]
-    yield length < 2, f"code_length ({length}) must be at least 2: semantic codes, collision code"

@@ -118,18 +118,18 @@ def test_config_leaves_visible_devices_alone_when_gpu_id_is_not_given(monkeypatc
         ("SASRecc", {}, "unknown model 'SASRecc'; did you mean 'SASRec'?"),
         ("sasrec", {}, "did you mean 'SASRec'?"),
         ("SASRec", {"n_layer": 2}, "unknown config key 'n_layer'; did you mean 'n_layers'?"),
-        ("SASRec", {"metrics": ["Recal"]}, "no metric named 'Recal'"),
-        ("SASRec", {"topk": 0}, "topk must be a positive integer"),
+        ("SASRec", {"metrics": ["Recal"]}, "did you mean 'Recall'?"),
+        ("SASRec", {"topk": 0}, "topk (0) must be a list of different whole numbers"),
         ("SASRec", {"topk": [5]}, r"valid_metric (NDCG@10) needs its K in topk [5]"),
         ("SASRec", {"metrics": ["MRR"]}, "valid_metric (NDCG@10) is not in metrics ['mrr']"),
-        ("SASRec", {"eval_args": {"mode": "unix"}}, "eval_args: mode: "),
+        ("SASRec", {"eval_args": {"mode": "unix"}}, "eval_args: mode (unix) must be full, labeled"),
         ("SASRec", {"nproc": 2}, "nproc (2): start several processes with accelerate launch"),
         ("ETEGRecLlama", {"num_beams": 5}, "num_beams (5) must be >= max(topk) (20): raise"),
-        ("ETEGRecLlama", {"num_beams": 0}, "num_beams (0) must be a whole number above 0"),
-        ("ETEGRecLlama", {"save_steps": -1}, "save_steps (-1) must be a whole number, 0 or"),
-        ("ETEGRecLlama", {"gradient_accumulation_steps": 0}, "(0) must be a whole number above 0"),
+        ("ETEGRecLlama", {"num_beams": 0}, "num_beams (0) must be a whole number from 1"),
+        ("ETEGRecLlama", {"save_steps": -1}, "save_steps (-1) must be a whole number from 0"),
+        ("ETEGRecLlama", {"gradient_accumulation_steps": 0}, "(0) must be a whole number from 1"),
         ("ETEGRecLlama", {"ranking": "best"}, "ranking (best) must be one of beam, exact"),
-        ("ETEGRecLlama", {"tokenizer": "[a]"}, "tokenizer (['a']) must be one of rqvae, rqkmeans"),
+        ("ETEGRecLlama", {"tokenizer": "[a]"}, "tokenizer ([a]) must be one of rqvae, rqkmeans"),
         ("ETEGRecLlama", {"collision": "ot"}, "collision (ot) must be one of suffix, sinkhorn"),
         ("ETEGRecLlama", {"hidden_size": 130}, "must be a multiple of num_attention_heads (4)"),
         ("ETEGRecLlama", {"metrics": ["GAUC"], "valid_metric": "GAUC"}, "set ranking: exact"),
@@ -321,3 +321,9 @@ def test_sequences_of_tiny_data_can_be_learned_when_one_looks_at_steps(tiny_data
     numbers = np.array([int(item[1:]) for item in items])
     same = np.array(users[1:]) == np.array(users[:-1])
     assert ((numbers[1:] - numbers[:-1])[same] % 40 == 1).mean() > 0.7
+
+
+def test_config_makes_a_number_of_a_whole_one_when_its_key_takes_any():
+    config = Config("ETEGRecLlama", "ml-100k", config_dict={"init_std": 1, "warmup_steps": 1})
+    assert type(config["init_std"]) is float
+    assert type(config["warmup_steps"]) is type(config["epochs"]) is int

@@ -64,7 +64,7 @@ def test_config_takes_what_a_model_leaves_open_from_the_one_it_is_derived_from()
         ({"training_rows": "sequences"}, "training_rows (sequences) must be prefixes"),
         ({"training_rows": "users"}, "training_rows (users) must be one of sequences, prefixes"),
         ({"alignment_pooling": "last"}, "alignment_pooling (last) must be mean"),
-        ({"head_size": 0}, "head_size (0) must be a whole number above 0"),
+        ({"head_size": 0}, "head_size (0) must be a whole number from 1"),
         ({"backbone": "llama", "head_size": 7}, "head_size (7) must be even"),
     ],
 )

@@ -226,9 +226,9 @@ def test_base_model_is_refused_in_one_line_when_the_hub_refuses_it(
         ({"optimizer": "paged_adamw_8bit"}, "needs a GPU"),
         ({"attn_implementation": "flash_attention_2"}, "needs a GPU and the package flash-attn"),
         ({"lora_target_modules": "q_proj"}, "must be a list of names of linear layers"),
-        ({"lora_r": 0}, r"lora_r \(0\) must be a whole number above 0"),
+        ({"lora_r": 0}, r"lora_r \(0\) must be a whole number from 1"),
         ({"heads_learning_rate": -1}, r"heads_learning_rate \(-1\) must be a number above 0"),
-        ({"memory_gib": 0}, r"memory_gib \(0\) must be a number above 0"),
+        ({"memory_gib": 0}, r"memory_gib \(0\) must be a number, 0.001"),
     ],
 )
 def test_config_is_refused_when_its_keys_contradict_each_other(changes, message, tiny_data):
