@@ -180,7 +180,7 @@ KEYS: dict[str, Key] = {
     "alternation_tokenizer_learning_rate": above_zero(),
     "learning_rate": above_zero(),
     "finetune_learning_rate": optional(above_zero()),
-    "warmup_steps": Key("int, float", "a number of steps, or a share below 1", _warmup),
+    "warmup_steps": optional(Key("int, float", "a number of steps, or a share below 1", _warmup)),
     "optimizer": choice("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "heads_learning_rate": optional(above_zero()),
     "weight_decay": weight(),
@@ -189,18 +189,19 @@ KEYS: dict[str, Key] = {
     "eval_step": whole(1),
     "valid_users": whole(0),
     # Batches
-    "max_tokens": whole(1),
+    "max_tokens": optional(whole(1)),
     "gradient_accumulation_steps": whole(1),
     "training_rows": choice("sequences", "prefixes"),
     "window_overlap": share(),
     "cut_probability": number(" from 0 to 1", lambda v: 0 <= v <= 1),
-    "eval_batch_size": whole(1),
+    "eval_batch_size": optional(whole(1)),
     # Ranking
     "ranking": entry("beam", "exact"),
     "num_beams": whole(1),
     # Execution
     "precision": choice("fp32", "bf16", "fp16"),
     "gradient_checkpointing": choice(True, False),
+    "cuda_graphs": choice(True, False),
     "memory_gib": optional(above_zero()),
     "save_steps": whole(0),
 }
