@@ -38,6 +38,14 @@ from recbole.utils import InputType, ModelType, get_model  # isort: skip
 NOT_INPUTS = {"MODEL_TYPE", "run_dir", "resume", "nproc", "world_size", "download"}
 NOT_INPUTS |= {"dataset_counts"}
 
+# What the plugin's keys are on the CPU and on a GPU where they are left empty. A GPU wants larger
+# steps, and as there are fewer of them, a shorter warm-up.
+BY_DEVICE: dict[str, tuple[int, int]] = {
+    "max_tokens": (4096, 16384),
+    "warmup_steps": (200, 50),
+    "eval_batch_size": (128, 2048),
+}
+
 
 def find_recbole_model(name: str) -> type:
     """RecBole's model class called `name`.
@@ -87,6 +95,8 @@ class Config(recbole.config.Config):
     ) -> None:
         super().__init__(model, dataset, config_file_list, config_dict)
         check_config(self)
+        if is_ours(self):
+            self._fill_in_by_device()
 
     def compatibility_settings(self) -> None:
         """Nothing: `compat.py` has added what numpy lacks."""
@@ -168,6 +178,13 @@ class Config(recbole.config.Config):
         hidden = NOT_INPUTS | ({"gpu_id"} - self.external_config_dict.keys())
         self.inputs = {key: deepcopy(final[key]) for key in final if key not in hidden}
         return final
+
+    def _fill_in_by_device(self) -> None:
+        """Settle what follows from the device; a rebuilt configuration then has it on any other."""
+        on_gpu = self.final_config_dict["device"].type == "cuda"
+        for key, values in BY_DEVICE.items():
+            if self.final_config_dict[key] is None:
+                self.final_config_dict[key] = self.inputs[key] = values[on_gpu]
 
     @property
     def known_keys(self) -> set[str]:

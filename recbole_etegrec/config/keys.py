@@ -100,10 +100,12 @@ KEYS: dict[str, Key] = {
     "alternation_tokenizer_learning_rate": above_zero(),
     "learning_rate": above_zero(),
     "finetune_learning_rate": optional(above_zero()),
-    "warmup_steps": either(
-        integer(0),
-        number(least=0, below=1),
-        wanted="a number of steps, or a share below 1",
+    "warmup_steps": optional(
+        either(
+            integer(0),
+            number(least=0, below=1),
+            wanted="a number of steps, or a share below 1",
+        )
     ),
     "optimizer": choice("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "heads_learning_rate": optional(above_zero()),
@@ -115,18 +117,19 @@ KEYS: dict[str, Key] = {
     "eval_step": integer(1),
     "valid_users": integer(0),
     # Batches
-    "max_tokens": integer(1),
+    "max_tokens": optional(integer(1)),
     "gradient_accumulation_steps": integer(1, 10_000),
     "training_rows": choice("sequences", "prefixes"),
     "window_overlap": share(),
     "cut_probability": number(least=0, most=1),
-    "eval_batch_size": integer(1),
+    "eval_batch_size": optional(integer(1)),
     # Ranking
     "ranking": entry("beam", "exact"),
     "num_beams": integer(1, 10_000),
     # Execution
     "precision": choice("fp32", "bf16", "fp16"),
     "gradient_checkpointing": boolean(),
+    "cuda_graphs": boolean(),
     "memory_gib": optional(number(least=0.001, most=1_000_000)),
     "save_steps": integer(0),
 }

@@ -29,9 +29,11 @@ class SequenceBatch(NamedTuple):
         targets: the item to predict at each supervised position ``[n]``.
         distinct: the distinct targets of the whole step, ascending ``[U]``.
         distinct_index: where each target stands in ``distinct`` ``[n]``.
-        step_targets: targets of the whole step.
+        step_targets: targets of the whole step; a number, or a tensor of it ``[]``.
         step_items: items of the whole step, padding not counted.
         micro_batches: of the step, on all processes.
+        real_targets: which of the targets count ``[n]``; None for all.
+        real_distinct: which of the distinct targets there are ``[U]``; None for all.
     """
 
     items: torch.Tensor
@@ -39,9 +41,11 @@ class SequenceBatch(NamedTuple):
     targets: torch.Tensor
     distinct: torch.Tensor
     distinct_index: torch.Tensor
-    step_targets: int
+    step_targets: int | torch.Tensor
     step_items: int
     micro_batches: int
+    real_targets: torch.Tensor | None = None
+    real_distinct: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "SequenceBatch":
         """The same batch on a device."""

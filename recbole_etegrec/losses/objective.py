@@ -40,11 +40,16 @@ class ForwardPass:
 
     def mean_over_targets(self, loss: torch.Tensor) -> torch.Tensor:
         """This micro-batch's share of the mean over the step's targets of a loss ``[n]``."""
+        real = self.batch.real_targets
+        loss = loss if real is None else loss.masked_fill(~real, 0.0)
         return loss.sum() / self.batch.step_targets
 
     def mean_over_items(self, loss: torch.Tensor) -> torch.Tensor:
         """This micro-batch's share of the mean over the step's distinct targets of ``[U]``."""
-        return loss.mean() / self.batch.micro_batches
+        real = self.batch.real_distinct
+        if real is None:
+            return loss.mean() / self.batch.micro_batches
+        return loss.masked_fill(~real, 0.0).sum() / real.sum() / self.batch.micro_batches
 
 
 @dataclass(frozen=True)

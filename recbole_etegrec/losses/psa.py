@@ -18,6 +18,8 @@ def preference_semantic_alignment(
     item_index: torch.Tensor,
     temperature: float,
     logsumexp_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    real_targets: torch.Tensor | None = None,
+    real_items: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """PSA: symmetric InfoNCE between preference latents and reconstructed targets ``[n]``, in nats.
 
@@ -31,16 +33,22 @@ def preference_semantic_alignment(
         temperature: divides the cosine.
         logsumexp_over_processes: combines ``[U]`` of this process with those of the others, which
             see other targets of the same step, with the gradient kept; so negatives come from all.
+        real_targets: which of the latents ``[n]`` are negatives too; None for all.
+        real_items: which of the reconstructions ``[U]`` are; None for all.
     """
     preference = F.normalize(preference.float(), dim=-1)
     reconstruction = F.normalize(reconstruction.float(), dim=-1)
     similarity = preference @ reconstruction.T / temperature  # [n, U]
+    # A lowest number, not -inf: a target shared by all rows has no negative, and no NaN either.
+    lowest = torch.finfo(similarity.dtype).min
+    if real_items is not None:
+        similarity = similarity.masked_fill(~real_items, lowest)
     to_item = F.cross_entropy(similarity, item_index, reduction="none")
     own = similarity.gather(1, item_index.unsqueeze(1)).squeeze(1)  # [n]
     rows = torch.arange(similarity.shape[1], device=similarity.device)
     positive = item_index.unsqueeze(1) == rows
-    # A lowest number, not -inf: a target shared by all rows has no negative, and no NaN either.
-    lowest = torch.finfo(similarity.dtype).min
+    if real_targets is not None:
+        positive = positive | ~real_targets.unsqueeze(1)
     others = similarity.masked_fill(positive, lowest).logsumexp(dim=0)  # [U]
     if logsumexp_over_processes is not None:
         others = logsumexp_over_processes(others)
@@ -55,6 +63,8 @@ def _loss(forward: ForwardPass, psa_temperature: float) -> torch.Tensor:
         forward.batch.distinct_index,
         psa_temperature,
         forward.logsumexp_over_processes,
+        forward.batch.real_targets,
+        forward.batch.real_distinct,
     )
     return forward.mean_over_targets(loss)
 

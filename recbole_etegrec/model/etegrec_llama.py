@@ -99,10 +99,16 @@ class ETEGRecLlama(SequentialRecommender):
         self.frozen_digest: str | None = None
         if not item_embedding.is_meta:
             self.frozen_digest = self.digest_frozen()
-            self.tokenizer.start(item_embedding[1:], self.seed)
+            self._start_codebooks(config["device"])
             self.rebuild_codes()
         # RecBole's stock trainer optimises every parameter that wants a gradient.
         self.tokenizer.requires_grad_(False)
+
+    def _start_codebooks(self, device: torch.device) -> None:
+        """Find the first codebooks where that is quick; all stays where it was."""
+        place = self.item_embedding.device
+        self.tokenizer.to(device).start(self.item_embedding[1:].to(device), self.seed)
+        self.tokenizer.to(place)
 
     def digest_frozen(self) -> str | None:
         """A hash of the weights that never learn; None if all do.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
+    AttentionInterface,
     DynamicCache,
     EncoderDecoderCache,
     LlamaConfig,
@@ -19,6 +20,7 @@ from transformers import (
     T5Config,
     T5Model,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from recbole_etegrec.errors import UserError
 
@@ -57,7 +59,7 @@ def llama_from_scratch(
         )
     )
     model.set_input_embeddings(nn.Identity())
-    model.token_rms = init_std
+    model.token_rms, model.causal_alone = init_std, True
     add_residual_dropout(model, residual_dropout)
     return model
 
@@ -143,10 +145,29 @@ def checkpoint_activations(model: PreTrainedModel, on: bool = True) -> None:
 @contextmanager
 def masked_attention(model: PreTrainedModel) -> Iterator[None]:
     """Use an attention that takes a mask for each token, where the model's own does not."""
+    chosen = model.config._attn_implementation
+    with _attention(model, chosen if chosen in _MASKED_ATTENTION else "sdpa"):
+        yield
+
+
+@contextmanager
+def causal_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Use an attention that is causal by itself, where all that the model wants of a mask is that.
+
+    transformers would look whether several sequences are packed in a row, which waits for the
+    device.
+    """
+    chosen = model.config._attn_implementation
+    alone = getattr(model, "causal_alone", False) and chosen == "sdpa"
+    with _attention(model, _CAUSAL if alone else chosen):
+        yield
+
+
+@contextmanager
+def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
     config = model.config
     chosen = config._attn_implementation
-    if chosen not in _MASKED_ATTENTION:
-        config._attn_implementation = "sdpa"
+    config._attn_implementation = name
     try:
         yield
     finally:
@@ -154,6 +175,8 @@ def masked_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 _MASKED_ATTENTION = ("sdpa", "eager")
+_CAUSAL = "sdpa_without_mask"  # transformers makes no mask for a name that it does not know
+AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
 
 
 def new_cache() -> DynamicCache:

@@ -14,6 +14,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from recbole_etegrec.recommender.backbone import (
     additive_mask,
     cached,
+    causal_attention,
     masked_attention,
     new_cache,
     residual_dtype,
@@ -196,13 +197,17 @@ class Recommender(nn.Module):
         cache: DynamicCache | None = None,
     ) -> torch.Tensor:
         """States of tokens ``[B, S, H]``; a mask ``[B, S]`` also sets the positions."""
-        position_ids = None if token_mask is None else (token_mask.cumsum(1) - 1).clamp_min(0)
-        output = self.backbone(
-            inputs_embeds=self.dropout(embeddings).to(self.residual_dtype),
-            attention_mask=None if token_mask is None else token_mask.long(),
-            position_ids=position_ids,
-            **cached(self.backbone, cache),
-        )
+        inputs = self.dropout(embeddings).to(self.residual_dtype)
+        if token_mask is None:
+            with causal_attention(self.backbone):
+                output = self.backbone(inputs_embeds=inputs, **cached(self.backbone, cache))
+        else:
+            output = self.backbone(
+                inputs_embeds=inputs,
+                attention_mask=token_mask.long(),
+                position_ids=(token_mask.cumsum(1) - 1).clamp_min(0),
+                **cached(self.backbone, cache),
+            )
         return self.dropout(output.last_hidden_state)
 
 

@@ -21,6 +21,7 @@ MAY_CHANGE = {
     "gradient_accumulation_steps",
     "gradient_checkpointing",
     "attn_implementation",
+    "cuda_graphs",
     "memory_gib",
     "eval_batch_size",
     "use_gpu",

@@ -5,11 +5,11 @@ Source: ETEGRec (SIGIR 2025), Eq. 3-7.
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from torch import nn
 from torch.nn import functional as F
+
+from recbole_etegrec.tokenizer.kmeans import distinct_rows, kmeans
 
 _REVIVALS = 10  # rounds at most, since a moved code can take all items of another
 
@@ -76,13 +76,12 @@ class ResidualQuantizer(nn.Module):
         Args:
             vectors: encoded items ``[N, D]``.
         """
-        residual = vectors.float().cpu().numpy()
+        residual = vectors.float()
         for level in range(len(self.codebooks)):
-            clusters = min(self.codebooks.shape[1], len(np.unique(residual, axis=0)))
-            kmeans = KMeans(clusters, n_init=1, random_state=seed + level).fit(residual)
-            centroids = torch.from_numpy(kmeans.cluster_centers_).to(self.codebooks)
-            self.codebooks[level, :clusters] = centroids
-            residual = residual - kmeans.cluster_centers_[kmeans.labels_]
+            clusters = min(self.codebooks.shape[1], distinct_rows(residual))
+            found = kmeans(residual, clusters, seed + level)
+            self.codebooks[level, :clusters] = found.centroids
+            residual = residual - found.centroids[found.nearest]
 
     @torch.no_grad()
     def revive(self, vectors: torch.Tensor, generator: torch.Generator) -> int:

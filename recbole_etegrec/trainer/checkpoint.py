@@ -204,6 +204,7 @@ def restore_optimizers(optimizers: dict[str, torch.optim.Optimizer], state: Stat
     """Put back what :func:`optimizer_state` gave."""
     for module, optimizer in optimizers.items():
         optimizer.state.clear()
+        on_device = optimizer.defaults.get("fused")  # it counts its steps there
         for number, parameter in enumerate(_parameters(optimizer)):
             prefix = f"{module}.{number}."
             for key in [key for key in state if key.startswith(prefix)]:
@@ -214,7 +215,7 @@ def restore_optimizers(optimizers: dict[str, torch.optim.Optimizer], state: Stat
                     value = like
                 elif value.dtype == torch.int64:  # a plain number: 8-bit optimizers count so
                     value = value.item()
-                elif value.ndim:
+                elif value.ndim or on_device:
                     value = value.to(parameter.device)
                 optimizer.state[parameter][key.removeprefix(prefix)] = value
 

@@ -6,7 +6,6 @@ here, so it needs no wrapper of its own.
 """
 
 import logging
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -24,8 +23,10 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from recbole_etegrec.captured_step import CapturedStep
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch
+from recbole_etegrec.data.padding import pad_batch
 from recbole_etegrec.errors import TrainingError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.storage.run_directory import RunDirectory
@@ -37,6 +38,7 @@ from recbole_etegrec.trainer.trackers import make_trackers
 logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 10  # in a row with a NaN or infinity; one more ends the run
+_LOOK_EVERY = 50  # steps on a GPU, which goes on meanwhile, between two looks at what came of them
 
 
 class StepResult(NamedTuple):
@@ -45,12 +47,12 @@ class StepResult(NamedTuple):
     Attributes:
         losses: of this process's micro-batches; over all processes they sum to the step's means.
         norms: of the gradients of the stage's groups, before clipping, the same on each process.
-        skipped: whether a gradient was not finite, so that no parameter moved.
+        skipped: whether a gradient was not finite, so that no parameter moved ``[]``.
     """
 
     losses: torch.Tensor
     norms: torch.Tensor
-    skipped: bool
+    skipped: torch.Tensor
 
 
 class Engine:
@@ -67,6 +69,7 @@ class Engine:
         self.model, self.clip = model, config["clip_grad_norm"] or {}
         self.heads_learning_rate = config["heads_learning_rate"]
         self.bad_steps = 0
+        self.unread: list[tuple[StepResult, Stage]] = []
         self.accelerator = Accelerator(
             mixed_precision="no" if config["precision"] == "fp32" else config["precision"],
             cpu=not config["use_gpu"],
@@ -82,10 +85,17 @@ class Engine:
         model.recommender.backbone = backbone
         # The wrapper must know all that will ever train; stages freeze each module as a whole.
         model.tokenizer.requires_grad_(True)
+        # One kernel for all parameters, which looks itself whether the gradients are finite; a
+        # gradient scaler (fp16) and shards look in their own ways.
+        on_gpu = self.device.type == "cuda" and not plugin and self.accelerator.scaler is None
         self.optimizers = {
-            "tokenizer": torch.optim.AdamW(model.tokenizer.parameters(), weight_decay=0.0)
+            "tokenizer": torch.optim.AdamW(
+                model.tokenizer.parameters(), weight_decay=0.0, fused=on_gpu or None
+            )
         }
-        optimizer = make_optimizer(config["optimizer"], model.recommender, config["weight_decay"])
+        optimizer = make_optimizer(
+            config["optimizer"], model.recommender, config["weight_decay"], on_gpu=on_gpu
+        )
         if plugin:
             # What ranking and code updates read outside `forward` is small and stays whole.
             plugin.ignored_modules = model.recommender.heads
@@ -112,6 +122,9 @@ class Engine:
         # Processes that share no cache may have made them with other rounding.
         model.item_embedding = self._from_main(model.item_embedding)
         self._share(model.tokenizer)
+        self.max_items = max(config["max_tokens"] // config["code_length"], 1)
+        self.captures = _captured_kinds(config, self.accelerator)
+        self.captured = CapturedStep(self._gradients_of, self.device, on=bool(self.captures))
 
     def freeze_all_but(self, trains: str | None) -> None:
         """Let one module learn, or none."""
@@ -135,20 +148,22 @@ class Engine:
     def step(self, micro_batches: list[SequenceBatch], stage: Stage) -> StepResult:
         """One step of a stage: one of an optimizer, or of one after the other where both learn.
 
-        Where a part meets a NaN or infinity, nothing moves in it.
+        Where a part meets a NaN or infinity, nothing moves in it. On a GPU that is noticed by
+        :meth:`read_results`, which is called here now and then.
 
         Raises:
             TrainingError: after more than `MAX_BAD_STEPS` such parts in a row.
         """
         if stage.trains != "both":
             return self._step(micro_batches, stage)
-        losses, norms, skipped = {}, [], False
+        losses, norms = {}, []
+        skipped = torch.zeros((), dtype=torch.bool, device=self.device)
         for part in stage.parts:
             self.freeze_all_but(part.trains)
             result = self._step(micro_batches, part)
             losses |= dict(zip(part.weights, result.losses, strict=True))
             norms.append(result.norms)
-            skipped |= result.skipped
+            skipped = skipped | result.skipped
             self.model.copy_codebooks(
                 to="recommender" if part.trains == "tokenizer" else "tokenizer"
             )
@@ -157,6 +172,49 @@ class Engine:
         )
 
     def _step(self, micro_batches: list[SequenceBatch], stage: Stage) -> StepResult:
+        if stage.reads_sequences in self.captures:
+            (batch,) = micro_batches
+            if stage.reads_sequences:
+                batch = pad_batch(batch, self.max_items, self.model.n_items)
+            # Stages that compute the same have the same recordings.
+            kind = Stage("", stage.trains, stage.weights, clip=stage.clip)
+            result, gradients = self.captured(batch, kind)
+            result = StepResult(*(value.clone() for value in result))
+            for parameter, gradient in zip(self.parameters[stage.trains], gradients, strict=True):
+                parameter.grad = gradient
+        else:
+            result = self._gradients(micro_batches, stage)
+        self._update(result, stage)
+        self.unread.append((result, stage))
+        if len(self.unread) >= (_LOOK_EVERY if self._looks_itself(stage) else 1):
+            self.read_results()
+        return result
+
+    def _update(self, result: StepResult, stage: Stage) -> None:
+        """Move parameters by their gradients, unless one of these is not finite."""
+        optimizer = self.optimizers[stage.trains]
+        if self._looks_itself(stage):
+            optimizer = self.bare_optimizer(stage.trains)  # the wrapper takes time of its own
+            optimizer.found_inf = result.skipped.float()
+            optimizer.step()
+        elif not result.skipped or self._scaled(stage):  # the scaler skips it, and mends its scale
+            optimizer.step()
+        optimizer.zero_grad()
+
+    def _looks_itself(self, stage: Stage) -> bool:
+        """Whether the optimizer of a stage leaves out steps that are not finite."""
+        return bool(self.bare_optimizer(stage.trains).defaults.get("fused"))
+
+    def _gradients_of(self, batch: SequenceBatch, stage: Stage) -> tuple[StepResult, list]:
+        """What :meth:`_gradients` leaves, as outputs: the gradient of each parameter, or None."""
+        parameters = self.parameters[stage.trains]
+        for parameter in parameters:
+            parameter.grad = None
+        result = self._gradients([batch], stage)
+        return result, [parameter.grad for parameter in parameters]
+
+    def _gradients(self, micro_batches: list[SequenceBatch], stage: Stage) -> StepResult:
+        """Losses and clipped gradients of a step."""
         total = torch.zeros(len(stage.weights), device=self.device)
         wrapped = stage.trains == "recommender"
         for batch in micro_batches:
@@ -175,30 +233,48 @@ class Engine:
         elif isinstance(self.recommender, FSDPModule):
             heads = (p for head in self.model.recommender.heads for p in head.parameters())
             self._add_up(list(heads), 1 / self.accelerator.num_processes)
-        norms, finite = self._clip(stage)
-        optimizer = self.optimizers[stage.trains]
-        if finite or self._scaled(stage):  # then the scaler skips the step, and mends its scale
-            optimizer.step()
-        optimizer.zero_grad()
-        if finite:
-            self.bad_steps = 0
-        else:
-            self._report_bad_step(total, norms, stage)
-        return StepResult(total, norms, not finite)
+        return StepResult(total, *self._clip(stage))
 
-    def _clip(self, stage: Stage) -> tuple[torch.Tensor, bool]:
-        """Clip gradients; returns their norms by group, before that, and whether all are finite."""
+    def _clip(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip gradients; returns their norms by group, before that, and whether one is broken.
+
+        Nothing is read back from the device.
+        """
         if stage.trains == "recommender":
             self.accelerator.unscale_gradients()  # of fp16
         order, groups = self.clip.get("norm_type", 2.0), self.groups[stage.trains].values()
         gradients = [[p.grad for p in group if p.grad is not None] for group in groups]
-        norms = torch.stack([_total_norm(group, order) for group in gradients])
-        # Reading one number a step is the price of never taking a broken step.
-        norm = float(torch.linalg.vector_norm(norms, order))
-        if stage.clip and norm > self.clip.get("max_norm", float("inf")):
-            for group in gradients:
-                torch._foreach_mul_(group, self.clip["max_norm"] / (norm + 1e-6))
-        return norms, math.isfinite(norm)
+        norms = torch.stack([self._total_norm(group, order) for group in gradients])
+        norm = torch.linalg.vector_norm(norms, order)
+        if stage.clip and "max_norm" in self.clip:
+            largest, exact = self.clip["max_norm"], norm.double()
+            scale = (largest / (exact + 1e-6)).masked_fill(exact <= largest, 1.0).float()
+            for group in filter(None, gradients):
+                torch._foreach_mul_(group, scale)
+        return norms, ~norm.isfinite()
+
+    def _total_norm(self, gradients: list[torch.Tensor], order: float) -> torch.Tensor:
+        """The norm of all gradients together, over all shards of sharded ones."""
+        if not gradients:
+            return torch.zeros((), device=self.device)
+        norm = nn.utils.get_total_norm(gradients, order)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def read_results(self) -> None:
+        """Look at the steps since the last look, each process at the same ones.
+
+        Raises:
+            TrainingError: more than `MAX_BAD_STEPS` in a row were broken.
+        """
+        unread, self.unread = self.unread, []
+        if not unread:
+            return
+        skipped = torch.stack([result.skipped for result, _ in unread]).tolist()
+        for broken, (result, stage) in zip(skipped, unread, strict=True):
+            if broken:
+                self._report_bad_step(result.losses, result.norms, stage)
+            else:
+                self.bad_steps = 0
 
     def _scaled(self, stage: Stage) -> bool:
         """Whether gradients carry fp16's scale; the tokenizer is always fp32."""
@@ -338,7 +414,14 @@ _PARTS = {  # a part of a parameter's name → what its gradient norm is reporte
 }
 
 
-def _total_norm(gradients: list[torch.Tensor], order: float) -> torch.Tensor:
-    """The norm of all gradients together, over all shards of sharded ones."""
-    norm = nn.utils.get_total_norm(gradients, order)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+def _captured_kinds(config: Config, accelerator: Accelerator) -> tuple[bool, ...]:
+    """Which steps are recorded: those that read no sequences (False), and those that do (True).
+
+    Large decoders leave the device no time to wait, and other backbones have not been tried.
+    """
+    alone = accelerator.num_processes == 1 and accelerator.scaler is None
+    if not (config["cuda_graphs"] and alone and accelerator.device.type == "cuda"):
+        return ()
+    small = config["backbone"] == "llama" and not config["base_model"]
+    whole = config["gradient_accumulation_steps"] == 1 and not config["gradient_checkpointing"]
+    return (False, True) if small and whole else (False,)

@@ -31,14 +31,16 @@ class EpochSums:
         self.counts = {name: kept.get(name, start) for name, start in counts.items()}
         start = kept.get("sums", [0.0] * len(self.names))
         self.sums = torch.tensor(start, device=engine.device)
+        self.left_out = torch.zeros(2, dtype=torch.long, device=engine.device)  # steps, targets
         self.started = time.perf_counter() - self.counts["seconds"]
 
     def add(self, result: StepResult, batch: SequenceBatch, code_length: int) -> None:
         """Add a step, of which `batch` is a micro-batch."""
-        if not result.skipped:
-            self.sums += torch.cat([result.losses * batch.step_targets, result.norms])
-            self.counts["targets"] += batch.step_targets
-        self.counts["skipped"] += result.skipped
+        values = torch.cat([result.losses * batch.step_targets, result.norms])
+        self.sums += values.masked_fill(result.skipped, 0.0)
+        self.left_out[0] += result.skipped
+        self.left_out[1] += result.skipped * batch.step_targets
+        self.counts["targets"] += batch.step_targets
         if self.reads_tokens:
             self.counts["tokens"] += batch.step_items * code_length
 
@@ -47,16 +49,25 @@ class EpochSums:
         processes = self.engine.accelerator.num_processes
         shares = self.engine.sum_over_processes(self.sums[: self.losses]) / processes
         sums = torch.cat([shares, self.sums[self.losses :]]).tolist()
+        self._read_counts()
         return {**self.counts, "seconds": time.perf_counter() - self.started, "sums": sums}
 
     def means(self, steps: int) -> tuple[dict[str, float], dict[str, float]]:
         """Losses by target and norms by step, and the counts; every process takes part."""
+        self._read_counts()
         losses = self.engine.sum_over_processes(self.sums[: self.losses])
         losses /= max(self.counts["targets"], 1)
         norms = self.sums[self.losses :] / max(steps - self.counts["skipped"], 1)
         means = torch.cat([losses, norms]).tolist()
         self.counts["seconds"] = time.perf_counter() - self.started  # the read waited for all
         return dict(zip(self.names, means, strict=True)), self.counts
+
+    def _read_counts(self) -> None:
+        """Take what was left out since the last time into the counts."""
+        steps, targets = self.left_out.tolist()
+        self.left_out.zero_()
+        self.counts["skipped"] += steps
+        self.counts["targets"] -= targets
 
 
 def log_epoch(record: dict, device: torch.device) -> None:

@@ -8,12 +8,13 @@ from recbole_etegrec.recommender import Recommender
 
 
 def make_optimizer(
-    kind: str, recommender: Recommender, weight_decay: float
+    kind: str, recommender: Recommender, weight_decay: float, on_gpu: bool = False
 ) -> torch.optim.Optimizer:
     """An optimizer of what learns: weight decay on matrices, none on norms, biases, code tables.
 
     Args:
         kind: ``adamw``, or ``adamw_8bit`` or ``paged_adamw_8bit`` of bitsandbytes.
+        on_gpu: whether ``adamw`` may move all parameters by one kernel.
 
     Returns:
         One with groups of which each belongs to the backbone or, by its entry ``heads``, not.
@@ -29,7 +30,7 @@ def make_optimizer(
         for (heads, decays), parameters in groups.items()
     ]
     if kind == "adamw":
-        return torch.optim.AdamW(options)
+        return torch.optim.AdamW(options, fused=on_gpu or None)
     from bitsandbytes import optim  # an optional dependency
 
     return {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[kind](options)

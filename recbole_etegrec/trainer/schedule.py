@@ -41,7 +41,7 @@ class Stage:
 
     phase: str
     trains: str
-    weights: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict, hash=False)
     share_codebooks: bool = False
     revive: bool = False
     measure_codes: bool = False

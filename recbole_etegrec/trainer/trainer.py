@@ -265,8 +265,7 @@ class ETEGRecTrainer(AbstractTrainer):
                 result = engine.step(micro_batches, stage)
                 sums.add(result, micro_batches[0], self.config["code_length"])
                 for part, scheduler in zip(stage.parts, schedulers, strict=True):
-                    if not result.skipped:
-                        scheduler.step()
+                    scheduler.step()
                     progress.rate_steps[part.trains] = scheduler.last_epoch
                 progress.step = step + 1
                 number, every = self.interruption.requested(), self.config["save_steps"]
@@ -275,6 +274,7 @@ class ETEGRecTrainer(AbstractTrainer):
                     self.keeper.save_last()
                 if number:
                     raise Interrupted(number, f"stopped at {progress}")
+        engine.read_results()
         means, counts = sums.means(len(loader))
         record = {
             "epoch": progress.number,

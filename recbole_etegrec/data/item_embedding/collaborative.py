@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy import sparse
 from scipy.sparse.linalg import svds
 from tqdm import tqdm
@@ -12,6 +13,8 @@ from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.item_embedding.cache import cached, interactions_digest
 from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
 
+_MORE, _ROUNDS = 64, 60  # columns beside those wanted, and products, of the SVD on a GPU
+
 
 def collaborative_embedding(
     dataset: WholeSequenceDataset,
@@ -19,6 +22,7 @@ def collaborative_embedding(
     width: int,
     window: int,
     seed: int,
+    device: torch.device,
     cache: Path,
     show_progress: bool,
 ) -> np.ndarray:
@@ -30,6 +34,7 @@ def collaborative_embedding(
     Args:
         dataset: the training part.
         width: columns of the result.
+        device: where the matrix is factorised.
         cache: the folder in which the vectors are kept, under a manifest of the training
             interactions and the arguments.
     """
@@ -41,18 +46,25 @@ def collaborative_embedding(
         "cooccurrence_window": window,
         "seed": seed,
     }
-    return cached(cache, manifest, lambda: _make(dataset, width, window, seed, show_progress))
+    return cached(
+        cache, manifest, lambda: _make(dataset, width, window, seed, device, show_progress)
+    )
 
 
 def _make(
-    dataset: WholeSequenceDataset, width: int, window: int, seed: int, show_progress: bool
+    dataset: WholeSequenceDataset,
+    width: int,
+    window: int,
+    seed: int,
+    device: torch.device,
+    show_progress: bool,
 ) -> np.ndarray:
     items = dataset.inter_feat[dataset.iid_field].numpy()
     rng = np.random.default_rng(seed)
     bar = tqdm(total=window + 1, desc="Item embeddings", disable=not show_progress)
     with bar:
         counts = cooccurrence(items, dataset.offsets, dataset.item_num, window, bar.update)
-        vectors = ppmi_svd(counts, width, rng)
+        vectors = ppmi_svd(counts, width, rng, device)
         bar.update()
     cold = np.flatnonzero(np.abs(vectors[1:]).sum(axis=1) == 0) + 1
     fill_cold_items(vectors, cold, rng, "never co-occur in training")
@@ -84,7 +96,12 @@ def cooccurrence(
     return (total + total.T).tocsr()
 
 
-def ppmi_svd(counts: sparse.csr_matrix, width: int, rng: np.random.Generator) -> np.ndarray:
+def ppmi_svd(
+    counts: sparse.csr_matrix,
+    width: int,
+    rng: np.random.Generator,
+    device: torch.device | None = None,
+) -> np.ndarray:
     """``U sqrt(S)`` of the positive pointwise mutual information, rows at unit length.
 
     Without unit length, rare items sit together near the origin and share their codes.
@@ -92,6 +109,7 @@ def ppmi_svd(counts: sparse.csr_matrix, width: int, rng: np.random.Generator) ->
     Args:
         counts: symmetric co-occurrence ``[N, N]``.
         width: columns of the result; those past the rank that can be had are zero.
+        device: where the matrix is factorised; none: on the CPU.
 
     Returns:
         ``[N, width]``, zero for items without a count.
@@ -107,8 +125,10 @@ def ppmi_svd(counts: sparse.csr_matrix, width: int, rng: np.random.Generator) ->
     vectors = np.zeros((counts.shape[0], width))
     if ppmi.nnz == 0 or rank < 1:
         return vectors
-    start = rng.standard_normal(ppmi.shape[0])
-    u, s, _ = svds(ppmi, k=rank, v0=start)
+    if device is not None and device.type == "cuda":
+        u, s = largest_eigenvectors(ppmi, rank, rng, device)
+    else:
+        u, s, _ = svds(ppmi, k=rank, v0=rng.standard_normal(ppmi.shape[0]))
     order = np.argsort(-s)
     u, s = u[:, order], np.maximum(s[order], 0)
     u *= np.where(u[np.abs(u).argmax(axis=0), np.arange(rank)] < 0, -1, 1)  # fix the sign
@@ -117,3 +137,26 @@ def ppmi_svd(counts: sparse.csr_matrix, width: int, rng: np.random.Generator) ->
     # Rows of items outside all the components kept are rounding noise.
     known = (totals > 0)[:, None] & (norms > 1e-6 * norms.max())
     return np.where(known, vectors / np.maximum(norms, 1e-12), 0.0)
+
+
+def largest_eigenvectors(
+    matrix: sparse.csr_matrix, rank: int, rng: np.random.Generator, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvectors ``[N, rank]`` and absolute eigenvalues of a symmetric matrix ``[N, N]``.
+
+    They are its left singular vectors and singular values. A random subspace is multiplied with
+    the matrix until the largest are left in it, which is quick where products are.
+    """
+    coo = matrix.tocoo()
+    places = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
+    values = torch.from_numpy(coo.data)
+    table = torch.sparse_coo_tensor(places, values, coo.shape, check_invariants=False)
+    table = table.to(device).coalesce()
+    columns = min(rank + _MORE, matrix.shape[0])
+    start = torch.from_numpy(rng.standard_normal((matrix.shape[0], columns))).to(device)
+    basis = torch.linalg.qr(table @ start).Q
+    for _ in range(_ROUNDS):
+        basis = torch.linalg.qr(table @ (table @ basis)).Q
+    values, vectors = torch.linalg.eigh(basis.T @ (table @ basis))
+    largest = values.abs().argsort(descending=True)[:rank]
+    return (basis @ vectors[:, largest]).cpu().numpy(), values[largest].abs().cpu().numpy()

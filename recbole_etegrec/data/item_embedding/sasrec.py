@@ -20,12 +20,14 @@ import yaml
 from recbole.model.abstract_recommender import SequentialRecommender
 from tqdm import trange
 
+from recbole_etegrec.captured_step import CapturedStep
 from recbole_etegrec.config import RECBOLE_PROPERTIES, Config, Loader, find_recbole_model
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.dataset_files import check_dataset_files
 from recbole_etegrec.data.item_embedding.cache import cached, interactions_digest
 from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
-from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.data.loader import SequenceBatch, SequenceLoader
+from recbole_etegrec.data.padding import pad_batch
 from recbole_etegrec.data.preparation import create_dataset
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.storage.digests import bytes_digest
@@ -50,7 +52,9 @@ def whole_sequence_states(sasrec: SequentialRecommender, items: torch.Tensor) ->
     position = torch.arange(items.shape[1], device=items.device)
     hidden = sasrec.item_embedding(items) + sasrec.position_embedding(position)
     hidden = sasrec.dropout(sasrec.LayerNorm(hidden))
-    mask = sasrec.get_attention_mask(items)
+    # As its own `get_attention_mask`, which brings numbers to the device: no graph can hold that.
+    seen = (items != 0)[:, None, None].expand(-1, -1, items.shape[1], -1).tril()
+    mask = hidden.new_zeros(seen.shape).masked_fill(~seen, -10000.0)
     return sasrec.trm_encoder(hidden, mask, output_all_encoded_layers=False)[-1]
 
 
@@ -63,6 +67,7 @@ def sasrec_embedding(
     window_overlap: float,
     seed: int,
     device: torch.device,
+    cuda_graphs: bool,
     cache: Path,
     show_progress: bool,
 ) -> np.ndarray:
@@ -73,6 +78,7 @@ def sasrec_embedding(
         width: of the embeddings.
         max_history: items of a history at most.
         window_overlap: share of a window that repeats the one before.
+        cuda_graphs: whether steps on a GPU are recorded.
         cache: the folder in which the vectors are kept, under a manifest of the training
             interactions and settings.
     """
@@ -105,7 +111,8 @@ def sasrec_embedding(
             # The names of fields are those that the dataset was made with.
             settings = ChainMap(architecture, dataset.config)
             model = find_recbole_model("SASRec")(settings, dataset).to(device)
-            _train(model, loader, epochs, device, show_progress)
+            step = training_step(model, device, cuda_graphs)
+            _train(model, loader, epochs, step, show_progress)
         return model.item_embedding.weight.detach().cpu().numpy()
 
     return _with_cold_items(cached(cache, manifest, train), dataset, seed)
@@ -149,15 +156,16 @@ def _train(
     model: SequentialRecommender,
     loader: SequenceLoader,
     epochs: int,
-    device: torch.device,
+    step: CapturedStep,
     show_progress: bool,
 ) -> None:
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    on_gpu = step.device.type == "cuda"
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=on_gpu or None)
     losses = []
     with trange(epochs, desc="SASRec", disable=not show_progress) as bar:
         for epoch in bar:
             loader.draw(epoch)
-            losses.append(_train_epoch(model, loader, optimizer, device))
+            losses.append(train_epoch(model, loader, optimizer, step))
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
     logger.info(
         "item embeddings: SASRec, %d epochs, loss %.4f in the first, %.4f in the last",
@@ -167,23 +175,46 @@ def _train(
     )
 
 
-def _train_epoch(
+def training_step(
+    model: SequentialRecommender, device: torch.device, cuda_graphs: bool
+) -> CapturedStep:
+    """The mean loss of the targets of a batch, in nats, and the gradient of each parameter."""
+    parameters = list(model.parameters())
+
+    def gradients_of(batch: SequenceBatch, _kind: None) -> tuple[torch.Tensor, list]:
+        for parameter in parameters:
+            parameter.grad = None
+        loss = _loss(model, batch)
+        loss.backward()
+        return loss.detach(), [parameter.grad for parameter in parameters]
+
+    return CapturedStep(gradients_of, device, on=cuda_graphs)
+
+
+def _loss(model: SequentialRecommender, batch: SequenceBatch) -> torch.Tensor:
+    states = whole_sequence_states(model, batch.items[:, :-1]).flatten(0, 1)  # [B * (T - 1), H]
+    table = model.item_embedding.weight.T
+    if batch.real_targets is None:
+        return F.cross_entropy(states[batch.target_index] @ table, batch.targets)
+    losses = F.cross_entropy(states @ table, batch.targets, reduction="none")
+    return losses.masked_fill(~batch.real_targets, 0.0).sum() / batch.step_targets
+
+
+def train_epoch(
     model: SequentialRecommender,
     loader: SequenceLoader,
     optimizer: torch.optim.Optimizer,
-    device: torch.device,
+    step: CapturedStep,
 ) -> float:
     """One pass over the training sequences; returns the mean loss of a target, in nats."""
-    total, count = torch.zeros((), device=device), 0
+    total, count = torch.zeros((), device=step.device), 0
     for (batch,) in loader:
-        batch = batch.to(device)
-        states = whole_sequence_states(model, batch.items[:, :-1])  # [B, T - 1, H]
-        states = states.flatten(0, 1)[batch.target_index]  # [n, H]
-        loss = F.cross_entropy(states @ model.item_embedding.weight.T, batch.targets)
-        optimizer.zero_grad()
-        loss.backward()
+        few_shapes = pad_batch(batch, loader.max_items, model.n_items) if step.on else batch
+        loss, gradients = step(few_shapes)
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
         optimizer.step()
-        total += loss.detach() * batch.step_targets
+        total += loss * batch.step_targets
         count += batch.step_targets
     return float(total) / count
 

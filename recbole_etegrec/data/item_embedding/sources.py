@@ -20,6 +20,7 @@ def _collaborative(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
         width=config["semantic_hidden_size"],
         window=config["cooccurrence_window"],
         seed=config["seed"],
+        device=config["device"],
         cache=Path(config["embedding_cache"]),
         show_progress=config["show_progress"],
     )
@@ -42,6 +43,7 @@ def _sasrec(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
         window_overlap=config["window_overlap"],
         seed=config["seed"],
         device=config["device"],
+        cuda_graphs=config["cuda_graphs"],
         cache=Path(config["embedding_cache"]),
         show_progress=config["show_progress"],
     )

@@ -10,7 +10,8 @@ embeddings are random too. The sequences are the data set's.
 Sections, in this order: checks (fast paths against slow ones), train, decode, plan (what was
 predicted of the two before it against what was measured), and if named sweep (budgets of tokens,
 checkpointing, attention) and compiled. A row is printed, and the file written, as soon as it is
-measured; what fails is a row with its error. `--shape=FILE.json` takes the shape of another decoder
+measured; what fails is a row with its error. The section small, of the default decoder, stands
+alone and has a page of its own (`small.py`). `--shape=FILE.json` takes the shape of another decoder
 (a configuration of transformers), `--rehearse` a tiny one and short measurements, on any device.
 """
 
@@ -25,6 +26,7 @@ from accelerate.utils import broadcast_object_list
 
 from recbole_etegrec.cli import parse_arguments
 from recbole_etegrec.config import Config, properties_dir
+from tests.benchmarks.gpu import small
 from tests.benchmarks.gpu.bench import SMALL_CARD, Bench, in_short, write_random_weights
 from tests.benchmarks.gpu.checks import CHECKS
 from tests.benchmarks.gpu.decode import decode
@@ -70,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rehearse", action="store_true")
     options, rest = parser.parse_known_args(arguments)
     names = options.sections.split(",")
+    if names == ["small"]:
+        own = [text for text in rest if text.startswith(("--parts=", "--datasets="))]
+        small.main(own, parse_arguments([text for text in rest if text not in own]), options.out)
+        return
     if unknown := [name for name in names if name not in SECTIONS]:
         parser.error(f"--sections ({unknown[0]}): there are {', '.join(SECTIONS)}")
     values = {**(REHEARSAL if options.rehearse else {}), **parse_arguments(rest)}

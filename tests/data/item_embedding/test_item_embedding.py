@@ -17,7 +17,11 @@ from recbole_etegrec import quick_start
 from recbole_etegrec.data import create_dataset, embedding_width, load_item_embedding
 from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS
 from recbole_etegrec.data.item_embedding.cache import cached
-from recbole_etegrec.data.item_embedding.collaborative import cooccurrence, ppmi_svd
+from recbole_etegrec.data.item_embedding.collaborative import (
+    cooccurrence,
+    largest_eigenvectors,
+    ppmi_svd,
+)
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.runs.checks import check_rules
 from tests.conftest import write_interactions
@@ -267,3 +271,14 @@ def test_plan_trains_nothing_when_embeddings_are_not_cached(tiny_data, tmp_path)
     plan = quick_start.plan("ETEGRecLlama", "tiny", config_dict=values)
     assert plan.model.item_embedding.shape[1] == 2 * values["semantic_hidden_size"]
     assert not (tmp_path / "cache").exists()
+
+
+def test_largest_eigenvectors_are_those_of_the_svd_when_found_by_products():
+    table = sparse.random(300, 300, density=0.05, random_state=0)
+    table = (table + table.T).tocsr()
+    u, s, _ = np.linalg.svd(table.toarray())
+    rng = np.random.default_rng(0)
+    vectors, values = largest_eigenvectors(table, 20, rng, torch.device("cpu"))
+    np.testing.assert_allclose(values, s[:20], rtol=1e-6)
+    overlap = np.abs(np.sum(vectors * u[:, :20], axis=0))  # signs are free
+    np.testing.assert_allclose(overlap, 1, atol=1e-5)

@@ -68,7 +68,8 @@ def test_loss_equals_recboles_when_it_reads_the_training_part_of_recbole(tmp_pat
     )
     assert len(loader) > 1
     still = torch.optim.SGD(model.parameters(), lr=0.0)
-    found = sasrec._train_epoch(model, loader, still, torch.device("cpu"))
+    step = sasrec.training_step(model, torch.device("cpu"), cuda_graphs=True)
+    found = sasrec.train_epoch(model, loader, still, step)
 
     theirs = Config("SASRec", "d", config_dict={"data_path": str(tmp_path), "state": "ERROR"})
     rows = recbole.data.create_dataset(theirs).build()[0].inter_feat

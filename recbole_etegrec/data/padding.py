@@ -1,0 +1,59 @@
+"""Training batches of few shapes, for whoever prepares something for each shape.
+
+What is added counts in no loss: `real_targets` and `real_distinct` of a batch tell it apart.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from recbole_etegrec.data.loader import SequenceBatch
+
+_EVERY = 12  # widths up to this one are all taken; further ones are a seventh apart
+
+
+def pad_batch(batch: SequenceBatch, max_items: int, n_items: int) -> SequenceBatch:
+    """A step that is one batch, with rows and columns of padding.
+
+    Its shape follows from the width that the longest row is padded to, and of these there are few.
+    Every position is one of its targets, most of them real ones. Where a row is shorter than the
+    width, some more items than the step's budget are computed: a seventh at most.
+
+    Args:
+        batch: on the CPU.
+        max_items: the budget of the loader.
+        n_items: items of the catalogue, and the padding item.
+    """
+    shortest, width = _span(batch.items.shape[1])
+    rows = max(max_items // shortest, len(batch.items))
+    places = rows * (width - 1)
+    old_width = batch.items.shape[1] - 1
+    row = batch.target_index // old_width
+    index = row * (width - 1) + batch.target_index - row * old_width
+
+    def spread(values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(places).index_copy_(0, index, values)
+
+    distinct = min(places, n_items - 1)
+    known = len(batch.distinct)
+    padding = (0, width - batch.items.shape[1], 0, rows - len(batch.items))
+    return SequenceBatch(
+        items=F.pad(batch.items, padding),
+        target_index=torch.arange(places),
+        targets=spread(batch.targets),
+        distinct=F.pad(batch.distinct, (0, distinct - known)),
+        distinct_index=spread(batch.distinct_index),
+        step_targets=torch.tensor(float(batch.step_targets)),
+        step_items=0,
+        micro_batches=batch.micro_batches,
+        real_targets=spread(torch.ones_like(index, dtype=torch.bool)),
+        real_distinct=torch.arange(distinct) < known,
+    )
+
+
+def _span(length: int) -> tuple[int, int]:
+    """The lengths that are padded to one width: the shortest, and the longest, which is it."""
+    shortest = longest = 1
+    while longest < length:
+        shortest = longest + 1
+        longest = shortest if shortest <= _EVERY else shortest + shortest // 7
+    return shortest, longest

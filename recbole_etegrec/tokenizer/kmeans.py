@@ -1,0 +1,75 @@
+"""k-means, on the device that the vectors are on."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+
+_ROUNDS, _STILL = 300, 1e-4  # as scikit-learn's: rounds at most, and the movement of none
+
+
+class Clusters(NamedTuple):
+    """Attributes: centroids ``[K, D]``, and the nearest of each vector ``[N]``."""
+
+    centroids: torch.Tensor
+    nearest: torch.Tensor
+
+
+def distinct_rows(vectors: torch.Tensor) -> int:
+    """How many rows ``[N, D]`` differ."""
+    if vectors.device.type == "cpu":
+        return len(np.unique(vectors.numpy(), axis=0))
+    return len(vectors.unique(dim=0))
+
+
+def kmeans(vectors: torch.Tensor, clusters: int, seed: int) -> Clusters:
+    """Cluster vectors ``[N, D]``, of which at least `clusters` differ."""
+    if vectors.device.type != "cpu":
+        return kmeans_by_products(vectors, clusters, seed)
+    found = KMeans(clusters, n_init=1, random_state=seed).fit(vectors.numpy())
+    return Clusters(torch.from_numpy(found.cluster_centers_), torch.from_numpy(found.labels_))
+
+
+def kmeans_by_products(vectors: torch.Tensor, clusters: int, seed: int) -> Clusters:
+    """Lloyd's rounds as matrix products, from a greedy k-means++ start, as scikit-learn's.
+
+    A cluster that loses all its vectors keeps its centroid.
+    """
+    generator = torch.Generator(vectors.device).manual_seed(seed)
+    centroids = _spread_start(vectors, clusters, generator)
+    still = _STILL * vectors.var(dim=0).mean()
+    for _ in range(_ROUNDS):
+        member = torch.zeros(len(vectors), clusters, device=vectors.device)
+        member.scatter_(1, _distances(vectors, centroids).argmin(dim=1, keepdim=True), 1.0)
+        sizes = member.sum(dim=0).unsqueeze(1)  # [K, 1]
+        means = member.T @ vectors / sizes.clamp_min(1)
+        moved = torch.where(sizes > 0, means, centroids)
+        distance = (moved - centroids).square().sum()
+        centroids = moved
+        if distance <= still:
+            break
+    return Clusters(centroids, _distances(vectors, centroids).argmin(dim=1))
+
+
+def _spread_start(vectors: torch.Tensor, clusters: int, generator: torch.Generator) -> torch.Tensor:
+    """Vectors far from each other: of a few drawn by distance, the one that spares most of it."""
+    trials = 2 + int(math.log(clusters))
+    first = torch.randint(len(vectors), (1,), generator=generator, device=vectors.device)
+    chosen = [vectors[first]]
+    nearest = _distances(vectors, chosen[0]).squeeze(1)  # [N]
+    for _ in range(clusters - 1):
+        drawn = torch.multinomial(nearest, trials, replacement=True, generator=generator)
+        candidates = torch.minimum(_distances(vectors, vectors[drawn]), nearest.unsqueeze(1))
+        best = candidates.sum(dim=0).argmin().view(1)
+        chosen.append(vectors[drawn[best]])
+        nearest = candidates.index_select(1, best).squeeze(1)
+    return torch.cat(chosen)
+
+
+def _distances(vectors: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """Squared distances ``[N, K]``."""
+    product = vectors @ centroids.T
+    squares = vectors.square().sum(dim=1, keepdim=True) + centroids.square().sum(dim=1)
+    return (squares - 2 * product).clamp_min_(0)
