@@ -5,10 +5,12 @@ Nothing heavy is imported before the arguments are read, so that a typo is answe
 
 import gc
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from recbole_etegrec.errors import Interrupted, TrainingError, UserError
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 HELP = """\
 usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"] [--KEY=VALUE ...]
@@ -83,6 +85,8 @@ def _run(arguments: Sequence[str]) -> None:
     look = [name for name in ("plan", "check") if values.pop(name, "False").lower() != "false"]
     if look:
         return _look(look, model, dataset, files.split(), values)
+    if "run_dir" in values and "resume" not in values and os.environ.get("RANK", "0") == "0":
+        RunDirectory(values["run_dir"]).refuse_taken()
 
     from accelerate import PartialState
 
