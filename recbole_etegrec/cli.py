@@ -5,11 +5,17 @@ Nothing heavy is imported before the arguments are read, so that a typo is answe
 
 import gc
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 from recbole_etegrec.config.values import check_chosen, check_values, parse_value
 from recbole_etegrec.errors import Interrupted, TrainingError, UserError
+from recbole_etegrec.storage.lock import held_output
+from recbole_etegrec.storage.printable import one_line, printable
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 HELP = """\
 usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"] [--KEY=VALUE ...]
@@ -25,6 +31,7 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} add-items RUN_DIR --items=FILE.item [--embeddings=FILE.npy]
        {program} export RUN_DIR --out=DIR
        {program} serve RUN_DIR|EXPORT_DIR [--host=127.0.0.1] [--port=8000] [--exclude-history]
+           [--allowed-hosts=NAME,...]
        {program} doctor [--data_path=DIR]
        {program} check-data NAME [--data_path=DIR]
        {program} prepare amazon|csv|jsonl|etegrec --out=DIR [--KEY=VALUE ...]
@@ -35,7 +42,8 @@ Any key of properties/ or of RecBole may be given; it wins over the config files
 other arguments goes on if that run has begun, and starts it if not.
 `--plan` prints the memory that the run would take, and refuses what does not fit.
 `--check` takes a few steps on one batch and prints whether all that must learn does.
-`compare` trains models on one dataset with each seed and writes one table; again, it goes on.
+`compare` trains models on one dataset with each seed and writes one table; again, it goes on. It
+ends with 1 where a run has failed.
 `codes` prints how well a finished run codes its items, and the items near to one.
 `recommend` ranks for users after all they have done, or after items; with --out, again, it goes on.
 `explain` prints how likely each code of a recommended item is, and the others there were.
@@ -51,6 +59,10 @@ Exit codes: 0 success, 2 input you can mend, 130 or 143 interrupted, 1 anything 
 
 NAMED = ("model", "dataset", "config_files")
 SWITCHES = ("--resume", "--plan", "--check", "--overwrite", "--all", "--exclude-history", "--png")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(printable(text))
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
@@ -87,6 +99,8 @@ def _run(arguments: Sequence[str]) -> None:
     check_chosen([model] if model else [], dataset, files.split(), values)
     if look:
         return _look(look, model, dataset, files.split(), values)
+    if "run_dir" in values and "resume" not in values and os.environ.get("RANK", "0") == "0":
+        RunDirectory(values["run_dir"]).refuse_taken()
 
     from accelerate import PartialState
 
@@ -104,11 +118,11 @@ def _look(names: list[str], *arguments) -> None:
 
     if "plan" in names:
         memory = plan(*arguments)
-        sys.stdout.write(f"{memory}\n")
+        _print(f"{memory}\n")
         memory.check()
     if "check" in names:
         report = check(*arguments)
-        sys.stdout.write(str(report))
+        _print(str(report))
         if not report.ok:
             raise TrainingError(f"{len(report.problems)} problems, see above")
 
@@ -118,7 +132,7 @@ def _doctor(arguments: Sequence[str]) -> None:
 
     from recbole_etegrec.preflight.doctor import report
 
-    sys.stdout.write(report(values.get("data_path", "dataset/")))
+    _print(report(values.get("data_path", "dataset/")))
 
 
 def _check_data(arguments: Sequence[str]) -> None:
@@ -127,15 +141,17 @@ def _check_data(arguments: Sequence[str]) -> None:
     from recbole_etegrec.prepare.check_data import check_data
 
     report, errors = check_data(arguments[0] if arguments else "", values)
-    sys.stdout.write(report)
+    _print(report)
     if errors:
         raise UserError(f"dataset '{arguments[0]}': {errors} errors, see above")
 
 
 def _prepare(arguments: Sequence[str]) -> None:
-    from recbole_etegrec.prepare.command import prepare
+    values = parse_arguments(arguments[1:])
+    with _held(values):
+        from recbole_etegrec.prepare.command import prepare
 
-    sys.stdout.write(prepare(arguments[:1], parse_arguments(arguments[1:])))
+        _print(prepare(arguments[:1], values))
 
 
 def _compare(arguments: Sequence[str]) -> None:
@@ -148,7 +164,10 @@ def _compare(arguments: Sequence[str]) -> None:
 
     from recbole_etegrec.compare.command import compare
 
-    sys.stdout.write(compare(values))
+    table, failed = compare(values)
+    _print(table)
+    if failed:
+        raise TrainingError(f"{len(failed)} runs failed: {', '.join(failed[:5])}; see above")
 
 
 def _of_run(command: str, arguments: Sequence[str]) -> tuple[str, dict[str, str]]:
@@ -160,6 +179,12 @@ def _of_run(command: str, arguments: Sequence[str]) -> tuple[str, dict[str, str]
     check_values({key: parse_value(key, value) for key, value in values.items()})
     _be_quiet()
     return run_dir, values
+
+
+def _held(values: dict[str, str]) -> AbstractContextManager:
+    """Hold what a command writes before its slow imports, so that of two at once one is refused."""
+    path = Path(values.get("out", ""))
+    return held_output(path) if path.name and path.parent.is_dir() else nullcontext()
 
 
 def _be_quiet() -> None:
@@ -174,16 +199,17 @@ def _codes(arguments: Sequence[str]) -> None:
 
     from recbole_etegrec.inference.codes import report
 
-    sys.stdout.write(report(run_dir, values.pop("item", None), values))
+    _print(report(run_dir, values.pop("item", None), values))
 
 
 def _recommend(arguments: Sequence[str]) -> None:
     run_dir, values = _of_run("recommend", arguments)
 
-    from recbole_etegrec.inference.command import recommend_command
+    with _held(values):
+        from recbole_etegrec.inference.command import recommend_command
 
-    for text in recommend_command(run_dir, values):
-        sys.stdout.write(text)
+        for text in recommend_command(run_dir, values):
+            _print(text)
 
 
 def _explain(arguments: Sequence[str]) -> None:
@@ -191,7 +217,7 @@ def _explain(arguments: Sequence[str]) -> None:
 
     from recbole_etegrec.inference.command import explain_command
 
-    sys.stdout.write(explain_command(run_dir, values))
+    _print(explain_command(run_dir, values))
 
 
 def _report(arguments: Sequence[str]) -> None:
@@ -203,9 +229,10 @@ def _report(arguments: Sequence[str]) -> None:
     png = values.pop("png", "False").lower() != "false"
     _be_quiet()
 
-    from recbole_etegrec.report import report
+    with _held(values):
+        from recbole_etegrec.report import report
 
-    sys.stdout.write(f"{report(run_dirs, values.pop('out', None), look, values, png)}\n")
+        _print(f"{report(run_dirs, values.pop('out', None), look, values, png)}\n")
 
 
 def _add_items(arguments: Sequence[str]) -> None:
@@ -213,10 +240,13 @@ def _add_items(arguments: Sequence[str]) -> None:
     if "items" not in values:
         raise UserError("add-items: expected --items=FILE.item (see --help)")
 
-    from recbole_etegrec.inference.new_items import add_items
+    run = RunDirectory(run_dir)
+    run.read_config()
+    with run.held():
+        from recbole_etegrec.inference.new_items import add_items
 
-    items, embeddings = values.pop("items"), values.pop("embeddings", None)
-    sys.stdout.write(add_items(run_dir, items, embeddings, values))
+        items, embeddings = values.pop("items"), values.pop("embeddings", None)
+        _print(add_items(run_dir, items, embeddings, values))
 
 
 def _export(arguments: Sequence[str]) -> None:
@@ -224,9 +254,10 @@ def _export(arguments: Sequence[str]) -> None:
     if "out" not in values:
         raise UserError("export: expected --out=DIR (see --help)")
 
-    from recbole_etegrec.inference.export import export_run
+    with _held(values):
+        from recbole_etegrec.inference.export import export_run
 
-    sys.stdout.write(export_run(run_dir, values.pop("out"), values))
+        _print(export_run(run_dir, values.pop("out"), values))
 
 
 def _serve(arguments: Sequence[str]) -> None:
@@ -264,13 +295,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             _run(arguments)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {one_line(str(error))}\n")
         return 2
     except TrainingError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {one_line(str(error))}\n")
         return 1
     except Interrupted as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{one_line(str(error))}\n")
         return 128 + error.number
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

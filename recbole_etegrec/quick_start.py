@@ -20,7 +20,7 @@ from recbole_etegrec.preflight.memory_plan import MemoryPlan
 from recbole_etegrec.runs.baseline import run_baseline
 from recbole_etegrec.runs.checks import advice, check_rules
 from recbole_etegrec.runs.load import load_data, load_run, make_model
-from recbole_etegrec.runs.start import start_config, start_run_directory
+from recbole_etegrec.runs.start import held_run_directory, start_config
 from recbole_etegrec.storage.logs import start_logging
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import ETEGRecTrainer
@@ -55,25 +55,15 @@ def run(
     require_files(config)
     check_base_model(config)
     check_item_embedding(config)
-    run_dir = start_run_directory(config, resume)
-    logger.info("%s on %s: %s", config["model"], config["dataset"], run_dir.path)
-
-    with logging_redirect_tqdm():  # log lines pass above a progress bar, not through it
-        if not is_ours(config):
-            outcome = _plain(run_baseline(config, run_dir, saved))
-        else:
-            try:
-                outcome = _plain(run_etegrec(config, run_dir, saved, resume))
-            except Interrupted as error:
-                logger.warning("%s; go on with --resume=%s", error, run_dir.path)
-                raise
-
-    result = {key: config[key] for key in ("model", "dataset", "seed")}
-    result |= {**outcome, "seconds": round(time.perf_counter() - started, 1)}
-    if PartialState().is_main_process:
-        run_dir.write_json("result.json", {**result, "versions": versions()})
-        run_dir.drop_checkpoints()
-    logger.info("test result\n%s", result_table(outcome["test_result"]))
+    with held_run_directory(config, resume) as run_dir:
+        logger.info("%s on %s: %s", config["model"], config["dataset"], run_dir.path)
+        outcome = _outcome(config, run_dir, saved, resume)
+        result = {key: config[key] for key in ("model", "dataset", "seed")}
+        result |= {**outcome, "seconds": round(time.perf_counter() - started, 1)}
+        if PartialState().is_main_process:
+            run_dir.write_json("result.json", {**result, "versions": versions()})
+            run_dir.drop_checkpoints()
+        logger.info("test result\n%s", result_table(outcome["test_result"]))
     return {
         "best_valid_score": outcome["best_valid_score"],
         "valid_score_bigger": config["valid_metric_bigger"],
@@ -81,6 +71,17 @@ def run(
         "test_result": outcome["test_result"],
         "run_dir": str(run_dir.path),
     }
+
+
+def _outcome(config: Config, run_dir: RunDirectory, saved: bool, resume: bool) -> dict[str, Any]:
+    with logging_redirect_tqdm():  # log lines pass above a progress bar, not through it
+        if not is_ours(config):
+            return _plain(run_baseline(config, run_dir, saved))
+        try:
+            return _plain(run_etegrec(config, run_dir, saved, resume))
+        except Interrupted as error:
+            logger.warning("%s; go on with --resume=%s", error, run_dir.path)
+            raise
 
 
 def run_etegrec(

@@ -5,17 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import torch
 import yaml
 
 from recbole_etegrec.compare.measures import is_finished, read_measures, write_error
 from recbole_etegrec.compare.plan import Plan, PlannedRun, make_plan
-from recbole_etegrec.compare.table import write_table
+from recbole_etegrec.compare.table import COMPARISON, write_table
 from recbole_etegrec.errors import Interrupted, UserError
+from recbole_etegrec.storage.lock import held_folder, refuse_held, strangers
 from recbole_etegrec.storage.logs import start_logging
 from recbole_etegrec.storage.run_directory import RunDirectory
 
@@ -24,18 +27,60 @@ logger = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def compare(values: Mapping[str, str]) -> str:
-    """Run what has not run yet, and return the table.
+class Compared(NamedTuple):
+    """What a comparison has come to.
+
+    Attributes:
+        table: as Markdown.
+        failed: the names of the runs that did not finish.
+    """
+
+    table: str
+    failed: list[str]
+
+
+def compare(values: Mapping[str, str]) -> Compared:
+    """Run what has not run yet.
 
     Raises:
         UserError: anything the user can mend, before anything runs.
         Interrupted: a signal came; the run it hit, and what follows, are there for the next time.
     """
     plan = make_plan(values)
+    with _held(plan):
+        for run in plan.runs:  # a worker lives on where the comparison that began it was killed
+            refuse_held(run.path, f"run_dir {run.path}")
+        write_table(plan)  # what marks the folder as a comparison's
+        table = _compare(plan)
+        finished = {run.path for run in plan.runs if is_finished(run.path, plan.histories)}
+    return Compared(table, [run.path.name for run in plan.runs if run.path not in finished])
+
+
+@contextmanager
+def _held(plan: Plan) -> Iterator[None]:
+    """Hold the folder of a comparison; it is made where there is none.
+
+    Raises:
+        UserError: another process holds it, it cannot be written, or it has files and none that
+            says that they are a comparison's.
+    """
+    out, named = plan.out, f"out {plan.out}"
     try:
-        plan.out.mkdir(parents=True, exist_ok=True)
+        found = sorted({*strangers(out)} - {run.path.name for run in plan.runs})
+        if found and not (out / COMPARISON).is_file():
+            raise UserError(
+                f"{named}: holds files that are no comparison's ({', '.join(found[:5])}); "
+                "choose another out"
+            )
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"out {plan.out}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{named}: cannot be written ({error.strerror})") from error
+    with held_folder(out, named):
+        yield
+
+
+def _compare(plan: Plan) -> str:
+    """Do the runs that are not finished; returns the table."""
     start_logging(RunDirectory(plan.out), plan.runs[0].config["state"])
     for note in plan.notes:
         logger.info(note)
@@ -100,6 +145,8 @@ class _Workers:
             write_error(run.path, f"ended by {name}; SIGKILL is often for want of memory")
         if error := read_measures(run.path).get("error"):
             logger.error("%s: %s", run.path.name, error)
+        elif code and not self.received:
+            logger.error("%s: ended with exit code %d", run.path.name, code)
         elif not self.received:
             logger.info("%s: finished", run.path.name)
 

@@ -18,6 +18,8 @@ from recbole_etegrec.report.pictures import write_svgs
 from recbole_etegrec.storage.atomic import replace_text
 from recbole_etegrec.storage.run_directory import RunDirectory
 
+COMPARISON = "comparison.json"
+
 
 def write_table(plan: Plan) -> str:
     """Write `comparison.json`, `.csv`, `.md` and `plots/` of finished runs; returns the `.md`."""
@@ -33,7 +35,7 @@ def write_table(plan: Plan) -> str:
         "tables": tables,
         "runs": records,
     }
-    RunDirectory(plan.out).write_json("comparison.json", comparison)
+    RunDirectory(plan.out).write_json(COMPARISON, comparison)
     replace_text(plan.out / "comparison.csv", _csv(tables))
     pictures = write_svgs(plan.out / "plots", plots(comparison))
     text = _markdown(comparison, plan.notes, pictures)

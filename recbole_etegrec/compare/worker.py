@@ -24,6 +24,7 @@ from recbole.evaluator.base_metric import TopkMetric
 from recbole.evaluator.collector import DataStruct
 
 from recbole_etegrec.compare.measures import (
+    MEASURES,
     per_user_file,
     read_measures,
     write_error,
@@ -37,6 +38,7 @@ from recbole_etegrec.quick_start import run
 from recbole_etegrec.runs.baseline import baseline_rankings
 from recbole_etegrec.runs.load import load_run
 from recbole_etegrec.storage.atomic import atomic_file
+from recbole_etegrec.storage.printable import one_line
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 
@@ -47,6 +49,7 @@ def work(config: dict[str, Any], path: Path, histories: list[str]) -> None:
     if measures.pop("error", None):
         write_measures(path, measures)
     if not run_dir.result.exists():
+        (path / MEASURES).unlink(missing_ok=True)  # so that a run may begin here
         measures = {"test_result": {}}
         resume = is_ours(config)  # RecBole's own start anew
         run(config_dict={**config, "run_dir": str(path), "resume": resume})
@@ -132,9 +135,19 @@ def _write_per_user(
 
 
 def main() -> int:
-    """Do what the order says; returns the exit code. A failure is written to `measures.json`."""
+    """Do what the order says; returns the exit code."""
     order = yaml.safe_load(sys.stdin)
     path = Path(order["path"])
+    try:
+        with RunDirectory(path).held():
+            return _told(order, path)
+    except UserError as error:  # another process holds it, and writes its own `measures.json`
+        sys.stderr.write(f"error: {one_line(str(error))}\n")
+        return 2
+
+
+def _told(order: dict[str, Any], path: Path) -> int:
+    """Do it; a failure is written to `measures.json`."""
     try:
         work(order["config"], path, order["histories"])
     except KeyboardInterrupt as error:

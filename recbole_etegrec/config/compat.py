@@ -1,7 +1,7 @@
 """What RecBole 1.2.1 needs on a current numpy, scipy, pandas and torch.
 
 Imported before any part of RecBole is used. Only what is missing is added: where the stack still
-has the old name, nothing changes. `torch.load` is left as it is (see `baseline.py`).
+has the old name, nothing changes.
 """
 
 import platform
@@ -40,7 +40,10 @@ WORKAROUNDS = (
     Workaround("Config.compatibility_settings not run", "uses np.float_, removed in numpy 2"),
     Workaround("scipy dok_matrix._update", "removed in scipy 1.13; graph models call it"),
     Workaround("recbole.quick_start not imported", "needs ray.tune, broken on numpy 2"),
-    Workaround("best checkpoint read by the plugin", "torch.load refuses pickles since 2.6"),
+    Workaround(
+        "best model kept as safetensors",
+        "RecBole pickles it, and torch.load refuses that since 2.6",
+    ),
     Workaround("config values parsed, not evaluated", "RecBole passes them to eval"),
     Workaround("anomaly detection of autograd turned off again", "importing SINE turns it on"),
     Workaround("device chosen by accelerate", "RecBole sets CUDA_VISIBLE_DEVICES from gpu_id"),

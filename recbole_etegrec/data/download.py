@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from recbole_etegrec.config import RECBOLE_PROPERTIES, Config
 from recbole_etegrec.errors import UserError, nearest
+from recbole_etegrec.storage.archives import TOTAL, TooLargeError, check_zip
 from recbole_etegrec.storage.atomic import staged
 
 SUFFIXES = (".inter", ".item", ".user", ".net", ".kg", ".link")
@@ -155,6 +156,8 @@ def _attempt(url: str, path: Path, bar: tqdm) -> None:
         with path.open("ab" if held else "wb") as file:
             while chunk := answer.read1(CHUNK):
                 file.write(chunk)
+                if file.tell() > TOTAL:
+                    raise WrongContentError(f"it is larger than {TOTAL:,} bytes")
                 bar.update(len(chunk))
             end = file.tell()
     if length and end != held + length:
@@ -164,7 +167,11 @@ def _attempt(url: str, path: Path, bar: tqdm) -> None:
 def _is_sound(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
+            check_zip(archive, _size(path))
             return archive.testzip() is None
+    except TooLargeError as error:
+        path.unlink()
+        raise WrongContentError(str(error)) from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
         return False
 

@@ -11,6 +11,7 @@ from recbole.data.dataset import Dataset
 from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.item_file import read_titles
 from recbole_etegrec.errors import UserError, nearest
+from recbole_etegrec.storage.printable import one_line
 
 _WIDTH = 40  # characters of a title where it is printed
 
@@ -72,5 +73,6 @@ class Catalogue:
 
 
 def cut(title: str) -> str:
-    """Shorten a title to the room there is where it is printed."""
+    """Make a title one line, and shorten it to the room there is where it is printed."""
+    title = one_line(title)
     return title if len(title) <= _WIDTH else title[: _WIDTH - 3] + "..."

@@ -25,6 +25,7 @@ from recbole_etegrec.inference.output import PartedFile, Row
 from recbole_etegrec.inference.recommend import item_ids, named, rank
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.runs.load import load_run, read_own_config
+from recbole_etegrec.storage.printable import one_line
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 _WHOSE = ("users", "users-file", "all", "history")
@@ -105,8 +106,8 @@ def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
         yield from _table(parts)
         return
     arguments = {"k": k, "split": split, "history": whose.get("history"), "config": values}
-    file.open({**parts.identity(), **arguments})
-    _write(parts, file)
+    with file.open({**parts.identity(), **arguments}):
+        _write(parts, file)
     yield f"{file.path}: {len(rows)} users, {k} items each at most\n"
 
 
@@ -168,7 +169,7 @@ def _rows(users: np.ndarray, asked: list[str], run: LoadedRun, split: str | None
         hint = nearest(unknown[0], rows) if len(unknown) == 1 else ""
         raise UserError(f"users: none is {where}: {', '.join(unknown)}{hint}")
     if unknown:
-        sys.stderr.write(f"left out, not {where}: {', '.join(unknown)}\n")
+        sys.stderr.write(one_line(f"left out, not {where}: {', '.join(unknown)}") + "\n")
     return np.array([row for user in asked if user in rows for row in rows[user]])
 
 

@@ -25,6 +25,7 @@ from recbole_etegrec.model.build import ranker_options
 from recbole_etegrec.recommender import RecommenderSpec, empty_recommender
 from recbole_etegrec.runs.load import load_run, read_own_config
 from recbole_etegrec.storage.atomic import atomic_directory
+from recbole_etegrec.storage.lock import held_output
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import ItemCodes
 
@@ -79,9 +80,19 @@ def export_run(run_dir: str, out: str, config_dict: dict[str, Any] | None = None
             "tuning (qlora): its adapters cannot be merged into weights of 4 bits without losing "
             "digits; keep the run itself, or train with lora"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"out: {folder} exists already; name a new directory")
-    config, model, dataset, *_ = load_run(run_dir, config_dict)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out: {folder} cannot be written ({error})") from error
+    with held_output(folder):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"out: {folder} exists already; name a new directory")
+        _export(directory, folder, config_dict)
+        return _sizes(folder)
+
+
+def _export(directory: RunDirectory, folder: Path, config_dict: dict[str, Any] | None) -> None:
+    config, model, dataset, *_ = load_run(str(directory.path), config_dict)
     if isinstance(model.recommender.backbone, PeftModel):
         model.merge_adapters()
     catalogue = Catalogue.from_dataset(dataset)
@@ -98,7 +109,6 @@ def export_run(run_dir: str, out: str, config_dict: dict[str, Any] | None = None
             (fresh / _CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"out: {folder} cannot be written ({error})") from error
-    return _sizes(folder)
 
 
 def load_exported(

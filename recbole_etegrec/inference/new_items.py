@@ -54,15 +54,25 @@ def add_items(
 
     Raises:
         UserError: a file is missing or damaged, an item is known or named twice, has no text or
-            vector, or there is no free collision code for it.
+            vector, there is no free collision code for it, or another process writes to the run.
     """
     directory = RunDirectory(run_dir)
     read_own_config(directory)
+    with directory.held():
+        return _add(directory, items, embeddings, config_dict)
+
+
+def _add(
+    directory: RunDirectory,
+    items: str,
+    embeddings: str | None,
+    config_dict: dict[str, Any] | None,
+) -> str:
     config = config_of_run(directory, config_dict)
     files = AtomicFiles.of(config)
     tokens = _read_tokens(files, Path(items))
     raw = _vectors(config, Path(items), tokens, embeddings)
-    config, model, dataset, train_data, *_ = load_run(run_dir, config_dict)
+    config, model, dataset, train_data, *_ = load_run(str(directory.path), config_dict)
     _check_new(dataset, tokens, items)
     before = _before(directory, config, model, train_data._dataset)
     embedding = _standardised(model, before, raw)

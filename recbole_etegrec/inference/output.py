@@ -6,7 +6,8 @@ Rows have the columns `COLUMNS`. Models are unknown here.
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,6 +16,7 @@ import pandas as pd
 
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.storage.atomic import atomic_file, replace_text
+from recbole_etegrec.storage.lock import held_output, strangers
 
 COLUMNS = ("user", "rank", "item", "title", "log_probability")
 Row = tuple[str, int, str, str | None, float]
@@ -43,20 +45,33 @@ class PartedFile:
             raise UserError(f"out {path}: cannot be written (no such folder, or a folder itself)")
         self._format = FORMATS[self.path.suffix]
 
-    def open(self, order: dict[str, Any]) -> None:
-        """Begin, or take up what an interruption has left.
+    @contextmanager
+    def open(self, order: dict[str, Any]) -> Iterator[None]:
+        """Begin, or take up what an interruption has left; hold the file within the block.
 
         Args:
             order: the arguments that the rows depend on, as plain data.
 
         Raises:
-            UserError: the parts found belong to another order, or nothing can be written.
+            UserError: the parts found belong to another order, nothing can be written, or another
+                process is writing the file.
         """
+        with held_output(self.path):
+            self._begin(order)
+            yield
+
+    def _begin(self, order: dict[str, Any]) -> None:
         note = self._folder / "order.json"
         text = json.dumps(order, indent=2)
         try:
+            self._drop_former()
             self._folder.mkdir(exist_ok=True)
             if not note.is_file():
+                if found := strangers(self._folder):
+                    raise UserError(
+                        f"out {self.path}: {self._folder} holds files of another program "
+                        f"({', '.join(found[:5])}): choose another out"
+                    )
                 replace_text(note, text)
         except OSError as error:
             raise UserError(f"out {self.path}: cannot be written ({error.strerror})") from error
@@ -81,7 +96,16 @@ class PartedFile:
         """Join the parts into the file, and delete them."""
         with atomic_file(self.path) as fresh:
             self._format.join(map(self._part, range(parts)), fresh)
-        shutil.rmtree(self._folder)
+        # Under another name first: parts whose order is gone already must not be taken up.
+        os.replace(self._folder, self._former)
+        self._drop_former()
+
+    @property
+    def _former(self) -> Path:
+        return self._folder.with_name(f".{self._folder.name}.old")
+
+    def _drop_former(self) -> None:
+        shutil.rmtree(self._former, ignore_errors=True)
 
     def _part(self, number: int) -> Path:
         return self._folder / f"{number:06}"

@@ -8,6 +8,7 @@ from recbole_etegrec.errors import UserError, nearest
 from recbole_etegrec.prepare.amazon import prepare_amazon
 from recbole_etegrec.prepare.etegrec import prepare_etegrec
 from recbole_etegrec.prepare.table import prepare_csv, prepare_jsonl
+from recbole_etegrec.storage.lock import held_output
 
 
 class Kind(NamedTuple):
@@ -67,4 +68,10 @@ def prepare(kind: Sequence[str], values: Mapping[str, str]) -> str:
             arguments[key] = Path(values[key])
             if not Path(values[key]).is_file():
                 raise UserError(f"prepare {name}: --{key}: no file {values[key]}")
-    return chosen.run(**arguments)
+    folder = Path(values["out"]).absolute()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out {folder}: cannot be written ({error.strerror})") from error
+    with held_output(folder):
+        return chosen.run(**arguments)

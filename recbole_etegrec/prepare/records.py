@@ -1,19 +1,21 @@
 """Reads the records of a raw file, one a line, and counts the lines that hold none."""
 
 import ast
-import gzip
 import json
 import math
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.storage.archives import open_gzip
 
 NAMED_LINES = 5
+LINE_BYTES = 64 * 2**20  # of one record at most
 
 
 class BadLines:
@@ -49,9 +51,8 @@ def read_records(path: Path, bad: BadLines) -> Iterator[tuple[int, dict[str, Any
     bar = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None)
     try:
         with bar, path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            for number, line in enumerate(gzip.GzipFile(fileobj=raw) if packed else raw, start=1):
+            lines = iter(partial(open_gzip(raw).readline, LINE_BYTES), b"")
+            for number, line in enumerate(lines, start=1):
                 if number % 10_000 == 0:
                     bar.update(raw.tell() - bar.n)
                 if number == 1 and line.lstrip().startswith(b"["):

@@ -3,7 +3,6 @@
 Columns are named by the caller; times are numbers, or dates as ISO 8601 writes them.
 """
 
-import gzip
 import math
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -19,7 +18,14 @@ from recbole_etegrec.prepare.atomic import (
     clean,
     refuse_existing,
 )
-from recbole_etegrec.prepare.records import BadLines, number_of, read_records, text_of
+from recbole_etegrec.prepare.records import (
+    LINE_BYTES,
+    BadLines,
+    number_of,
+    read_records,
+    text_of,
+)
+from recbole_etegrec.storage.archives import open_gzip
 from recbole_etegrec.storage.atomic import staged
 
 ROWS = 100_000  # in memory at a time
@@ -152,31 +158,32 @@ def _csv_frames(
     path: Path, columns: list[str], separator: str | None, named: bool
 ) -> Iterator[pd.DataFrame]:
     try:
-        separator = separator or _separator(path)
-        chunks = pd.read_csv(
-            path,
-            sep=separator,
-            header=0 if named else None,
-            index_col=False,  # a separator too many at the end of lines makes no index
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-            chunksize=ROWS,
-        )
-        for chunk in chunks:
-            chunk.columns = chunk.columns.map(str)
-            _check_columns(path, columns, chunk.columns)
-            chunk.index += 2 if named else 1  # the line, as long as no cell goes over two
-            yield chunk[columns].fillna("")  # what a short line lacks
+        with path.open("rb") as raw:
+            separator = separator or _separator(path, open_gzip(raw).readline(LINE_BYTES))
+            raw.seek(0)
+            chunks = pd.read_csv(
+                open_gzip(raw),
+                sep=separator,
+                header=0 if named else None,
+                index_col=False,  # a separator too many at the end of lines makes no index
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                chunksize=ROWS,
+            )
+            for chunk in chunks:
+                chunk.columns = chunk.columns.map(str)
+                _check_columns(path, columns, chunk.columns)
+                chunk.index += 2 if named else 1  # the line, as long as no cell goes over two
+                yield chunk[columns].fillna("")  # what a short line lacks
     except (ValueError, OSError, EOFError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read as a table ({reason})") from error
 
 
-def _separator(path: Path) -> str:
+def _separator(path: Path, line: bytes) -> str:
     """Guess the separator: the usual one that occurs most often in the first line."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-        first = lines.readline()
+    first = line.decode("utf-8")
     separator = max(",\t;|", key=first.count)
     if separator not in first:
         raise UserError(f"{path}: say how columns are separated, as --separator=';'")

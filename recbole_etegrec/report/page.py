@@ -17,6 +17,7 @@ from recbole_etegrec.report.pictures import CHART_STYLE, STYLE, check_png, write
 from recbole_etegrec.report.ranking import Example, Rankings, by_bins, examples, rank
 from recbole_etegrec.runs.recorded_run import RecordedRun, read_run
 from recbole_etegrec.storage.atomic import replace_text
+from recbole_etegrec.storage.lock import held_output
 
 # Keys that say where files are, or stand in the first table.
 _KNOWN = {"data_path", "embedding_cache", "checkpoint_dir", "model", "dataset", "seed"}
@@ -50,27 +51,37 @@ def report(
     """
     if png:
         check_png()
-    first = Path(run_dirs[0])
+    path = Path(out) if out else Path(run_dirs[0]).absolute() / "report.html"
+    runs = _runs(run_dirs)
+    with held_output(path):
+        html = _page(runs, look, config_dict)
+        try:
+            replace_text(path, html)
+        except OSError as error:
+            raise UserError(f"out {path}: cannot be written ({error.strerror or error})") from error
+        if png:
+            write_pngs(path.with_suffix(".png"), html)
+    return path
+
+
+def _runs(run_dirs: Sequence[str]) -> list[RecordedRun]:
+    """Read the runs, under names that tell them apart."""
     run_dirs = compared_runs(run_dirs)
     runs = [read_run(path) for path in run_dirs]
     if len({run.name for run in runs}) < len(runs):
         runs = [run._replace(name=path) for run, path in zip(runs, run_dirs, strict=True)]
+    return runs
+
+
+def _page(runs: list[RecordedRun], look: bool, config_dict: dict[str, Any] | None) -> str:
     sections = [_section(run, look, config_dict) for run in runs if is_ours(run.config)]
-    path = Path(out) if out else first.absolute() / "report.html"
     title = f"{len(runs)} runs" if len(runs) > 1 else runs[0].name
-    html = (
+    return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}'
         '</title><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>\n{STYLE}{CHART_STYLE}</style></head>\n<body>\n<h1>{escape(title)}</h1>\n"
         f"{_head(runs)}\n{''.join(sections)}</body></html>\n"
     )
-    try:
-        replace_text(path, html)
-    except OSError as error:
-        raise UserError(f"out {path}: cannot be written ({error.strerror or error})") from error
-    if png:
-        write_pngs(path.with_suffix(".png"), html)
-    return path
 
 
 # The head -----------------------------------------------------------------------------------------

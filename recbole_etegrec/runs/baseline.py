@@ -17,11 +17,10 @@ from recbole_etegrec.config import Config, refusals_for_the_user
 from recbole_etegrec.data.dataset_files import check_dataset_counts
 from recbole_etegrec.data.seen_items import settle_history
 from recbole_etegrec.evaluation.collector import RankingCollector
+from recbole_etegrec.runs.recbole_model import load_best, save_best
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT = "best.pth"
 
 
 def run_baseline(config: Config, run_dir: RunDirectory, saved: bool = True) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def run_baseline(config: Config, run_dir: RunDirectory, saved: bool = True) -> d
         train_data, valid_data, saved=saved, show_progress=progress
     )
     if saved:
-        _load_best(model, run_dir, config["device"])
+        load_best(model, run_dir, config["device"])
     return {
         "best_valid_score": best_valid_score,
         "best_valid_result": best_valid_result,
@@ -48,12 +47,9 @@ def run_baseline(config: Config, run_dir: RunDirectory, saved: bool = True) -> d
 
 
 def load_baseline(config: Config, run_dir: RunDirectory) -> tuple:
-    """A trained model of RecBole and its data, as RecBole's `load_data_and_model` returns them.
-
-    The checkpoint is a pickle, as RecBole writes it: load only runs you trust.
-    """
+    """A trained model of RecBole and its data, as RecBole's `load_data_and_model` returns them."""
     model, dataset, *loaders = _prepare(config, run_dir)
-    _load_best(model, run_dir, config["device"])
+    load_best(model, run_dir, config["device"])
     return config, model.eval(), dataset, *loaders
 
 
@@ -75,9 +71,24 @@ def _trainer(config: Config, model: AbstractRecommender, run_dir: RunDirectory) 
     # RecBole opens ./log_tensorboard for every trainer; this run has a place of its own.
     recbole_trainer.get_tensorboard = lambda _: SummaryWriter(run_dir.path / "tensorboard")
     trainer = get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    trainer.saved_model_file = str(run_dir.path / CHECKPOINT)
+    _keep_without_pickle(trainer, model, run_dir)
     trainer.eval_collector = RankingCollector(config)
     return trainer
+
+
+def _keep_without_pickle(
+    trainer: AbstractTrainer, model: AbstractRecommender, run_dir: RunDirectory
+) -> None:
+    """Have a trainer write files that can be read without running what they say."""
+
+    def keep_pretrained(_epoch: int, path: str) -> None:
+        torch.save({"state_dict": model.state_dict()}, path)  # what `pre_model_path` reads
+
+    trainer.save_pretrained_model = keep_pretrained
+    if isinstance(model, torch.nn.Module):
+        trainer._save_checkpoint = lambda *_, **__: save_best(model, run_dir)
+    else:
+        trainer._save_checkpoint = lambda *_, **__: logger.warning("the model is not kept")
 
 
 def _prepare(config: Config, run_dir: RunDirectory) -> tuple:
@@ -92,14 +103,3 @@ def _prepare(config: Config, run_dir: RunDirectory) -> tuple:
     with refusals_for_the_user(f"model {config['model']}"):
         model = config.model_class(config, loaders[0]._dataset).to(config["device"])
     return model, dataset, *loaders
-
-
-def _load_best(model: AbstractRecommender, run_dir: RunDirectory, device: torch.device) -> None:
-    """Load the saved weights; some trainers save none, and the model then stays as it is."""
-    path = run_dir.path / CHECKPOINT
-    if not path.is_file():
-        return
-    # RecBole pickles its config into the file, and its own reading of it is refused for that.
-    checkpoint = torch.load(path, map_location=device, weights_only=False)
-    model.load_state_dict(checkpoint["state_dict"])
-    model.load_other_parameter(checkpoint.get("other_parameter"))

@@ -1,6 +1,8 @@
 """How a run begins: anew, or where it was stopped."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from accelerate import PartialState
@@ -11,7 +13,7 @@ from recbole_etegrec.errors import UserError
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.load import config_of_run, earlier_version
 from recbole_etegrec.storage.logs import start_logging
-from recbole_etegrec.storage.run_directory import RunDirectory, default_path
+from recbole_etegrec.storage.run_directory import RunDirectory, new_default
 
 # A run may go on with other values of these: they say where it is computed, and in which portions.
 MAY_CHANGE = {
@@ -44,10 +46,12 @@ def start_config(
 
     Raises:
         UserError: keys contradict each other, or the run to go on with does not exist, has ended,
-            or had another configuration.
+            or had another configuration; or a new one may not begin in its directory.
     """
     config, resume = _chosen_config(model, dataset, config_file_list, config_dict)
     check_rules(config)
+    if config["run_dir"] and not resume and PartialState().is_main_process:
+        refuse_other(config, RunDirectory(str(config["run_dir"])))
     return config, resume
 
 
@@ -97,15 +101,27 @@ def _check_resumable(config: Config, run_dir: RunDirectory) -> None:
     recorded = run_dir.read_config()
     for key in sorted(recorded.keys() - config.known_keys):
         raise earlier_version(run_dir, key)
+    _refuse_finished(run_dir)
+    for key, now, then in _changes(config, recorded):
+        raise UserError(
+            f"resume: {key} ({now}) was {then} when the run in {run_dir.path} began; "
+            "leave it out, or start a new run"
+        )
+
+
+def _refuse_finished(run_dir: RunDirectory) -> None:
     if run_dir.result.exists():
         raise UserError(f"resume: the run in {run_dir.path} has ended; see its result.json")
-    for key in sorted(config.inputs.keys() | recorded.keys()):
-        now, then = (json.dumps(inputs.get(key)) for inputs in (config.inputs, recorded))
+
+
+def _changes(config: Config, recorded: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The keys that a run may not go on with: each with its value now, and that of before."""
+    for key in sorted(config.inputs.keys() | recorded.keys(), key=str):
+        now, then = (
+            json.dumps(inputs.get(key), default=str) for inputs in (config.inputs, recorded)
+        )
         if now != then and key not in MAY_CHANGE:
-            raise UserError(
-                f"resume: {key} ({now}) was {then} when the run in {run_dir.path} began; "
-                "leave it out, or start a new run"
-            )
+            yield key, now, then
 
 
 def _check_model(config: Config) -> None:
@@ -115,18 +131,44 @@ def _check_model(config: Config) -> None:
         )
 
 
-def start_run_directory(config: Config, resume: bool) -> RunDirectory:
-    """Make or take up the directory of a run, one for all processes, and log to it.
+@contextmanager
+def held_run_directory(config: Config, resume: bool) -> Iterator[RunDirectory]:
+    """Make or take up the directory of a run, hold it for all processes, and log to it.
 
     Raises:
-        UserError: it cannot be written, or holds a finished run.
+        UserError: it cannot be written, another process holds it, or it holds anything but an
+            unfinished run of this configuration.
     """
     state = PartialState()
-    path = config["run_dir"] or default_path(config["model"], config["dataset"])
-    run_dir = RunDirectory(broadcast_object_list([str(path)])[0])
+    path = config["run_dir"] and str(config["run_dir"])
+    if state.is_main_process:
+        path = path or str(new_default(config["model"], config["dataset"]).path)
+    run_dir = RunDirectory(broadcast_object_list([path])[0])
     if state.is_main_process and not resume:
-        RunDirectory.create(run_dir.path)
-        run_dir.write_config(config.inputs)
-    state.wait_for_everyone()
-    start_logging(run_dir if state.is_main_process else None, config["state"])
-    return run_dir
+        refuse_other(config, run_dir)
+    with run_dir.held() if state.is_main_process else nullcontext():
+        if state.is_main_process and resume:
+            _refuse_finished(run_dir)  # while this process began
+        elif state.is_main_process:
+            refuse_other(config, run_dir)
+            run_dir.write_config(config.inputs)  # first: it is what marks the directory as a run's
+            RunDirectory.create(run_dir.path)
+        state.wait_for_everyone()
+        start_logging(run_dir if state.is_main_process else None, config["state"])
+        yield run_dir
+
+
+def refuse_other(config: Config, run_dir: RunDirectory) -> None:
+    """Refuse a directory that has files, unless they are of an unfinished run of this config.
+
+    Raises:
+        UserError: see above.
+    """
+    run_dir.refuse_taken()
+    if not run_dir.config.exists():
+        return
+    for key, now, then in _changes(config, run_dir.read_config()):
+        raise UserError(
+            f"run_dir {run_dir.path}: holds files of another run, whose config.yaml has {key} "
+            f"{then[:60]}, not {now[:60]}; choose another run_dir"
+        )

@@ -3,7 +3,7 @@
 An error is ``{"error": "one sentence"}`` with a status of its own.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from recbole_etegrec.inference.catalogue import Catalogue, cut
 from recbole_etegrec.model.protocol import RankingModel
 from recbole_etegrec.serve import answers
 from recbole_etegrec.serve.batching import Batcher, BusyError, WorkError
-from recbole_etegrec.serve.limits import Measured, WholeBody
+from recbole_etegrec.serve.limits import KnownHost, Measured, WholeBody
 from recbole_etegrec.serve.metrics import Metrics
 from recbole_etegrec.serve.search import Search
 
@@ -50,6 +50,7 @@ def create_app(
     exclude_history: bool = False,
     batch: int = BATCH,
     room: int = ROOM,
+    hosts: Set[str] | None = None,
 ) -> FastAPI:
     """The application around a model.
 
@@ -57,6 +58,7 @@ def create_app(
         exclude_history: the value for requests that name none.
         batch: the most requests that are ranked at once.
         room: the most requests that wait for the model.
+        hosts: the names that a request may call this server by, see `KnownHost`; None: any.
 
     Raises:
         UserError: model and catalogue are not of the same items.
@@ -82,6 +84,8 @@ def create_app(
     _add_reading(app, Search(catalogue), metrics, {"items": len(catalogue) - 1}, exclude_history)
     paths = tuple(path for route in app.routes if (path := getattr(route, "path", None)))
     app.add_middleware(WholeBody)
+    if hosts is not None:
+        app.add_middleware(KnownHost, names=hosts)
     app.add_middleware(Measured, metrics=metrics, paths=paths)
     return app
 

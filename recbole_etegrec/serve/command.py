@@ -4,7 +4,7 @@ import ipaddress
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _NEEDS = ("fastapi", "uvicorn", "prometheus_client")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _END_SECONDS = 10  # that requests may take to end once the server is to end
 
 
@@ -43,6 +44,7 @@ def serve_command(directory: str, values: dict[str, str]) -> None:
         Interrupted: a signal has ended the server.
     """
     host, port = values.pop("host", "127.0.0.1"), values.pop("port", "8000")
+    allowed = {name.strip().lower() for name in values.pop("allowed-hosts", "").split(",")} - {""}
     missing = [name for name in _NEEDS if find_spec(name) is None]
     if missing:
         raise UserError(f"serve needs {missing[0]}: pip install recbole-etegrec[serve]")
@@ -51,19 +53,33 @@ def serve_command(directory: str, values: dict[str, str]) -> None:
 
         from recbole_etegrec.serve.app import create_app
 
-        server = make_server(create_app(*served))
-        listener.listen()
         address, number = listener.getsockname()[:2]
-        if not ipaddress.ip_address(address).is_loopback:
-            sys.stderr.write(
-                f"warning: host {host}: whoever reaches this address may ask, for there is no "
-                "authentication\n"
-            )
         shown = f"[{address}]" if ":" in address else address
+        hosts = known_hosts(host, address, allowed)
+        server = make_server(create_app(*served, hosts=hosts))
+        listener.listen()
+        if not ipaddress.ip_address(address).is_loopback:
+            pages = ", pages of other sites in their browsers too" if hosts is None else ""
+            sys.stderr.write(
+                f"warning: host {host}: whoever reaches this address may ask{pages}, for there is "
+                "no authentication; --allowed-hosts=NAME,... limits the names it is called by\n"
+            )
         items = len(served.catalogue) - 1
         sys.stdout.write(f"serving {items} items on http://{shown}:{number}/ (Ctrl-C ends it)\n")
         sys.stdout.flush()
         server.run(sockets=[listener])
+
+
+def known_hosts(host: str, address: str, allowed: Set[str]) -> Set[str] | None:
+    """The names that requests may have in ``Host``; None for any.
+
+    On loopback these are the names of loopback and those `allowed`; elsewhere the server cannot
+    know its names, so any will do unless some are `allowed`.
+    """
+    if not allowed and not ipaddress.ip_address(address).is_loopback:
+        return None
+    names = {host.lower(), address, *allowed, *_LOOPBACK}
+    return {f"[{name}]" if ":" in name and name[0] != "[" else name for name in names}
 
 
 def make_server(app: "FastAPI") -> "uvicorn.Server":

@@ -1,6 +1,8 @@
 """Limits what a client may send and how long it may take, and counts requests."""
 
+import re
 import time
+from collections.abc import Set
 
 import anyio
 from fastapi.responses import JSONResponse
@@ -10,6 +12,7 @@ from recbole_etegrec.serve.metrics import Metrics
 
 BODY_BYTES = 256 * 1024
 BODY_SECONDS = 10.0
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[0-9a-z._-]+)(:[0-9]{1,5})?")
 _READ_BYTES = 8 * 2**20  # of one that is too large, before the connection is cut
 
 
@@ -47,6 +50,31 @@ class WholeBody:
             return whole.pop() if whole else await receive()
 
         return await self._app(scope, again, send)
+
+
+class KnownHost:
+    """Passes on requests for hosts of some names alone; others are answered with status 421.
+
+    A page of any site can have its own name point to this machine, and its visitor's browser then
+    sends the page's requests here (DNS rebinding); the name in ``Host`` stays that of the site.
+
+    Args:
+        names: in lower case, without ports, IPv6 addresses in brackets.
+    """
+
+    def __init__(self, app: ASGIApp, names: Set[str]):
+        self._app, self._names = app, names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._is_known(scope):
+            return await self._app(scope, receive, send)
+        refusal = _refusal(421, "host: not a name of this server (see --allowed-hosts)")
+        return await refusal(scope, receive, send)
+
+    def _is_known(self, scope: Scope) -> bool:
+        given = [value for name, value in scope["headers"] if name == b"host"]
+        found = _HOST.fullmatch(given[0].decode("latin-1").lower()) if len(given) == 1 else None
+        return found is not None and found[1] in self._names
 
 
 class Measured:

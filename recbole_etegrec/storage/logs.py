@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 
+from recbole_etegrec.storage.printable import printable
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -11,10 +12,10 @@ _handlers: list[logging.Handler] = []
 
 
 class _PlainFormatter(logging.Formatter):
-    """Removes the colours that RecBole writes into its messages."""
+    """Removes the colours that RecBole writes into its messages, and all else that is not shown."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return _COLOURS.sub("", super().format(record))
+        return printable(_COLOURS.sub("", super().format(record)))
 
 
 def start_logging(run_dir: RunDirectory | None, level: str | None = "INFO") -> None:

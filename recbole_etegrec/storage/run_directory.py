@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -11,6 +13,9 @@ import yaml
 
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.storage.atomic import replace_text
+from recbole_etegrec.storage.lock import held_folder, refuse_held, strangers
+
+_MODEL_FILES = (".safetensors", ".json")
 
 
 class RunDirectory:
@@ -35,21 +40,71 @@ class RunDirectory:
             UserError: it cannot be written, or holds a finished or a stopped run.
         """
         run_dir = cls(path)
-        if run_dir.result.exists():
-            raise UserError(f"run_dir {run_dir.path}: holds a finished run; choose another run_dir")
-        if run_dir.last.exists() or run_dir.previous.exists():
-            raise UserError(
-                f"run_dir {run_dir.path}: holds a stopped run; --resume it or choose another"
-            )
-        try:
+        run_dir.refuse_ended()
+        with run_dir._written():
             run_dir.path.mkdir(parents=True, exist_ok=True)
             run_dir.metrics.write_text("")
             shutil.rmtree(run_dir.best, ignore_errors=True)
             run_dir.added_items.unlink(missing_ok=True)
+        return run_dir
+
+    def refuse_ended(self) -> None:
+        """Refuse a directory that holds a run to be used or to go on with.
+
+        Raises:
+            UserError: it holds a finished or a stopped run.
+        """
+        with self._written():
+            if self.result.exists():
+                raise UserError(
+                    f"run_dir {self.path}: holds a finished run; choose another run_dir"
+                )
+            if self.last.exists() or self.previous.exists():
+                raise UserError(
+                    f"run_dir {self.path}: holds a stopped run; --resume it or choose another"
+                )
+
+    def refuse_taken(self) -> None:
+        """Refuse a directory that no run may begin in, whatever its configuration.
+
+        Raises:
+            UserError: it holds a run that has ended, is held by another process, or has files and
+                no config.yaml, so that they are no run's.
+        """
+        self.refuse_ended()
+        with self._written():
+            if not self.config.exists() and (found := strangers(self.path)):
+                raise UserError(
+                    f"run_dir {self.path}: holds files that are no run's ({', '.join(found[:5])}); "
+                    "choose another run_dir"
+                )
+            # Of a run that is to be begun anew; a run writes these alone into it.
+            if found := [name for name in strangers(self.best) if not name.endswith(_MODEL_FILES)]:
+                raise UserError(
+                    f"run_dir {self.path}: its best/ holds files that are no run's "
+                    f"({', '.join(found[:5])}); choose another run_dir"
+                )
+        refuse_held(self.path, f"run_dir {self.path}")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from writing to the run; the directory is made where there is none.
+
+        Raises:
+            UserError: another process holds it, or it cannot be written.
+        """
+        with self._written():
+            self.path.mkdir(parents=True, exist_ok=True)
+        with held_folder(self.path, f"run_dir {self.path}"):
+            yield
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             reason = error.strerror or error
-            raise UserError(f"run_dir {run_dir.path}: cannot be written ({reason})") from error
-        return run_dir
+            raise UserError(f"run_dir {self.path}: cannot be written ({reason})") from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` as JSON to the file `name`."""
@@ -133,8 +188,18 @@ def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(f"{path}: damaged ({' '.join(str(error).split())})")
 
 
-def default_path(model: str, dataset: str) -> Path:
-    """A path ``saved/<model>-<dataset>-<time>`` that does not exist yet."""
+def new_default(model: str, dataset: str) -> RunDirectory:
+    """Make a directory ``saved/<model>-<dataset>-<time>``, another one for each that asks.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     name = f"saved/{model}-{dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-    paths = (Path(name if n == 1 else f"{name}-{n}") for n in count(1))
-    return next(path for path in paths if not path.exists())
+    for number in count(1):
+        run_dir = RunDirectory(name if number == 1 else f"{name}-{number}")
+        with run_dir._written():
+            try:
+                run_dir.path.mkdir(parents=True)
+                return run_dir
+            except FileExistsError:
+                continue

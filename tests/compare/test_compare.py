@@ -63,7 +63,8 @@ def compared(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     for run in plan.runs[:2]:
         work(run.config.inputs, run.path, plan.histories)
     before = times_of(plan)
-    table = compare(values)
+    table, failed = compare(values)
+    assert failed == [plan.runs[2].path.name]
     return plan, table, {"before": before, "after": times_of(plan)}
 
 
@@ -154,7 +155,7 @@ def test_compare_goes_on_with_a_run_when_it_was_interrupted(tiny_data, tmp_path)
     assert not (run.path / "result.json").exists()
     begun = (run.path / "metrics.jsonl").read_text()
 
-    assert "| ETEGRecLlama | 2020 |" in compare(values)
+    assert "| ETEGRecLlama | 2020 |" in compare(values).table
     whole = (run.path / "metrics.jsonl").read_text()
     assert begun and whole.startswith(begun) and len(whole) > len(begun)
 

@@ -13,6 +13,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset, download
 from recbole_etegrec.data.dataset_files import check_dataset_counts, check_dataset_files
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.storage import archives
 from tests.conftest import write_interactions
 from tests.helpers import beauty_path
 
@@ -170,6 +171,17 @@ def test_fetch_dataset_refuses_when_the_content_is_wrong(content, message, serve
     for way in ("put X.inter there", "recbole-etegrec prepare amazon", "--data_path=DIR"):
         assert way in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_fetch_dataset_refuses_when_an_archive_unpacks_to_too_much(server, tmp_path, monkeypatch):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("X/X.inter", "\n".join([HEADER, "0" * 2**20]))
+    monkeypatch.setattr(archives, "SMALL", 2**19)
+    server.content = packed.getvalue()
+    with pytest.raises(UserError, match=r"bytes unpack to 1,048,\d+ or more, and no table"):
+        fetched(server, tmp_path)
+    assert not list(tmp_path.rglob("*.inter")) and not list(tmp_path.rglob("*.part"))
 
 
 def test_fetch_dataset_refuses_at_once_when_there_is_no_such_archive(server, tmp_path):

@@ -17,6 +17,7 @@ from recbole_etegrec.cli import main
 from recbole_etegrec.data.item_embedding import standardised
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.evaluation.evaluate import evaluate
+from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import ItemCodes
 from tests.conftest import write_interactions
 from tests.helpers import small_item_codes, small_values
@@ -267,8 +268,7 @@ def test_load_run_is_refused_when_added_items_are_damaged_or_of_another_model(ru
 def test_added_items_are_forgotten_when_a_run_starts_anew_in_the_directory(run_dir, new, folder):
     add_items(str(run_dir), *new)
     (run_dir / "result.json").unlink()
-    values = {"epochs": 0, "finetune_epochs": 0, "run_dir": str(run_dir)}
-    run("ETEGRecLlama", "circle", config_dict=small_values(str(folder), **values))
+    run(config_dict={**RunDirectory(run_dir).read_config(), "run_dir": str(run_dir)})
     assert load_run(str(run_dir))[1].n_items == ITEMS + 1
 
 

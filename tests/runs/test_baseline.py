@@ -1,11 +1,15 @@
 """RecBole's own models from start to reloaded checkpoint."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.errors import UserError
 from recbole_etegrec.evaluation.collector import RankingCollector
 from recbole_etegrec.quick_start import result_table, run
 from recbole_etegrec.runs.load import load_run
@@ -37,7 +41,8 @@ def score_again(run_dir: Path) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    "model", ["Pop", "BPR", "LightGCN", "ItemKNN", "GRU4Rec", "SASRec", "BERT4Rec"]
+    "model",
+    ["Pop", "BPR", "LightGCN", "ItemKNN", "EASE", "SLIMElastic", "GRU4Rec", "SASRec", "BERT4Rec"],
 )
 def test_baseline_scores_the_same_when_its_run_is_loaded(model, tiny_data, tmp_path):
     outcome = run(model, "tiny", config_dict=values_for(tiny_data, tmp_path / "run"))
@@ -50,6 +55,34 @@ def test_baseline_scores_the_same_when_its_run_is_loaded(model, tiny_data, tmp_p
     assert result["epochs"] in (1, 2)
     assert result["versions"]["recbole"] == "1.2.1"
     assert score_again(tmp_path / "run") == outcome["test_result"]
+    assert not list((tmp_path / "run").rglob("*.pth"))
+
+
+@pytest.mark.parametrize("content", ["pickle", "cut", "other model"])
+def test_load_refuses_when_the_weights_are_a_pickle_or_damaged(content, tiny_data, tmp_path):
+    run("BPR", "tiny", config_dict=values_for(tiny_data, tmp_path / "run"))
+    best, mark = tmp_path / "run" / "best", tmp_path / "executed"
+    if content == "pickle":
+        torch.save({"state_dict": Executed(mark)}, tmp_path / "run" / "best.pth")
+        shutil.rmtree(best)
+    elif content == "cut":
+        path = best / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        save_file({"state.a": torch.zeros(3)}, best / "model.safetensors")
+    with pytest.raises(UserError, match="train (the run|it) anew$"):
+        load_run(str(tmp_path / "run"))
+    assert not mark.exists()
+
+
+class Executed:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
 
 
 def test_baseline_runs_when_the_model_needs_an_item_feature(tmp_path):

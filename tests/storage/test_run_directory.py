@@ -8,7 +8,7 @@ import pytest
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.storage.atomic import atomic_directory, atomic_file
 from recbole_etegrec.storage.logs import start_logging
-from recbole_etegrec.storage.run_directory import RunDirectory, default_path
+from recbole_etegrec.storage.run_directory import RunDirectory, new_default
 
 
 def test_create_starts_metrics_anew_when_a_run_did_not_finish(tmp_path):
@@ -139,12 +139,11 @@ def test_atomic_directory_keeps_the_one_before_when_told_where(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "previous"]
 
 
-def test_default_path_is_new_when_taken(tmp_path, monkeypatch):
+def test_new_default_makes_another_directory_when_asked_in_the_same_second(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first = default_path("Pop", "tiny")
-    first.mkdir(parents=True)
-    assert first.name.startswith("Pop-tiny-")
-    assert not default_path("Pop", "tiny").exists()
+    made = [new_default("Pop", "tiny").path for _ in range(3)]
+    assert len(set(made)) == 3
+    assert all(path.is_dir() and path.name.startswith("Pop-tiny-") for path in made)
 
 
 def test_start_logging_writes_to_one_run_when_a_second_starts(tmp_path):

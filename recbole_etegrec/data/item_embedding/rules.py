@@ -32,9 +32,9 @@ def _file_rules(file: str | None) -> Iterator[tuple[bool, str]]:
 
 def _sasrec_rules(run: str | None, width: int) -> Iterator[tuple[bool, str]]:
     if run:
-        parts = ("config.yaml", "result.json", "best.pth")
+        parts = ("config.yaml", "result.json", "best/model.safetensors")
         finished = all((Path(run) / name).is_file() for name in parts)
-        yield not finished, f"{_must_be('sasrec_run', run)}, with its best.pth"
+        yield not finished, f"{_must_be('sasrec_run', run)}, with its best/model.safetensors"
     else:
         yield width % 2 != 0, f"semantic_hidden_size ({width}) must be even for sasrec"
 

@@ -7,7 +7,6 @@ number of epochs needs no validation, so nothing that is held out is ever seen.
 """
 
 import logging
-import pickle
 from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from recbole.model.abstract_recommender import SequentialRecommender
+from safetensors import SafetensorError, safe_open
 from tqdm import trange
 
 from recbole_etegrec.captured_step import CapturedStep
@@ -222,10 +222,7 @@ def train_epoch(
 def _vectors_of_run(
     dataset: WholeSequenceDataset, run: str, eval_args: Mapping[str, Any]
 ) -> np.ndarray:
-    """The item embeddings of a run of RecBole's SASRec, matched to items by their tokens.
-
-    The checkpoint is a pickle, as RecBole writes it: name only runs you trust.
-    """
+    """The item embeddings of a run of RecBole's SASRec, matched to items by their tokens."""
     run_dir = RunDirectory(run)
     try:
         values = run_dir.read_config()
@@ -243,7 +240,7 @@ def _vectors_of_run(
         if here != there:
             raise UserError(f"{named}: its eval_args had {key} {there}, here it is {here}")
     _check_same_interactions(named, dataset, theirs)
-    weight = _item_weight(run_dir.path / "best.pth")
+    weight = _item_weight(run_dir.best / "model.safetensors")
     row_of = {token: row for row, token in enumerate(theirs.field2id_token[theirs.iid_field])}
     wanted = dataset.field2id_token[dataset.iid_field]
     missing = [token for token in wanted if token not in row_of]
@@ -273,9 +270,8 @@ def _check_same_interactions(
 
 def _item_weight(path: Path) -> np.ndarray:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-        weight = checkpoint["state_dict"]["item_embedding.weight"]
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("state.item_embedding.weight").float().numpy()
+    except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"sasrec_run: {path} is no checkpoint of SASRec ({reason})") from error
-    return weight.float().numpy()
+        raise UserError(f"sasrec_run: {path} has no item embeddings ({reason})") from error

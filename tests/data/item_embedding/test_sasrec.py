@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import recbole.data
 import torch
+from safetensors.numpy import load_file
 
 from recbole_etegrec.config import Config, find_recbole_model
 from recbole_etegrec.data import create_dataset, load_item_embedding
@@ -136,15 +137,18 @@ def sasrec_run(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+def item_weight(run_dir: Path) -> np.ndarray:
+    return load_file(run_dir / "best" / "model.safetensors")["state.item_embedding.weight"]
+
+
 def from_run(data_path: str, sasrec_run: Path, dataset: str = "tiny") -> np.ndarray:
     return embedding_of(data_path, dataset, item_embedding="sasrec", sasrec_run=str(sasrec_run))
 
 
 def test_run_gives_the_vectors_of_its_checkpoint_when_named(tiny_data, sasrec_run):
     found = from_run(tiny_data, sasrec_run)
-    weights = torch.load(sasrec_run / "best.pth", weights_only=False)["state_dict"]
     assert found.shape == (41, 12)  # the width of the run
-    expected = standardised(weights["item_embedding.weight"].numpy())
+    expected = standardised(item_weight(sasrec_run))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -156,8 +160,7 @@ def test_run_is_matched_by_tokens_when_it_has_other_item_ids(tiny_data, tmp_path
     values = {"load_col": {"item": ["item_id", "price"], "inter": ["user_id", "item_id"]}}
     values |= {**RUN, "data_path": str(tmp_path), "run_dir": str(tmp_path / "run")}
     run("SASRec", "tiny", config_dict=values)
-    weights = torch.load(tmp_path / "run" / "best.pth", weights_only=False)["state_dict"]
-    table = weights["item_embedding.weight"].numpy()
+    table = item_weight(tmp_path / "run")
     config = Config("SASRec", "tiny", config_dict=values)
     theirs = recbole.data.create_dataset(config).field2token_id["item_id"]
     assert len(table) == 46
@@ -191,7 +194,7 @@ def test_run_is_refused_when_it_may_have_seen_what_is_held_out(
         from_run(tiny_data, other)
 
 
-@pytest.mark.parametrize("file", ["config.yaml", "result.json", "best.pth"])
+@pytest.mark.parametrize("file", ["config.yaml", "result.json", "best/model.safetensors"])
 def test_run_is_refused_by_the_config_when_it_has_not_finished(
     file, tiny_data, sasrec_run, tmp_path
 ):
@@ -204,8 +207,8 @@ def test_run_is_refused_by_the_config_when_it_has_not_finished(
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint"])
 def test_run_is_refused_when_its_checkpoint_is_damaged(content, tiny_data, sasrec_run, tmp_path):
     other = shutil.copytree(sasrec_run, tmp_path / "run")
-    (other / "best.pth").write_bytes(content)
-    with pytest.raises(UserError, match="best.pth is no checkpoint of SASRec"):
+    (other / "best" / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="best/model.safetensors has no item embeddings"):
         from_run(tiny_data, other)
 
 
