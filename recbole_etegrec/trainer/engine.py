@@ -62,6 +62,10 @@ class Engine:
         config: of the run.
         model: its tokenizer and recommender are trained in place.
         run_dir: takes the files of trackers.
+
+    Attributes:
+        captures: which steps are recorded as CUDA graphs: those that read no sequences (False),
+            those that do (True).
     """
 
     def __init__(self, config: Config, model: ETEGRecLlama, run_dir: RunDirectory):
@@ -415,7 +419,7 @@ _PARTS = {  # a part of a parameter's name → what its gradient norm is reporte
 
 
 def _captured_kinds(config: Config, accelerator: Accelerator) -> tuple[bool, ...]:
-    """Which steps are recorded: those that read no sequences (False), and those that do (True).
+    """What of :attr:`Engine.captures` is right for a run.
 
     Large decoders leave the device no time to wait, and other backbones have not been tried.
     """
