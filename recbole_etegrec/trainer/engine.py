@@ -64,8 +64,8 @@ class Engine:
         run_dir: takes the files of trackers.
 
     Attributes:
-        captures: which steps are recorded as CUDA graphs: those that read no sequences (False),
-            those that do (True).
+        captures: which steps are recorded as CUDA graphs: those over items alone (False), those
+            over sequences (True).
     """
 
     def __init__(self, config: Config, model: ETEGRecLlama, run_dir: RunDirectory):
@@ -176,9 +176,10 @@ class Engine:
         )
 
     def _step(self, micro_batches: list[SequenceBatch], stage: Stage) -> StepResult:
-        if stage.reads_sequences in self.captures:
+        of_sequences = micro_batches[0].items.numel() > 0
+        if of_sequences in self.captures:
             (batch,) = micro_batches
-            if stage.reads_sequences:
+            if of_sequences:
                 batch = pad_batch(batch, self.max_items, self.model.n_items)
             # Stages that compute the same have the same recordings.
             kind = Stage("", stage.trains, stage.weights, clip=stage.clip)
