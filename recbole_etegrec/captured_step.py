@@ -117,7 +117,7 @@ def _form(value: Any) -> Hashable:
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor where the device can fetch it while Python goes on."""
-    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
+    return tensor.pin_memory() if tensor.device.type == "cpu" and tensor.numel() else tensor
 
 
 def _moved(batch: Any, device: torch.device) -> Any:

@@ -161,7 +161,7 @@ class _Workers:
             stdin=subprocess.PIPE,
             text=True,
             start_new_session=True,  # a signal of the terminal comes once, from here
-            env=os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device},
+            env=worker_environment(self.plan.jobs, device),
         )
         self.processes.add(process)
         if self.received:  # while it was being started
@@ -169,6 +169,21 @@ class _Workers:
         process.communicate(yaml.safe_dump(order, sort_keys=False))
         self.processes.discard(process)
         return process.returncode
+
+
+def worker_environment(jobs: int, device: str | None) -> dict[str, str]:
+    """The environment of one of several workers: its GPU, and its share of the CPU's cores.
+
+    Threads of more workers than there are cores would wait for each other. Whoever has set their
+    number is not overruled.
+    """
+    environment = dict(os.environ)
+    if device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = device
+    if jobs > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        environment.setdefault("OMP_NUM_THREADS", str(max((cores or 1) // jobs, 1)))
+    return environment
 
 
 def _visible_gpus() -> list[str]:

@@ -6,7 +6,7 @@ what is refused while they are read is in `values.py`, one value at a time, and 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from datetime import timedelta
@@ -185,6 +185,12 @@ class Config(recbole.config.Config):
         for key, values in BY_DEVICE.items():
             if self.final_config_dict[key] is None:
                 self.final_config_dict[key] = self.inputs[key] = values[on_gpu]
+
+    def keep_settled(self, recorded: Mapping[str, Any]) -> None:
+        """Take what was left empty as it was settled when the run of that configuration began."""
+        for key in BY_DEVICE:
+            if key in recorded and key not in self.external_config_dict:
+                self.final_config_dict[key] = self.inputs[key] = recorded[key]
 
     @property
     def known_keys(self) -> set[str]:

@@ -131,6 +131,7 @@ def check_gradients(
             if phase.loader == "items":
                 trainer.run_phase(phase)
         trainer.settle_codes()
+        trainer.engine.captures = ()  # gradients are looked at between steps, too
         batches = next(iter(train_data))
         kinds = kinds_of_epochs(phases)
         report = GradientCheck(list(kinds))

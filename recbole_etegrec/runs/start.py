@@ -76,6 +76,7 @@ def _chosen_config(
     _check_model(config)
     begun = run_dir.config.exists()
     if begun:
+        config.keep_settled(run_dir.read_config())
         _check_resumable(config, run_dir)
     return config, begun
 

@@ -62,6 +62,10 @@ class Engine:
         config: of the run.
         model: its tokenizer and recommender are trained in place.
         run_dir: takes the files of trackers.
+
+    Attributes:
+        captures: which steps are recorded as CUDA graphs: those over items alone (False), those
+            over sequences (True).
     """
 
     def __init__(self, config: Config, model: ETEGRecLlama, run_dir: RunDirectory):
@@ -172,9 +176,10 @@ class Engine:
         )
 
     def _step(self, micro_batches: list[SequenceBatch], stage: Stage) -> StepResult:
-        if stage.reads_sequences in self.captures:
+        of_sequences = micro_batches[0].items.numel() > 0
+        if of_sequences in self.captures:
             (batch,) = micro_batches
-            if stage.reads_sequences:
+            if of_sequences:
                 batch = pad_batch(batch, self.max_items, self.model.n_items)
             # Stages that compute the same have the same recordings.
             kind = Stage("", stage.trains, stage.weights, clip=stage.clip)
@@ -415,7 +420,7 @@ _PARTS = {  # a part of a parameter's name → what its gradient norm is reporte
 
 
 def _captured_kinds(config: Config, accelerator: Accelerator) -> tuple[bool, ...]:
-    """Which steps are recorded: those that read no sequences (False), and those that do (True).
+    """What of :attr:`Engine.captures` is right for a run.
 
     Large decoders leave the device no time to wait, and other backbones have not been tried.
     """

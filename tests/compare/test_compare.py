@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from recbole_etegrec.cli import main
-from recbole_etegrec.compare.command import compare
+from recbole_etegrec.compare.command import compare, worker_environment
 from recbole_etegrec.compare.measures import per_user_file, write_error, write_measures
 from recbole_etegrec.compare.plan import Plan, PlannedRun, make_plan, read_ablation
 from recbole_etegrec.compare.table import write_table
@@ -158,6 +158,17 @@ def test_compare_goes_on_with_a_run_when_it_was_interrupted(tiny_data, tmp_path)
     assert "| ETEGRecLlama | 2020 |" in compare(values).table
     whole = (run.path / "metrics.jsonl").read_text()
     assert begun and whole.startswith(begun) and len(whole) > len(begun)
+
+
+def test_workers_share_the_cores_when_several_run_at_a_time(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert "OMP_NUM_THREADS" not in worker_environment(1, None)
+    assert worker_environment(8, "3")["OMP_NUM_THREADS"] == "2"
+    assert worker_environment(8, "3")["CUDA_VISIBLE_DEVICES"] == "3"
+    assert worker_environment(32, None)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert worker_environment(8, None)["OMP_NUM_THREADS"] == "5"
 
 
 @pytest.mark.slow

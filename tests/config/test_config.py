@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from recbole.data import create_dataset, data_preparation
 
 from recbole_etegrec.config import Config, parse_value
+from recbole_etegrec.config.config import BY_DEVICE
 from recbole_etegrec.data import dataset_files
 from recbole_etegrec.data.dataset_files import check_dataset_files
 from recbole_etegrec.errors import UserError
@@ -89,6 +91,30 @@ def test_config_ranks_many_users_at_a_time_when_pairs_are_counted(model, values,
     config = Config(model, "ml-100k", config_dict=values)
     assert config["eval_batch_size"] == size
     assert Config(config_dict=config.inputs)["eval_batch_size"] == size
+
+
+@pytest.mark.parametrize(("device", "place"), [("cpu", 0), ("cuda", 1)])
+def test_config_settles_empty_keys_by_the_device_and_keeps_them_elsewhere(
+    device, place, monkeypatch
+):
+    def on(device: str, **values) -> Config:
+        def init_device(config) -> None:
+            config.final_config_dict.update(device=torch.device(device), single_spec=True)
+
+        monkeypatch.setattr(Config, "_init_device", init_device)
+        return Config("ETEGRecLlama", "ml-100k", config_dict=values)
+
+    settled = {key: values[place] for key, values in BY_DEVICE.items()}
+    config = on(device)
+    assert {key: config[key] for key in BY_DEVICE} == settled
+    other = on("cpu" if place else "cuda", **config.inputs)
+    assert {key: other[key] for key in BY_DEVICE} == settled
+    assert on(device, max_tokens=77)["max_tokens"] == 77
+
+    resumed = on("cpu" if place else "cuda", eval_batch_size=9)
+    resumed.keep_settled(config.inputs)
+    assert resumed["max_tokens"] == resumed.inputs["max_tokens"] == settled["max_tokens"]
+    assert resumed["eval_batch_size"] == 9
 
 
 @pytest.mark.parametrize("model", ["ETEGRecLlama", "SASRec"])

@@ -61,6 +61,7 @@ def trained(data_path: str, run_dir, recorded: bool) -> tuple[dict, list, Captur
         (alone, [*items.iterate()] * 2),
         (STAGES["recommender"], steps * 2),
         (STAGES["tokenizer"], steps),
+        (alone, steps * 2),
         (both, steps),
     ):
         engine.freeze_all_but(stage.trains)
