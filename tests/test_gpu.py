@@ -1,5 +1,6 @@
 """What differs on a GPU: recorded steps, steps left out, resuming, rankings: `pytest -m gpu`."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,9 +58,14 @@ def make_engines(data_path: str, run_dir: Path, **more) -> Iterator[tuple[Engine
         )
 
 
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """Between all weights; a single one may drift where its gradient is next to nothing."""
+    return math.hypot(*(float((value - other[name]).norm()) for name, value in one.items()))
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_steps_are_those_of_the_eager_path_when_they_are_recorded(name, tiny_data, tmp_path):
-    stage, results, weights = STAGES[name], [], []
+    stage, results, weights, start = STAGES[name], [], [], {}
     for engine, steps, config in make_engines(tiny_data, tmp_path):
         if name == "pretraining":
             items = ItemLoader(engine.model.n_items, batch_size=16, seed=0)
@@ -67,6 +73,7 @@ def test_steps_are_those_of_the_eager_path_when_they_are_recorded(name, tiny_dat
         engine.freeze_all_but(stage.trains)
         for module in ("recommender", "tokenizer"):
             engine.start_optimizer(module, 1e-3)
+        start = parameters_of(engine.model)
         results.append([engine.step(step, stage) for step in steps * 3])
         engine.read_results()
         weights.append(parameters_of(engine.model))
@@ -74,8 +81,8 @@ def test_steps_are_those_of_the_eager_path_when_they_are_recorded(name, tiny_dat
     for recorded, eager in zip(*results, strict=True):
         torch.testing.assert_close(recorded.losses, eager.losses, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(recorded.norms, eager.norms, atol=1e-3, rtol=2e-2)
-    for key, value in weights[1].items():
-        torch.testing.assert_close(weights[0][key], value, atol=5e-3, rtol=0, msg=key)
+    recorded, eager = weights
+    assert distance(recorded, eager) < 0.03 * distance(start, eager)
 
 
 def test_recorded_dropout_is_drawn_anew_from_the_seed(tiny_data, tmp_path):
@@ -157,10 +164,9 @@ def test_run_ends_alike_when_it_was_stopped_and_resumed(tiny_data, tmp_path, mon
     resumed = run(config_dict={"resume": str(tmp_path / "parts")})
     assert resumed["best_valid_score"] == pytest.approx(whole["best_valid_score"], abs=0.05)
     one, other = (load_run(str(tmp_path / name))[1] for name in ("whole", "parts"))
-    for name, value in parameters_of(one).items():
-        torch.testing.assert_close(
-            dict(other.named_parameters())[name], value, atol=0.02, rtol=0, msg=name
-        )
+    one, other = parameters_of(one), parameters_of(other)
+    size = distance(one, {name: torch.zeros_like(value) for name, value in one.items()})
+    assert distance(one, other) < 0.01 * size
 
 
 def test_rankings_are_those_of_the_cpu(tiny_data, tmp_path):

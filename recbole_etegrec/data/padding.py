@@ -14,9 +14,9 @@ _EVERY = 12  # widths up to this one are all taken; further ones are a seventh a
 def pad_batch(batch: SequenceBatch, max_items: int, n_items: int) -> SequenceBatch:
     """A step that is one batch, with rows and columns of padding.
 
-    Its shape follows from the width that the longest row is padded to, and of these there are few.
-    Every position is one of its targets, most of them real ones. Where a row is shorter than the
-    width, some more items than the step's budget are computed: a seventh at most.
+    It is as wide as one of a few widths, and has as many rows of it as the step's budget allows,
+    or, where these are too few, as many of the shortest that are padded to it: a seventh more.
+    Every position is one of its targets, most of them real ones.
 
     Args:
         batch: on the CPU.
@@ -24,7 +24,8 @@ def pad_batch(batch: SequenceBatch, max_items: int, n_items: int) -> SequenceBat
         n_items: items of the catalogue, and the padding item.
     """
     shortest, width = _span(batch.items.shape[1])
-    rows = max(max_items // shortest, len(batch.items))
+    most = max_items // width
+    rows = most if len(batch.items) <= most else max(max_items // shortest, len(batch.items))
     places = rows * (width - 1)
     old_width = batch.items.shape[1] - 1
     row = batch.target_index // old_width

@@ -8,6 +8,7 @@ import torch
 from sklearn.cluster import KMeans
 
 _ROUNDS, _STILL = 300, 1e-4  # as scikit-learn's: rounds at most, and the movement of none
+_LEAST = 1e-30
 
 
 class Clusters(NamedTuple):
@@ -60,7 +61,8 @@ def _spread_start(vectors: torch.Tensor, clusters: int, generator: torch.Generat
     chosen = [vectors[first]]
     nearest = _distances(vectors, chosen[0]).squeeze(1)  # [N]
     for _ in range(clusters - 1):
-        drawn = torch.multinomial(nearest, trials, replacement=True, generator=generator)
+        chances = nearest + _LEAST  # distances of rows that hardly differ may all be 0
+        drawn = torch.multinomial(chances, trials, replacement=True, generator=generator)
         candidates = torch.minimum(_distances(vectors, vectors[drawn]), nearest.unsqueeze(1))
         best = candidates.sum(dim=0).argmin().view(1)
         chosen.append(vectors[drawn[best]])

@@ -8,10 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recbole_etegrec.data import SequenceBatch
 from tests.benchmarks.flops import useful_flops
+from tests.benchmarks.gpu import small
 from tests.benchmarks.gpu.__main__ import TINY, main
 from tests.benchmarks.gpu.bench import write_random_weights
 from tests.benchmarks.gpu.checks import CHECKS
-from tests.helpers import small_config, small_model
+from tests.helpers import small_config, small_model, small_values
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -59,3 +60,16 @@ def test_rows_are_written_without_an_error_when_rehearsed(tiny_data, tmp_path):
     found = {row["name"]: row for row in rows}
     assert found["first design"]["times_slower"] > 1
     assert found["4 users run again, longest"]["scores_differ_by"] < 0.1
+
+
+@pytest.mark.slow
+def test_small_decoder_is_measured_without_an_error_when_rehearsed(tiny_data, tmp_path):
+    values = small_values(tiny_data, use_gpu=False, tokenizer_epochs=1)
+    parts = ["--parts=runs,epochs,ranking", "--datasets=tiny"]
+    rows = small.main(parts, values, tmp_path / "out")
+    assert [row for row in rows if "error" in row] == []
+    assert {row["part"] for row in rows} == {"runs", "epochs", "ranking"}
+    whole = rows[0]
+    assert whole["run"] > whole["training"] > 0
+    assert "valid ndcg@10" in whole
+    assert json.loads((tmp_path / "out" / "small.json").read_text()) == rows

@@ -52,7 +52,7 @@ def test_padded_steps_have_few_shapes_and_little_padding_when_widths_are_many(se
             assert torch.equal(padded.distinct[padded.real_distinct], batch.distinct)
             shapes.add(tuple(tuple(v.shape) for v in padded if torch.is_tensor(v)))
             longest.add(batch.items.shape)
-    assert len(shapes) < 20 < len(longest)
+    assert len(shapes) < 25 < len(longest)
 
 
 def test_rows_stay_when_one_is_longer_than_the_budget(setting):

@@ -32,3 +32,9 @@ def test_every_vector_is_a_centroid_when_there_are_as_many():
     vectors = torch.randn(10, 4).repeat(3, 1)
     assert distinct_rows(vectors) == 10
     assert errors(vectors, kmeans_by_products(vectors, 10, 0)) < 1e-8
+
+
+def test_clusters_are_found_when_rows_hardly_differ():
+    vectors = 100 + torch.arange(12).unsqueeze(1) * 1e-5 + torch.zeros(12, 4)
+    assert distinct_rows(vectors) > 4
+    assert kmeans_by_products(vectors, 4, 0).centroids.isfinite().all()
