@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from recbole_etegrec.config.values import check_chosen, check_values, parse_value
+from recbole_etegrec.config.values import DEFAULT_MODEL, check_chosen, check_values, parse_value
 from recbole_etegrec.errors import Interrupted, TrainingError, UserError
 
 HELP = """\
@@ -50,6 +50,9 @@ Exit codes: 0 success, 2 input you can mend, 130 or 143 interrupted, 1 anything 
 """
 
 NAMED = ("model", "dataset", "config_files")
+# What `compare` takes besides keys, or takes more of than a run does.
+COMPARISON = ("models", "seeds", "jobs", "out", "ablations", "config_files", "exclude_history")
+COMPARISON += ("seed", "run_dir", "resume")
 SWITCHES = ("--resume", "--plan", "--check", "--overwrite", "--all", "--exclude-history", "--png")
 
 
@@ -140,11 +143,11 @@ def _prepare(arguments: Sequence[str]) -> None:
 
 def _compare(arguments: Sequence[str]) -> None:
     values = parse_arguments(arguments)
-    own = ("models", "seeds", "jobs", "out", "ablations", "exclude_history", *NAMED[1:])
-    keys = {key: value for key, value in values.items() if key not in own}
     models = [name.strip() for name in values.get("models", "").split(",") if name.strip()]
-    files = values.get("config_files", "").split()
-    check_chosen(models, values.get("dataset", ""), files, keys)
+    models += [DEFAULT_MODEL] if "ablations" in values else []
+    if models:
+        files = values.get("config_files", "").split()
+        check_chosen(models, values.get("dataset", ""), files, values, COMPARISON)
 
     from recbole_etegrec.compare.command import compare
 
