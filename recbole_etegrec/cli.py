@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from recbole_etegrec.config.values import DEFAULT_MODEL, check_chosen, check_values, parse_value
-from recbole_etegrec.errors import Interrupted, TrainingError, UserError
+from recbole_etegrec.errors import Interrupted, TrainingError, UserError, unwritable
 
 HELP = """\
 usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"] [--KEY=VALUE ...]
@@ -266,6 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             COMMANDS[arguments[0]](arguments[1:])
         else:
             _run(arguments)
+        sys.stdout.flush()  # lest a full disk be noticed when nobody can say so any more
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -278,7 +279,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and (message := unwritable(error)):
+            sys.stderr.write(f"error: {message}\n")
+            return 2
         # The run's log, where there is one already, keeps the traceback too.
         logging.getLogger(__name__).exception("the run failed")
         return 1

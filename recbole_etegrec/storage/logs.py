@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+from contextlib import suppress
 
 from recbole_etegrec.storage.run_directory import RunDirectory
 
@@ -15,6 +16,25 @@ class _PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return _COLOURS.sub("", super().format(record))
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short, which is said once, and does not end the run."""
+
+    cut_short = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        """Say that lines are lost, and no traceback for each."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            return super().handleError(record)
+        if not self.cut_short:
+            self.cut_short = True
+            sys.stderr.write(f"{self.baseFilename}: cut short ({sys.exc_info()[1]})\n")
+
+    def close(self) -> None:
+        """Close the file, whether or not its last lines find room."""
+        with suppress(OSError):
+            super().close()
 
 
 def start_logging(run_dir: RunDirectory | None, level: str | None = "INFO") -> None:
@@ -32,7 +52,7 @@ def start_logging(run_dir: RunDirectory | None, level: str | None = "INFO") -> N
     formatter = _PlainFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     _handlers.append(logging.StreamHandler(sys.stderr))
     if run_dir is not None:
-        _handlers.append(logging.FileHandler(run_dir.log))
+        _handlers.append(_LogFile(run_dir.log))
     for handler in _handlers:
         handler.setFormatter(formatter)
         root.addHandler(handler)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.storage.atomic import replace_text
+from recbole_etegrec.storage.atomic import naming, replace_text
 from recbole_etegrec.storage.records import NUMBER, read_json, read_lines, read_yaml
 
 _NUMBERS = {"*": NUMBER}
@@ -117,7 +117,7 @@ class RunDirectory:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add `record` as one line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as lines:
+        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
 
     def keep_metrics(self, count: int) -> None:
