@@ -3,8 +3,10 @@
 import logging
 import re
 import sys
+import threading
 from contextlib import suppress
 
+from recbole_etegrec.errors import unwritable
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -37,6 +39,15 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
+def _tell_of_thread(raised: threading.ExceptHookArgs) -> None:
+    """Print what ends a thread, but for a full disk.
+
+    TensorBoard writes in a thread, and raises its error again where the next point is added.
+    """
+    if raised.exc_value is None or unwritable(raised.exc_value) is None:
+        threading.__excepthook__(raised)
+
+
 def start_logging(run_dir: RunDirectory | None, level: str | None = "INFO") -> None:
     """Log to stderr and to the run's log, in place of an earlier run's handlers.
 
@@ -44,6 +55,7 @@ def start_logging(run_dir: RunDirectory | None, level: str | None = "INFO") -> N
         run_dir: None on all processes but the main one, which then log only errors.
         level: the name of a level, RecBole's key `state`; an unknown name stands for INFO.
     """
+    threading.excepthook = _tell_of_thread
     root = logging.getLogger()
     while _handlers:
         handler = _handlers.pop()
