@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from recbole_etegrec.config.values import check_chosen, check_values, parse_value
-from recbole_etegrec.errors import Interrupted, TrainingError, UserError
+from recbole_etegrec.config.values import DEFAULT_MODEL, check_chosen, check_values, parse_value
+from recbole_etegrec.errors import Interrupted, TrainingError, UserError, unwritable
 from recbole_etegrec.storage.lock import held_output
 from recbole_etegrec.storage.printable import one_line, printable
 from recbole_etegrec.storage.run_directory import RunDirectory
@@ -58,6 +58,9 @@ Exit codes: 0 success, 2 input you can mend, 130 or 143 interrupted, 1 anything 
 """
 
 NAMED = ("model", "dataset", "config_files")
+# What `compare` takes besides keys, or takes more of than a run does.
+COMPARISON = ("models", "seeds", "jobs", "out", "ablations", "config_files", "exclude_history")
+COMPARISON += ("seed", "run_dir", "resume")
 SWITCHES = ("--resume", "--plan", "--check", "--overwrite", "--all", "--exclude-history", "--png")
 
 
@@ -156,11 +159,11 @@ def _prepare(arguments: Sequence[str]) -> None:
 
 def _compare(arguments: Sequence[str]) -> None:
     values = parse_arguments(arguments)
-    own = ("models", "seeds", "jobs", "out", "ablations", "exclude_history", *NAMED[1:])
-    keys = {key: value for key, value in values.items() if key not in own}
     models = [name.strip() for name in values.get("models", "").split(",") if name.strip()]
-    files = values.get("config_files", "").split()
-    check_chosen(models, values.get("dataset", ""), files, keys)
+    models += [DEFAULT_MODEL] if "ablations" in values else []
+    if models:
+        files = values.get("config_files", "").split()
+        check_chosen(models, values.get("dataset", ""), files, values, COMPARISON)
 
     from recbole_etegrec.compare.command import compare
 
@@ -294,6 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             COMMANDS[arguments[0]](arguments[1:])
         else:
             _run(arguments)
+        sys.stdout.flush()  # lest a full disk be noticed when nobody can say so any more
     except UserError as error:
         sys.stderr.write(f"error: {one_line(str(error))}\n")
         return 2
@@ -306,7 +310,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and (message := unwritable(error)):
+            sys.stderr.write(f"error: {message}\n")
+            return 2
         # The run's log, where there is one already, keeps the traceback too.
         logging.getLogger(__name__).exception("the run failed")
         return 1

@@ -1,5 +1,8 @@
 """Exceptions whose message is shown to the user, and hints for misspelt names."""
 
+import errno
+import os
+import re
 import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -32,6 +35,49 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, message: str):
         super().__init__(f"{signal.Signals(number).name}: {message}")
         self.number = number
+
+
+# What the user can mend: a full or write-protected disk, a quota, a limit, a missing permission.
+_MENDABLE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+}
+
+
+def os_error(error: BaseException, path: object = None) -> OSError | None:
+    """The error of the operating system that a failed write is about, with the name of its file.
+
+    Libraries in other languages raise errors of their own, with the number in their text; torch
+    says only that its writer failed.
+
+    Args:
+        path: of the file, where the error does not name it.
+    """
+    if isinstance(error, OSError):
+        number, path = error.errno, error.filename or path
+    elif found := re.search(r"os error (\d+)|Errno (\d+)", str(error)):
+        number = int(found[1] or found[2])
+    elif re.search("PytorchStreamWriter|iostream error|unexpected pos", str(error)):
+        number = errno.ENOSPC
+    else:
+        return None
+    return None if number is None else OSError(number, os.strerror(number), path and str(path))
+
+
+def unwritable(error: BaseException) -> str | None:
+    """What to say of a write that failed for want of room or permission; None of other errors."""
+    found = os_error(error)
+    if found is None or found.errno not in _MENDABLE:
+        return None
+    return (
+        f"{found.filename or 'the output'}: {found.strerror}: make room there or give permission, "
+        "then repeat the command (a run of the plugin's models goes on with --resume=RUN_DIR)"
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -3,9 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+from recbole_etegrec.storage.records import NUMBER
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 MEASURES = "measures.json"
+_SHAPE = {
+    "error?": str,
+    "test_result?": {"*": {"*": NUMBER}},
+    "memory_gib?": NUMBER,
+    "parameters?": int,
+    "machine?": str,
+    "pairs?": int,
+    "digest?": str,
+    "dataset?": {"*": int},
+}
 
 
 def per_user_file(run_dir: Path, history: str) -> Path:
@@ -19,7 +30,7 @@ def read_measures(run_dir: Path) -> dict[str, Any]:
 
     Before a run has begun there is only an empty ``test_result``.
     """
-    return RunDirectory(run_dir).read_json(MEASURES) or {"test_result": {}}
+    return {"test_result": {}, **RunDirectory(run_dir).read_json(MEASURES, _SHAPE)}
 
 
 def write_measures(run_dir: Path, measures: dict[str, Any]) -> None:

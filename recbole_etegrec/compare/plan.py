@@ -16,6 +16,7 @@ from recbole_etegrec.config import (
     properties_dir,
     read_config_files,
 )
+from recbole_etegrec.config.values import EACH, UnknownKeyError
 from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.errors import UserError, nearest
 from recbole_etegrec.runs.checks import check_rules
@@ -165,10 +166,7 @@ def _notes(given: Iterable[str], known: Mapping[str, set[str]]) -> list[str]:
     for key in given:
         having = tuple(model for model, keys in known.items() if key in keys)
         if not having:
-            raise UserError(
-                f"unknown config key '{key}', for each of these models"
-                f"{nearest(key, set().union(*known.values()))}"
-            )
+            raise UnknownKeyError(key, set().union(*known.values()), EACH)
         keys_of.setdefault(having, []).append(key)
     return [
         f"for {', '.join(having)} only: {', '.join(keys)}"

@@ -3,6 +3,7 @@
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from recbole_etegrec.config.models import STANDS_ON
 from recbole_etegrec.report.compared import COSTS, SIGNIFICANT, least_is_best
 from recbole_etegrec.report.pictures import write_svgs
 from recbole_etegrec.storage.atomic import replace_text
+from recbole_etegrec.storage.records import damaged
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 COMPARISON = "comparison.json"
@@ -140,8 +142,11 @@ def _per_user(records: list[dict], label: str, history: str) -> pd.Series | None
         return None
     seeds = []
     for path in paths:
-        with np.load(path) as file:
-            seeds.append(pd.Series(file["values"], index=file["users"]))
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                seeds.append(pd.Series(file["values"].astype(float), index=file["users"]))
+        except (OSError, ValueError, LookupError, EOFError, TypeError, BadZipFile) as error:
+            raise damaged(path, error) from error
     return pd.concat(seeds, axis=1).mean(axis=1)
 
 

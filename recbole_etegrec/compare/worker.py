@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from recbole_etegrec.compare.measures import (
 )
 from recbole_etegrec.compare.plan import HISTORIES
 from recbole_etegrec.config import Config, is_ours
-from recbole_etegrec.errors import Interrupted, TrainingError, UserError
+from recbole_etegrec.errors import Interrupted, TrainingError, UserError, unwritable
 from recbole_etegrec.evaluation.evaluate import collect_rankings
 from recbole_etegrec.quick_start import run
 from recbole_etegrec.runs.baseline import baseline_rankings
@@ -156,8 +157,12 @@ def _told(order: dict[str, Any], path: Path) -> int:
         write_error(path, str(error))
         return 1
     except Exception as error:
-        logging.getLogger(__name__).exception("the run failed")
-        write_error(path, f"{type(error).__name__}: {error}")
+        if message := isinstance(error, OSError) and unwritable(error):
+            logging.getLogger(__name__).error(message)
+        else:
+            logging.getLogger(__name__).exception("the run failed")
+        with suppress(OSError):  # a full disk may have no room for it
+            write_error(path, message or f"{type(error).__name__}: {error}")
         return 1
     return 0
 

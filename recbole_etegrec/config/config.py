@@ -195,7 +195,9 @@ class Config(recbole.config.Config):
     @property
     def known_keys(self) -> set[str]:
         """The keys that this model may be given."""
-        return known_keys(self.model).union(self.internal_config_dict, *self.parameters.values())
+        known = known_keys(self.model).union(self.internal_config_dict, *self.parameters.values())
+        # Models that classify labelled pairs rank no items that could be excluded.
+        return known - ({"exclude_history"} - self.internal_config_dict.keys())
 
     def _complete_evaluation(self, final: dict[str, Any]) -> None:
         chosen = self.external_config_dict.get("eval_args")

@@ -6,7 +6,7 @@ once; :class:`recbole_etegrec.config.Config` has the same checks.
 
 import ast
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -27,6 +27,8 @@ from recbole_etegrec.errors import UserError, nearest
 DEFAULT_MODEL = "ETEGRecLlama"
 DEFAULT_DATASET = "ml-100k"
 
+EACH = ", for each of these models"  # of a comparison; added to what is said of a key
+
 _TEXT_VALUES = {"true": True, "false": False, "none": None, "null": None, "~": None}
 _UNREADABLE = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, yaml.YAMLError)
 
@@ -38,8 +40,8 @@ class UnknownKeyError(UserError):
         key: its name.
     """
 
-    def __init__(self, key: str, known: Iterable[str]):
-        super().__init__(f"unknown config key '{shown(key)}'{nearest(key, known)}")
+    def __init__(self, key: str, known: Iterable[str], models: str = ""):
+        super().__init__(f"unknown config key '{shown(key)}'{models}{nearest(key, known)}")
         self.key = key
 
 
@@ -129,19 +131,26 @@ def with_floats(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_keys(values: Iterable[str], known: set[str]) -> None:
+def check_keys(values: Iterable[str], known: set[str], models: str = "") -> None:
     """Refuse keys that are not known.
+
+    Args:
+        models: what the message says of the models that they are not known of.
 
     Raises:
         UnknownKeyError: the first of them.
     """
     for key in values:
         if key not in known:
-            raise UnknownKeyError(key, known)
+            raise UnknownKeyError(key, known, models)
 
 
 def check_chosen(
-    models: Iterable[str], dataset: str, files: Iterable[str], values: Mapping[str, str]
+    models: Sequence[str],
+    dataset: str,
+    files: Iterable[str],
+    values: Mapping[str, str],
+    own: Iterable[str] = (),
 ) -> None:
     """Refuse, before anything heavy is imported, what needs no data to be seen to be wrong.
 
@@ -150,6 +159,7 @@ def check_chosen(
         dataset: its name, empty where it is in files or values.
         files: of configuration.
         values: of the command line, as text; they win over the files.
+        own: the keys of `compare` itself, which are passed over.
 
     Raises:
         UserError: an unknown model or key, an unreadable file, or a value that its key does not
@@ -158,13 +168,13 @@ def check_chosen(
     chosen = read_config_files(files)
     chosen |= {key: parse_value(key, value) for key, value in values.items()}
     chosen |= {"dataset": dataset} if dataset else {}
+    chosen = {key: value for key, value in chosen.items() if key not in own}
     if isinstance(resumed := chosen.get("resume"), str) and os.path.isdir(resumed):
         check_values(chosen)  # the run has its own model
         return
-    models = tuple(models) or (chosen.get("model", DEFAULT_MODEL),)
     known = set()
-    for model in models:
+    for model in models or [chosen.get("model", DEFAULT_MODEL)]:
         check_model(model)
         known |= known_keys(model)
         check_values(chosen, model)
-    check_keys(chosen, known)
+    check_keys(chosen, known, EACH if own else "")

@@ -17,6 +17,7 @@ import pandas as pd
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.storage.atomic import atomic_file, replace_text
 from recbole_etegrec.storage.lock import held_output, strangers
+from recbole_etegrec.storage.records import read_json
 
 COLUMNS = ("user", "rank", "item", "title", "log_probability")
 Row = tuple[str, int, str, str | None, float]
@@ -75,7 +76,7 @@ class PartedFile:
                 replace_text(note, text)
         except OSError as error:
             raise UserError(f"out {self.path}: cannot be written ({error.strerror})") from error
-        found = json.loads(note.read_text("utf-8"))
+        found = read_json(note)
         other = [key for key, value in json.loads(text).items() if found.get(key) != value]
         if other:
             raise UserError(

@@ -8,9 +8,18 @@ from recbole.evaluator.register import smaller_metrics
 
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.runs.recorded_run import RecordedRun
+from recbole_etegrec.storage.records import NUMBER, read_json
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 _FILE = "comparison.json"
+_COLUMN = {"mean": NUMBER, "std": (*NUMBER, None)}
+_ROW = {"model": str, "columns": {"*": _COLUMN}, "p?": NUMBER}
+_SHAPE = {
+    "dataset": str,
+    "valid_metric": str,
+    "tables": {"*": [_ROW]},
+    "runs": [{"run_dir": str}],
+}
 # What a model costs, and how that is printed; all else is a metric.
 COSTS = {"parameters": ",.0f", "seconds": ",.0f", "memory_gib": ".2f"}
 SIGNIFICANT = 0.05
@@ -29,7 +38,7 @@ def compared_runs(paths: Sequence[str]) -> list[str]:
             found[path] = None
             continue
         # By name: the directory may have been moved.
-        names = [Path(run["run_dir"]).name for run in RunDirectory(path).read_json(_FILE)["runs"]]
+        names = [Path(run["run_dir"]).name for run in read_json(file, _SHAPE)["runs"]]
         runs = [str(Path(path, name)) for name in names if Path(path, name, "config.yaml").exists()]
         if not runs:
             raise UserError(f"{path}: no run of this comparison has begun")
@@ -40,7 +49,7 @@ def compared_runs(paths: Sequence[str]) -> list[str]:
 def read_comparisons(runs: Iterable[RecordedRun]) -> list[dict[str, Any]]:
     """Read the comparisons that these runs belong to, each once."""
     folders = dict.fromkeys(run.directory.path.parent for run in runs)
-    found = [RunDirectory(folder).read_json(_FILE) for folder in folders]
+    found = [RunDirectory(folder).read_json(_FILE, _SHAPE) for folder in folders]
     return [comparison for comparison in found if comparison]
 
 

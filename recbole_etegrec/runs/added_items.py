@@ -61,7 +61,7 @@ def read_added_items(directory: RunDirectory) -> AddedItems | None:
         if metadata.get("digest") != _digest(metadata["items"], tensors):
             raise ValueError("it is not as it was written")
         return AddedItems(**json.loads(metadata["items"]), **tensors)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _damaged(directory, error) from error
 
 

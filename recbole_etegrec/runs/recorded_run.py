@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from recbole_etegrec.config.values import check_values
+from recbole_etegrec.storage.records import damaged
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 
@@ -30,4 +32,8 @@ def read_run(path: str) -> RecordedRun:
     """
     directory = RunDirectory(path)
     config, result = directory.read_config(), directory.read_result()
+    missing = {"seed", "valid_metric"} - config.keys()
+    if missing:
+        raise damaged(directory.config, KeyError(f"no {', '.join(sorted(missing))}"))
+    check_values(config, config["model"])
     return RecordedRun(directory.path.name, directory, config, result, directory.read_metrics())

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from recbole_etegrec.errors import UserError
+from recbole_etegrec.errors import UserError, os_error
 
 
 @contextmanager
@@ -24,12 +24,13 @@ def atomic_directory(path: Path, keep: Path | None = None) -> Iterator[Path]:
     if keep is None and former.exists() and not path.exists():
         os.replace(former, path)  # an earlier process died between the two renames below
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        yield fresh
-    except BaseException:
-        shutil.rmtree(fresh)
-        raise
+    with naming(path):
+        fresh.mkdir(parents=True)
+        try:
+            yield fresh
+        except BaseException:
+            shutil.rmtree(fresh)
+            raise
     for file in filter(Path.is_file, fresh.rglob("*")):
         as_readable_as_its_folder(file)
     if path.exists():
@@ -38,6 +39,21 @@ def atomic_directory(path: Path, keep: Path | None = None) -> Iterator[Path]:
     os.replace(fresh, path)
     if keep is None:
         shutil.rmtree(former, ignore_errors=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Raise what fails to be written, by whatever library, as an error that names its file.
+
+    Raises:
+        OSError: in place of any error that is about one.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (found := os_error(error, path)) is None:
+            raise
+        raise found from error
 
 
 def as_readable_as_its_folder(path: Path) -> None:
@@ -54,8 +70,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        yield fresh
-        os.replace(fresh, path)
+        with naming(path):
+            yield fresh
+            os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
 

@@ -3,7 +3,10 @@
 import logging
 import re
 import sys
+import threading
+from contextlib import suppress
 
+from recbole_etegrec.errors import unwritable
 from recbole_etegrec.storage.printable import printable
 from recbole_etegrec.storage.run_directory import RunDirectory
 
@@ -18,6 +21,34 @@ class _PlainFormatter(logging.Formatter):
         return printable(_COLOURS.sub("", super().format(record)))
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts short, which is said once, and does not end the run."""
+
+    cut_short = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        """Say that lines are lost, and no traceback for each."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            return super().handleError(record)
+        if not self.cut_short:
+            self.cut_short = True
+            sys.stderr.write(f"{self.baseFilename}: cut short ({sys.exc_info()[1]})\n")
+
+    def close(self) -> None:
+        """Close the file, whether or not its last lines find room."""
+        with suppress(OSError):
+            super().close()
+
+
+def _tell_of_thread(raised: threading.ExceptHookArgs) -> None:
+    """Print what ends a thread, but for a full disk.
+
+    TensorBoard writes in a thread, and raises its error again where the next point is added.
+    """
+    if raised.exc_value is None or unwritable(raised.exc_value) is None:
+        threading.__excepthook__(raised)
+
+
 def start_logging(run_dir: RunDirectory | None, level: str | None = "INFO") -> None:
     """Log to stderr and to the run's log, in place of an earlier run's handlers.
 
@@ -25,6 +56,7 @@ def start_logging(run_dir: RunDirectory | None, level: str | None = "INFO") -> N
         run_dir: None on all processes but the main one, which then log only errors.
         level: the name of a level, RecBole's key `state`; an unknown name stands for INFO.
     """
+    threading.excepthook = _tell_of_thread
     root = logging.getLogger()
     while _handlers:
         handler = _handlers.pop()
@@ -33,7 +65,7 @@ def start_logging(run_dir: RunDirectory | None, level: str | None = "INFO") -> N
     formatter = _PlainFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
     _handlers.append(logging.StreamHandler(sys.stderr))
     if run_dir is not None:
-        _handlers.append(logging.FileHandler(run_dir.log))
+        _handlers.append(_LogFile(run_dir.log))
     for handler in _handlers:
         handler.setFormatter(formatter)
         root.addHandler(handler)

@@ -12,10 +12,25 @@ from typing import Any
 import yaml
 
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.storage.atomic import replace_text
+from recbole_etegrec.storage.atomic import naming, replace_text
 from recbole_etegrec.storage.lock import held_folder, refuse_held, strangers
+from recbole_etegrec.storage.records import NUMBER, read_json, read_lines, read_yaml
 
 _MODEL_FILES = (".safetensors", ".json")
+_NUMBERS = {"*": NUMBER}
+_CONFIG = {"model": str, "dataset": str}
+_RESULT = {
+    "model": str,
+    "dataset": str,
+    "best_valid_score": NUMBER,
+    "best_valid_result": (_NUMBERS, None),
+    "test_result": _NUMBERS,
+    "epochs": int,
+    "seconds": NUMBER,
+    "versions": {"*": (str, None)},
+}
+_CODES = {"phase": str, "usage?": [NUMBER], "perplexity?": [NUMBER], "*": NUMBER}
+_EPOCH = {**_CODES, "epoch": int, "trains": str, "lr": NUMBER, "valid_result?": _NUMBERS}
 
 
 class RunDirectory:
@@ -127,22 +142,16 @@ class RunDirectory:
         """
         if not self.config.is_file():
             raise UserError(f"run_dir {self.path}: no config.yaml; is it the directory of a run?")
-        try:
-            values = yaml.safe_load(self.config.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise _damaged(self.config, error) from error
-        if not isinstance(values, dict):
-            raise UserError(f"run_dir {self.path}: config.yaml holds no 'key: value' lines")
-        return values
+        return read_yaml(self.config, _CONFIG)
 
-    def read_json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str, shape: Any = dict) -> dict[str, Any]:
         """What `write_json` wrote to the file `name`; empty where there is no such file.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: the file is damaged, or does not have the shape, as `records.py` has them.
         """
         path = self.path / name
-        return _parse_json(path, path.read_text("utf-8")) if path.is_file() else {}
+        return read_json(path, shape) if path.exists() else {}
 
     def read_result(self) -> dict[str, Any]:
         """The content of result.json; empty while the run is not finished.
@@ -150,7 +159,7 @@ class RunDirectory:
         Raises:
             UserError: the file is damaged.
         """
-        return self.read_json(self.result.name)
+        return self.read_json(self.result.name, _RESULT)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one that a running process is still writing is left out.
@@ -158,34 +167,17 @@ class RunDirectory:
         Raises:
             UserError: the file is damaged.
         """
-        if not self.metrics.is_file():
-            return []
-        lines = self.metrics.read_text("utf-8").splitlines(keepends=True)
-        return [_parse_json(self.metrics, line) for line in lines if line.endswith("\n")]
+        return read_lines(self.metrics, (_EPOCH, _CODES)) if self.metrics.exists() else []
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add `record` as one line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as lines:
+        with naming(self.metrics), self.metrics.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
 
     def keep_metrics(self, count: int) -> None:
         """Cut metrics.jsonl after its first `count` lines."""
         lines = self.metrics.read_text("utf-8").splitlines(keepends=True)
         replace_text(self.metrics, "".join(lines[:count]))
-
-
-def _parse_json(path: Path, text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-        if not isinstance(value, dict):
-            raise ValueError("no JSON object")
-    except ValueError as error:
-        raise _damaged(path, error) from error
-    return value
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: damaged ({' '.join(str(error).split())})")
 
 
 def new_default(model: str, dataset: str) -> RunDirectory:

@@ -21,6 +21,7 @@ from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.storage.atomic import atomic_directory
 from recbole_etegrec.storage.digests import file_digest
+from recbole_etegrec.storage.records import NUMBER, read_json
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,12 @@ State = dict[str, torch.Tensor]
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
 _OPTIMIZERS, _PROGRESS, _CHECKSUMS = "optimizers.safetensors", "progress.json", "checksums.json"
 _BEST = "best"
+_DESCRIBED = {
+    "phase": str,
+    "codes": str,
+    "frozen": (str, None),
+    "valid_result": {"*": NUMBER},
+}
 
 
 @dataclass
@@ -130,8 +137,7 @@ def read_model(path: Path) -> tuple[State, dict]:
     if not (path / _WEIGHTS).is_file():
         raise UserError(f"run_dir: {path} holds no {_WEIGHTS}: was the run saved and finished?")
     try:
-        description = json.loads((path / _DESCRIPTION).read_text("utf-8"))
-        return load_file(path / _WEIGHTS), description
+        return load_file(path / _WEIGHTS), read_json(path / _DESCRIPTION, _DESCRIBED)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"run_dir: {path} is damaged ({error})") from error
 

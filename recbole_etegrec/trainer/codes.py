@@ -6,6 +6,7 @@ from typing import Any
 
 from recbole_etegrec.data.item_loader import ItemLoader
 from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.errors import UserError
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.schedule import Stage
 
@@ -30,12 +31,31 @@ def follow_up(engine: Engine, stage: Stage, loader: SequenceLoader | ItemLoader)
         logger.info("tokenizer: %s, revived %d", health, found.get("revived", 0))
         found |= health.record()
     if stage.rebuild_codes:
-        found |= rebuild_codes(engine)
+        found |= _moved_codes(engine, stage)
     return found
 
 
+def _moved_codes(engine: Engine, stage: Stage) -> dict[str, Any]:
+    """Give all items new codes after training that began with codes that told them apart.
+
+    Raises:
+        UserError: it has moved the codebooks so that the codes do not any more.
+    """
+    try:
+        return rebuild_codes(engine)
+    except UserError as error:
+        raise UserError(
+            f"{stage.phase}: training has moved the codebooks so far that too many items get the "
+            f"same codes: start anew with a lower {' or '.join(stage.rate_keys)}"
+        ) from error
+
+
 def rebuild_codes(engine: Engine) -> dict[str, Any]:
-    """Give all items new codes, the same on every process; returns their health."""
+    """Give all items new codes, the same on every process; returns their health.
+
+    Raises:
+        UserError: too many items get the same codes.
+    """
     model = engine.model
     health = replace(engine.set_codes(), **model.fidelity())
     logger.info("codes: %s", health)

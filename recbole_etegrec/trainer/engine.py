@@ -298,7 +298,8 @@ class Engine:
         if self.bad_steps > MAX_BAD_STEPS:
             raise TrainingError(
                 f"{where}: {what} not finite in {self.bad_steps} steps in a row: "
-                "start anew with a lower learning rate or precision fp32; the last checkpoint stays"
+                f"start anew with a lower {' or '.join(stage.rate_keys)}, or with precision fp32; "
+                "the last checkpoint stays"
             )
         logger.warning("%s: %s not finite, step skipped", where, what or "gradient norm")
 

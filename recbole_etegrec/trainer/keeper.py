@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from safetensors import SafetensorError
 
-from recbole_etegrec.errors import TrainingError
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.storage.atomic import naming
 from recbole_etegrec.storage.digests import tensor_digest
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import checkpoint
@@ -44,7 +45,8 @@ class Keeper:
         self.progress.lines += 1
         if self.accelerator.is_main_process:
             self.run_dir.append_metrics(record)
-            self.accelerator.log(curves(record), step=self.progress.lines)
+            with naming(self.run_dir.path / "tensorboard"):
+                self.accelerator.log(curves(record), step=self.progress.lines)
 
     def keep_best(self, description: dict) -> None:
         """Take the present model for the best."""
@@ -56,12 +58,12 @@ class Keeper:
         """Write ``best/`` where that has not been done or has failed.
 
         Raises:
-            TrainingError: it fails again.
+            UserError: it fails again.
         """
         if not self.best_written:
             self._write_best()
         if not self.best_written:
-            raise TrainingError(
+            raise UserError(
                 f"the best model could not be written to {self.run_dir.best}: make room, then "
                 f"go on with --resume={self.run_dir.path}"
             )

@@ -51,6 +51,15 @@ class Stage:
     save: bool = True
 
     @property
+    def rate_keys(self) -> tuple[str, ...]:
+        """The keys of the learning rates that have moved what learns in its phase."""
+        if self.phase == "pretraining":
+            return ("tokenizer_learning_rate",)
+        if self.phase.startswith("final"):
+            return ("learning_rate", "finetune_learning_rate")
+        return ("learning_rate", "alternation_tokenizer_learning_rate")
+
+    @property
     def parts(self) -> tuple["Stage", ...]:
         """What each step consists of, one part for each module that learns."""
         if self.trains != "both":

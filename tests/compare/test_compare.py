@@ -284,7 +284,8 @@ def leave_result(run: PlannedRun, score: float, users: list[float], digest: str 
     """What a finished run leaves that the table reads."""
     measures = {"parameters": 7, "pairs": len(users), "digest": digest}
     write_measures(run.path, {**measures, "test_result": {"kept": {"ndcg@10": score}}})
-    result = {"best_valid_score": score, "epochs": 3, "seconds": 2.0}
+    result = {"model": "Pop", "dataset": "d", "best_valid_score": score, "epochs": 3}
+    result |= {"best_valid_result": None, "test_result": {}, "seconds": 2.0, "versions": {}}
     (run.path / "result.json").write_text(json.dumps(result))
     names = [f"u{number}" for number in range(len(users))]
     np.savez(per_user_file(run.path, "kept"), users=names, values=users)

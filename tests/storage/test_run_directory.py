@@ -57,11 +57,11 @@ def test_create_refuses_when_the_run_is_finished_or_the_path_unwritable(tmp_path
 
 def test_written_values_are_read_back_when_json_or_yaml(tmp_path):
     run_dir = RunDirectory.create(tmp_path)
-    value = {"b": [1, 2.5, None], "a": "text"}
+    value = {"model": "Pop", "dataset": "d", "b": [1, 2.5, None], "a": "text"}
     run_dir.write_json("v.json", value)
     run_dir.write_config(value)
     assert run_dir.read_json("v.json") == value
-    assert list(run_dir.read_config()) == ["b", "a"]
+    assert list(run_dir.read_config()) == ["model", "dataset", "b", "a"]
     assert run_dir.read_config() == value
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl", "v.json"]
 
@@ -75,20 +75,20 @@ def test_reading_a_run_names_the_file_when_it_is_missing_or_damaged(tmp_path):
         with pytest.raises(UserError, match="config.yaml") as caught:
             run_dir.read_config()
         assert "\n" not in str(caught.value)
-    for text in ('{"epochs": 3', "[]"):
+    for text in ('{"epochs": 3', "[]", "{}"):
         run_dir.result.write_text(text)
         with pytest.raises(UserError, match=f"{run_dir.result}: damaged"):
             run_dir.read_result()
-    run_dir.metrics.write_text('{"epoch": 0}\n{"epoch"\n')
-    with pytest.raises(UserError, match=f"{run_dir.metrics}: damaged"):
+    run_dir.metrics.write_text('{"phase": "codes"}\n{"epoch"\n')
+    with pytest.raises(UserError, match=f"{run_dir.metrics}, line 2: damaged"):
         run_dir.read_metrics()
 
 
 def test_reading_a_run_takes_what_is_there_when_it_still_goes_on(tmp_path):
     run_dir = RunDirectory.create(tmp_path)
     assert run_dir.read_result() == {}
-    run_dir.metrics.write_text('{"epoch": 0}\n{"epo')
-    assert run_dir.read_metrics() == [{"epoch": 0}]
+    run_dir.metrics.write_text('{"phase": "codes"}\n{"epo')
+    assert run_dir.read_metrics() == [{"phase": "codes"}]
 
 
 def test_atomic_file_keeps_the_previous_one_when_writing_fails(tmp_path):
