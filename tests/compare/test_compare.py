@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -158,6 +159,61 @@ def test_compare_goes_on_with_a_run_when_it_was_interrupted(tiny_data, tmp_path)
     assert "| ETEGRecLlama | 2020 |" in compare(values).table
     whole = (run.path / "metrics.jsonl").read_text()
     assert begun and whole.startswith(begun) and len(whole) > len(begun)
+
+
+def test_compare_refuses_a_folder_with_files_of_others(tiny_data, tmp_path):
+    (tmp_path / "comparison.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"holds files that are no comparison's \(comparison.csv\)"):
+        compare(arguments(tiny_data, tmp_path, models="Pop"))
+    assert (tmp_path / "comparison.csv").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_compare_is_refused_while_another_or_its_worker_lives_and_goes_on_after(
+    tiny_data, tmp_path
+):
+    values = arguments(tiny_data, tmp_path / "out", models="Pop")
+    (run,) = make_plan(values).runs
+    code = "import sys; from recbole_etegrec.cli import main; sys.exit(main(sys.argv[1:]))"
+    line = ["compare", *(f"--{key}={value}" for key, value in values.items())]
+    other = subprocess.Popen([sys.executable, "-c", code, *line], stdout=subprocess.DEVNULL)
+    try:
+        while not (run.path / "config.yaml").exists():  # its worker has begun
+            assert other.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(UserError, match=f"out {tmp_path / 'out'}: another process is writing"):
+            compare(values)
+    finally:
+        other.kill()
+        other.wait()
+    until = time.monotonic() + 60
+    while True:
+        try:
+            table, failed = compare(values)
+            break
+        except UserError as error:  # its worker lives on
+            assert str(error).startswith(f"run_dir {run.path}: another process is writing to it")
+            assert time.monotonic() < until
+            time.sleep(0.2)
+    assert not failed and "| Pop | 2020 |" in table
+
+
+@pytest.mark.slow
+def test_compare_ends_with_1_when_a_worker_is_killed(tiny_data, tmp_path, monkeypatch, capfd):
+    popen = subprocess.Popen
+
+    def killed(*positional, **named):
+        process = popen(*positional, **named)
+        process.kill()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", killed)
+    values = arguments(tiny_data, tmp_path / "out", models="Pop")
+    assert main(["compare", *(f"--{key}={value}" for key, value in values.items())]) == 1
+    printed = capfd.readouterr()
+    assert "| Pop | none; seed 2020: ended by SIGKILL" in printed.out
+    assert printed.err.splitlines()[-1].startswith("error: 1 of the runs failed: Pop-2020-")
 
 
 @pytest.mark.slow
