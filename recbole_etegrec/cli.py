@@ -112,13 +112,15 @@ def _refuse_taken(values: dict[str, str]) -> None:
     """Look at the folder that a run is to write to, before anything slow is imported."""
     if os.environ.get("RANK", "0") != "0":
         return  # the main process alone holds it
-    resume = values.get("resume", "False")
+    resume, run_dir = values.get("resume", "False"), values.get("run_dir", "")
     if resume.lower() not in ("true", "false"):
         RunDirectory(resume).refuse_held()
-    elif "run_dir" in values and resume.lower() == "true":
-        RunDirectory(values["run_dir"]).refuse_held()
-    elif "run_dir" in values:
-        RunDirectory(values["run_dir"]).refuse_taken()
+    elif run_dir.lower() in ("", "none", "null", "~"):
+        return  # a new one is made
+    elif resume.lower() == "true":
+        RunDirectory(run_dir).refuse_held()
+    else:
+        RunDirectory(run_dir).refuse_taken()
 
 
 def _look(names: list[str], *arguments) -> None:
