@@ -22,7 +22,7 @@ from tests.helpers import small_values
 
 pytestmark = pytest.mark.slow
 
-SEEDS = range(5)
+SEEDS = range(8)
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [f"recbole_etegrec.inference.{name}" for name in ("command", "export", "new_items")]
