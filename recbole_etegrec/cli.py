@@ -102,8 +102,7 @@ def _run(arguments: Sequence[str]) -> None:
     check_chosen([model] if model else [], dataset, files.split(), values)
     if look:
         return _look(look, model, dataset, files.split(), values)
-    if "run_dir" in values and "resume" not in values and os.environ.get("RANK", "0") == "0":
-        RunDirectory(values["run_dir"]).refuse_taken()
+    _refuse_taken(values)
 
     from accelerate import PartialState
 
@@ -114,6 +113,21 @@ def _run(arguments: Sequence[str]) -> None:
     # the GIL, which a thread of gloo may be waiting for.
     gc.collect()
     PartialState().destroy_process_group()
+
+
+def _refuse_taken(values: dict[str, str]) -> None:
+    """Look at the folder that a run is to write to, before anything slow is imported."""
+    if os.environ.get("RANK", "0") != "0":
+        return  # the main process alone holds it
+    resume, run_dir = values.get("resume", "False"), values.get("run_dir", "")
+    if resume.lower() not in ("true", "false"):
+        RunDirectory(resume).refuse_held()
+    elif run_dir.lower() in ("", "none", "null", "~"):
+        return  # a new one is made
+    elif resume.lower() == "true":
+        RunDirectory(run_dir).refuse_held()
+    else:
+        RunDirectory(run_dir).refuse_taken()
 
 
 def _look(names: list[str], *arguments) -> None:
@@ -170,7 +184,7 @@ def _compare(arguments: Sequence[str]) -> None:
     table, failed = compare(values)
     _print(table)
     if failed:
-        raise TrainingError(f"{len(failed)} runs failed: {', '.join(failed[:5])}; see above")
+        raise TrainingError(f"{len(failed)} of the runs failed: {', '.join(failed[:5])}; see above")
 
 
 def _of_run(command: str, arguments: Sequence[str]) -> tuple[str, dict[str, str]]:

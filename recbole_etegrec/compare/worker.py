@@ -138,6 +138,8 @@ def _write_per_user(
 def main() -> int:
     """Do what the order says; returns the exit code."""
     order = yaml.safe_load(sys.stdin)
+    if order is None:  # the comparison was killed before it had said what to do
+        return 1
     path = Path(order["path"])
     try:
         with RunDirectory(path).held():

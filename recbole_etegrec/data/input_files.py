@@ -7,13 +7,17 @@ from recbole_etegrec.data.download import fetch_dataset
 from recbole_etegrec.data.item_embedding import embedding_sources
 
 
-def require_files(config: Config) -> None:
+def require_files(config: Config, *, fetch: bool = True) -> None:
     """Fetch the files of a dataset if there are none, and read through those that a run reads.
+
+    Args:
+        fetch: whether they may be fetched.
 
     Raises:
         UserError: they cannot be had, or are not what they should be.
     """
-    fetch_dataset(config)
+    if fetch:
+        fetch_dataset(config)
     check_dataset_files(config)
     if "text" in embedding_sources(config):
         files = AtomicFiles.of(config)

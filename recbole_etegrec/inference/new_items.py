@@ -22,6 +22,7 @@ from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.runs.added_items import AddedItems, read_added_items, write_added_items
 from recbole_etegrec.runs.load import config_of_run, load_run, read_own_config
+from recbole_etegrec.runs.trust import config_to_use, offline
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 _SAME_SPACE = 0.5  # share of known items that must still get the first code they have
@@ -68,10 +69,11 @@ def _add(
     embeddings: str | None,
     config_dict: dict[str, Any] | None,
 ) -> str:
-    config = config_of_run(directory, config_dict)
+    config = config_of_run(directory, config_to_use(directory, config_dict))
     files = AtomicFiles.of(config)
     tokens = _read_tokens(files, Path(items))
-    raw = _vectors(config, Path(items), tokens, embeddings)
+    with offline(when="text_model" not in (config_dict or {})):
+        raw = _vectors(config, Path(items), tokens, embeddings)
     config, model, dataset, train_data, *_ = load_run(str(directory.path), config_dict)
     _check_new(dataset, tokens, items)
     before = _before(directory, config, model, train_data._dataset)

@@ -45,7 +45,7 @@ def find_base_config(base_model: str, shapes: Path | None = None) -> PreTrainedC
         config = AutoConfig.for_model(**json.loads(known.read_text("utf-8")))
     else:
         try:
-            config = AutoConfig.from_pretrained(**_source(base_model))
+            config = AutoConfig.from_pretrained(**_source(base_model), trust_remote_code=False)
         except Exception as error:
             raise hub_refusal("base_model", base_model, error) from error
     if config.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):
@@ -101,7 +101,11 @@ def load_base_model(
         options["device_map"] = {"": device}
     try:
         model = AutoModel.from_pretrained(
-            **source, dtype=dtype, attn_implementation=attn_implementation, **options
+            **source,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            **options,
         )
     except Exception as error:
         raise hub_refusal("base_model", base_model, error) from error

@@ -63,6 +63,7 @@ def _backbone(spec: RecommenderSpec) -> PreTrainedModel:
             AutoConfig.for_model(**spec.base_config),
             dtype=PRECISIONS[spec.base_precision],
             attn_implementation=spec.attn_implementation,
+            trust_remote_code=False,
         )
         drop_token_table(model)
         add_residual_dropout(model, spec.residual_dropout)

@@ -1,6 +1,7 @@
 """Runs RecBole's own models with RecBole's trainers, in a run directory of this plugin."""
 
 import logging
+import os
 from typing import Any
 
 import recbole.trainer.trainer as recbole_trainer
@@ -29,7 +30,8 @@ def run_baseline(config: Config, run_dir: RunDirectory, saved: bool = True) -> d
     Returns:
         ``best_valid_score``, ``best_valid_result``, ``test_result`` and ``epochs``.
     """
-    model, _, train_data, valid_data, test_data = _prepare(config, run_dir)
+    config["checkpoint_dir"] = str(run_dir.path)
+    model, _, train_data, valid_data, test_data = _prepare(config)
     logger.info(model)
     trainer = _trainer(config, model, run_dir)
     progress = config["show_progress"]
@@ -48,7 +50,8 @@ def run_baseline(config: Config, run_dir: RunDirectory, saved: bool = True) -> d
 
 def load_baseline(config: Config, run_dir: RunDirectory) -> tuple:
     """A trained model of RecBole and its data, as RecBole's `load_data_and_model` returns them."""
-    model, dataset, *loaders = _prepare(config, run_dir)
+    config["checkpoint_dir"] = os.devnull  # RecBole unpickles datasets that it finds there
+    model, dataset, *loaders = _prepare(config)
     load_best(model, run_dir, config["device"])
     return config, model.eval(), dataset, *loaders
 
@@ -91,8 +94,7 @@ def _keep_without_pickle(
         trainer._save_checkpoint = lambda *_, **__: logger.warning("the model is not kept")
 
 
-def _prepare(config: Config, run_dir: RunDirectory) -> tuple:
-    config["checkpoint_dir"] = str(run_dir.path)
+def _prepare(config: Config) -> tuple:
     init_seed(config["seed"], config["reproducibility"])
     with refusals_for_the_user("dataset"):
         dataset = create_dataset(config)

@@ -16,6 +16,7 @@ from recbole_etegrec.model import MODELS, ETEGRecLlama
 from recbole_etegrec.runs.added_items import take_added_items
 from recbole_etegrec.runs.baseline import load_baseline
 from recbole_etegrec.runs.checks import check_rules
+from recbole_etegrec.runs.trust import config_to_use, offline
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.checkpoint import load_model
 
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
     """Load a finished run's model and its data; `config_dict` overrides keys of its config.
+
+    The run may be somebody else's: nothing is executed, fetched or written for what it says (see
+    `trust.py`).
 
     Items that were added to the run are part of the model and of the dataset, and are ranked with
     the others.
@@ -35,14 +39,15 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
         UserError: `run_dir` is not a run's or is damaged, or the dataset is gone.
     """
     directory = RunDirectory(run_dir)
-    config = config_of_run(directory, config_dict)
+    config = config_of_run(directory, config_to_use(directory, config_dict))
     check_rules(config)
-    require_files(config)
+    require_files(config, fetch=bool(config_dict and config_dict.get("download")))
     if not is_ours(config):
         return load_baseline(config, directory)
     dataset, loaders = load_data(config)
     embedding = torch.from_numpy(load_item_embedding(config, loaders[0]._dataset))
-    model = make_model(config, loaders[0]._dataset, embedding)
+    with offline(when="base_model" not in (config_dict or {})):
+        model = make_model(config, loaders[0]._dataset, embedding)
     load_model(model, directory.best)
     take_added_items(directory, model, dataset)
     return config, model.to(config["device"]).eval(), dataset, *loaders

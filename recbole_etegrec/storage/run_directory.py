@@ -99,6 +99,14 @@ class RunDirectory:
                     f"run_dir {self.path}: its best/ holds files that are no run's "
                     f"({', '.join(found[:5])}); choose another run_dir"
                 )
+        self.refuse_held()
+
+    def refuse_held(self) -> None:
+        """Refuse a directory that another process writes to.
+
+        Raises:
+            UserError: see above.
+        """
         refuse_held(self.path, f"run_dir {self.path}")
 
     @contextmanager

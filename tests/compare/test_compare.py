@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -41,6 +42,12 @@ def arguments(data: str, out: Path, **more: str) -> dict[str, str]:
     small = {key: str(value) for key, value in SMALL_MODEL.items()}
     values = {"dataset": "tiny", "data_path": data, "embedding_cache": f"{data}/cache"}
     return {**small, **values, "out": str(out), "use_gpu": "False", **more}
+
+
+def arguments_of_pop(data: str, out: Path) -> dict[str, str]:
+    """The same of the model that takes the least time."""
+    values = {"models": "Pop", "dataset": "tiny", "data_path": data, "out": str(out)}
+    return {**values, "use_gpu": "False", "show_progress": "False"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -169,6 +176,61 @@ def test_workers_share_the_cores_when_several_run_at_a_time(monkeypatch):
     assert worker_environment(32, None)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert worker_environment(8, None)["OMP_NUM_THREADS"] == "5"
+
+
+def test_compare_refuses_a_folder_with_files_of_others(tiny_data, tmp_path):
+    (tmp_path / "comparison.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"holds files that are no comparison's \(comparison.csv\)"):
+        compare(arguments_of_pop(tiny_data, tmp_path))
+    assert (tmp_path / "comparison.csv").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_compare_is_refused_while_another_or_its_worker_lives_and_goes_on_after(
+    tiny_data, tmp_path
+):
+    values = arguments_of_pop(tiny_data, tmp_path / "out")
+    (run,) = make_plan(values).runs
+    code = "import sys; from recbole_etegrec.cli import main; sys.exit(main(sys.argv[1:]))"
+    line = ["compare", *(f"--{key}={value}" for key, value in values.items())]
+    other = subprocess.Popen([sys.executable, "-c", code, *line], stdout=subprocess.DEVNULL)
+    try:
+        while not (run.path / "config.yaml").exists():  # its worker has begun
+            assert other.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(UserError, match=f"out {tmp_path / 'out'}: another process is writing"):
+            compare(values)
+    finally:
+        other.kill()
+        other.wait()
+    until = time.monotonic() + 60
+    while True:
+        try:
+            table, failed = compare(values)
+            break
+        except UserError as error:  # its worker lives on
+            assert str(error).startswith(f"run_dir {run.path}: another process is writing to it")
+            assert time.monotonic() < until
+            time.sleep(0.2)
+    assert not failed and "| Pop | 2020 |" in table
+
+
+@pytest.mark.slow
+def test_compare_ends_with_1_when_a_worker_is_killed(tiny_data, tmp_path, monkeypatch, capfd):
+    popen = subprocess.Popen
+
+    def killed(*positional, **named):
+        process = popen(*positional, **named)
+        process.kill()
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", killed)
+    values = arguments_of_pop(tiny_data, tmp_path / "out")
+    assert main(["compare", *(f"--{key}={value}" for key, value in values.items())]) == 1
+    printed = capfd.readouterr()
+    assert "| Pop | none; seed 2020: ended by SIGKILL" in printed.out
+    assert printed.err.splitlines()[-1].startswith("error: 1 of the runs failed: Pop-2020-")
 
 
 @pytest.mark.slow

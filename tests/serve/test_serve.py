@@ -23,6 +23,7 @@ pytest.importorskip("prometheus_client")
 pytest.importorskip("uvicorn")
 httpx = pytest.importorskip("httpx")
 
+import anyio  # noqa: E402
 from fastapi.responses import HTMLResponse  # noqa: E402
 
 from recbole_etegrec import export_run, load_run, recommend, run  # noqa: E402
@@ -246,7 +247,7 @@ REFUSED = [
     ('{"history": [1]}', 422, "history.0: Input should be a valid string"),
     (json.dumps({"history": ["i1"] * 1001}), 422, "history: List should have at most 1000"),
     ('{"history": ["i1", "x", "y", "x"]}', 422, "history: the model does not know x, y"),
-    ('{"history": ["\\ud800"]}', 422, "history: the model does not know ?"),
+    ('{"history": ["\\ud800"]}', 422, "history: the model does not know \\ud800"),
     (json.dumps({"history": ["z" * 999]}), 422, "zzz..."),
     (json.dumps({"history": [f"z{n}" for n in range(30)]}), 422, "z9 and 20 more"),
     ('{"history": ["i1"], "k": 0}', 422, "k: Input should be greater than or equal to 1"),
@@ -393,6 +394,60 @@ def started(*arguments: str) -> Iterator[tuple[subprocess.Popen, str]]:
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        (["localhost"], 200),
+        (["LOCALHOST:81"], 200),
+        (["127.0.0.1:8000"], 200),
+        (["[::1]:8000"], 200),
+        (["shop.example"], 200),
+        (["elsewhere.example"], 421),
+        (["localhost.elsewhere.example"], 421),
+        (["127.0.0.1.elsewhere.example"], 421),
+        (["localhost@elsewhere.example"], 421),
+        (["elsewhere.example/localhost"], 421),
+        (["localhost:80:80"], 421),
+        (["localhost:x"], 421),
+        (["127.0.0.2"], 421),
+        ([""], 421),
+        (["localhost", "elsewhere.example"], 421),
+        ([], 421),
+    ],
+)
+def test_server_answers_to_the_names_of_its_hosts_alone(given, status):
+    hosts = command.known_hosts("localhost", "127.0.0.1", {"shop.example"})
+    passed = []
+
+    async def app(*_) -> None:
+        passed.append(200)
+
+    async def send(message) -> None:
+        passed.append(message.get("status", "body"))
+
+    headers = [(b"host", name.encode()) for name in given]
+    scope = {"type": "http", "method": "POST", "path": "/recommend", "headers": headers}
+    anyio.run(limits.KnownHost(app, hosts), scope, None, send)
+    assert passed == ([200] if status == 200 else [421, "body"])
+
+
+def test_server_refuses_a_strange_host_on_every_path(model, catalogue):
+    hosts = command.known_hosts("127.0.0.1", "127.0.0.1", set())
+    with serving(create_app(model, catalogue, hosts=hosts)) as client:
+        for path in ("/", "/items", "/health", "/metrics", "/none"):
+            answer = client.get(path, headers={"Host": "elsewhere.example"})
+            assert answer.status_code == 421
+            assert answer.json()["error"].startswith("host: not a name of this server")
+        assert "421" in client.get("/metrics").text
+
+
+def test_known_hosts_are_any_when_the_address_is_not_of_loopback_and_none_is_named():
+    assert command.known_hosts("0.0.0.0", "0.0.0.0", set()) is None
+    named = command.known_hosts("0.0.0.0", "0.0.0.0", {"a.example"})
+    assert {"a.example", "localhost", "[::1]"} <= named
+    assert "[::1]" in command.known_hosts("::1", "::1", set())
 
 
 @pytest.mark.slow

@@ -143,7 +143,10 @@ def encode_texts(
         ) from error
     try:
         model = SentenceTransformer(
-            text_model, device=str(device), model_kwargs={"dtype": torch.float32}
+            text_model,
+            device=str(device),
+            model_kwargs={"dtype": torch.float32},
+            trust_remote_code=False,
         )
     except Exception as error:  # of many kinds, by what its files lack
         raise hub_refusal("text_model", text_model, error) from error
