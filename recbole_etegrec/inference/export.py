@@ -25,6 +25,7 @@ from recbole_etegrec.model.build import ranker_options
 from recbole_etegrec.recommender import RecommenderSpec, empty_recommender
 from recbole_etegrec.runs.load import load_run, read_own_config
 from recbole_etegrec.storage.atomic import atomic_directory
+from recbole_etegrec.storage.digests import damaged_file, write_checksums
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import ItemCodes
 
@@ -94,6 +95,7 @@ def export_run(run_dir: str, out: str, config_dict: dict[str, Any] | None = None
             _write_json(
                 fresh / _CATALOGUE, {"tokens": catalogue.tokens, "titles": catalogue.titles}
             )
+            write_checksums(fresh)  # not of the card, which is there to be edited
             card = model_card(directory, config, model, dataset)
             (fresh / _CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -122,6 +124,8 @@ def load_exported(
         titles = dict(zip(names["tokens"], names["titles"], strict=True))
         catalogue = Catalogue(names["tokens"], titles)
         _check_description(folder, description)
+        if damaged := damaged_file(folder, _WEIGHTS, _CONFIG, _CATALOGUE):
+            raise ValueError(f"{damaged} is missing or not as it was written")
         model = ExportedModel(description)
         model.load_state_dict(load_file(folder / _WEIGHTS), assign=True)
         model.codes.build_trie()

@@ -20,7 +20,13 @@ from recbole_etegrec.losses import OBJECTIVES, ForwardPass, objective_weights
 from recbole_etegrec.model.build import ranker_options, recommender_spec, tuning_of
 from recbole_etegrec.recommender import RecommenderOutput, build_recommender, empty_recommender
 from recbole_etegrec.storage.digests import tensor_digest
-from recbole_etegrec.tokenizer import TOKENIZERS, CodeHealth, ItemCodes, spread_collisions
+from recbole_etegrec.tokenizer import (
+    TOKENIZERS,
+    CodeHealth,
+    ItemCodes,
+    TokenizerOfRecord,
+    spread_collisions,
+)
 from recbole_etegrec.tokenizer.health import Neighbours, nearest_neighbours, neighbours_kept
 
 
@@ -38,6 +44,8 @@ class ETEGRecLlama(SequentialRecommender):
             model is one of shapes alone: no weights are loaded, no codes are made.
 
     Attributes:
+        tokenizer_of_record: what gave the items their present codes; ``tokenizer`` may have moved
+            on since.
         spec: what the recommender is made of.
         ranker: what the key ``ranking`` names, made of the recommender and the codes.
         frozen_names: what of its state never learns and is not kept in checkpoints.
@@ -73,6 +81,7 @@ class ETEGRecLlama(SequentialRecommender):
             levels=config["code_length"] - 1,
             code_num=config["code_num"],
         )
+        self.tokenizer_of_record = TokenizerOfRecord(self.tokenizer)
         self.spec = recommender_spec(
             config,
             item_embedding.shape[1],
@@ -135,6 +144,7 @@ class ETEGRecLlama(SequentialRecommender):
     def set_codes(self, semantic_codes: torch.Tensor) -> CodeHealth:
         """Take semantic codes of all items ``[N - 1, L - 1]``, and the tokenizer's codebooks."""
         health = self.codes.rebuild(semantic_codes)
+        self.tokenizer_of_record.take(self.tokenizer)
         self.copy_codebooks(to="recommender")
         return health
 
