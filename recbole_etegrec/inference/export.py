@@ -128,7 +128,7 @@ def load_exported(
             raise ValueError(f"{damaged} is missing or not as it was written")
         model = ExportedModel(description)
         model.load_state_dict(load_file(folder / _WEIGHTS), assign=True)
-        model.codes.build_trie()
+        model.codes.leave_out(torch.tensor(description["left_out"], dtype=torch.long))
         if model.codes.digest() != description["codes"] or len(catalogue) != model.n_items:
             raise ValueError("its codes or items are not those that were exported")
     except (*_BROKEN, SafetensorError) as error:
@@ -157,6 +157,7 @@ def _description(config: Config, model: ETEGRecLlama) -> dict[str, Any]:
         "precision": model.precision,
         "exclude_history": model.exclude_history,
         "codes": model.codes.digest(),
+        "left_out": model.codes.left_out.tolist(),  # items that were gone from the data
     }
 
 

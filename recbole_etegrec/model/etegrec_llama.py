@@ -42,6 +42,7 @@ class ETEGRecLlama(SequentialRecommender):
         dataset: the training part, from which item embeddings are made.
         item_embedding: of all items ``[N, d_z]``, in place of the config's. On the meta device the
             model is one of shapes alone: no weights are loaded, no codes are made.
+        start_codes: whether items get codes from k-means; a model to be loaded has its own.
 
     Attributes:
         tokenizer_of_record: what gave the items their present codes; ``tokenizer`` may have moved
@@ -59,6 +60,8 @@ class ETEGRecLlama(SequentialRecommender):
         config: Config,
         dataset: SequentialDataset,
         item_embedding: torch.Tensor | None = None,
+        *,
+        start_codes: bool = True,
     ):
         super().__init__(config, dataset)
         self.max_history = config["MAX_ITEM_LIST_LENGTH"]
@@ -73,6 +76,7 @@ class ETEGRecLlama(SequentialRecommender):
         self.fields = BatchFields(self.ITEM_ID, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         if item_embedding is None:
             item_embedding = torch.from_numpy(load_item_embedding(config, dataset))
+        self.n_items = len(item_embedding)  # a dataset may know items that were added to a run
         self.register_buffer("item_embedding", item_embedding, persistent=False)
         self.tokenizer = TOKENIZERS[config["tokenizer"]](
             semantic_hidden_size=item_embedding.shape[1],
@@ -108,6 +112,7 @@ class ETEGRecLlama(SequentialRecommender):
         self.frozen_digest: str | None = None
         if not item_embedding.is_meta:
             self.frozen_digest = self.digest_frozen()
+        if start_codes and not item_embedding.is_meta:
             self.tokenizer.start(item_embedding[1:], self.seed)
             self.rebuild_codes()
         # RecBole's stock trainer optimises every parameter that wants a gradient.
