@@ -114,9 +114,9 @@ def items_gone(identity: Identity, changes: Changes, dataset: Dataset) -> np.nda
         UserError: the data have other fields, so that ids are not those of the run.
     """
     item = dataset.iid_field
-    for name, tokens in identity.tokens.items():
+    for name, tokens in {item: [], **identity.tokens}.items():
         found = dataset.field2id_token.get(name, ())
-        if list(found[: len(tokens)]) != tokens:
+        if not tokens or list(found[: len(tokens)]) != tokens:
             raise UserError(
                 f"dataset: '{name}' of {dataset.dataset_name} cannot be given the ids that it had "
                 "when the run was trained: use the fields and the data of then"
