@@ -4,7 +4,6 @@ import logging
 import time
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -19,6 +18,7 @@ from recbole_etegrec.preflight.gradient_check import GradientCheck, check_gradie
 from recbole_etegrec.preflight.memory_plan import MemoryPlan
 from recbole_etegrec.runs.baseline import run_baseline
 from recbole_etegrec.runs.checks import advice, check_rules
+from recbole_etegrec.runs.identity import vectors_to_train_with, write_identity
 from recbole_etegrec.runs.load import load_data, load_run, make_model
 from recbole_etegrec.runs.start import held_run_directory, start_config
 from recbole_etegrec.storage.logs import start_logging
@@ -91,12 +91,14 @@ def run_etegrec(
     for line in advice(config):
         logger.warning(line)
     with PartialState().main_process_first():  # which leaves the embeddings in the cache
-        _, (train_data, valid_data, test_data) = load_data(config)
-        embedding = torch.from_numpy(load_item_embedding(config, train_data._dataset))
-        memory = MemoryPlan(config, train_data, embedding.shape[1])
+        dataset, (train_data, valid_data, test_data) = load_data(config)
+        vectors = vectors_to_train_with(config, run_dir, dataset, train_data._dataset, resume)
+        memory = MemoryPlan(config, train_data, vectors.embedding.shape[1])
         logger.info("memory plan\n%s", memory)
         memory.check()  # before any weights are loaded
-        model = make_model(config, train_data._dataset, embedding)
+        model = make_model(config, train_data._dataset, vectors.embedding)
+    if saved and PartialState().is_main_process:
+        write_identity(run_dir, dataset.identity, vectors)
     trainer = ETEGRecTrainer(config, model, run_dir)
     progress = config["show_progress"]
     best_valid_score, best_valid_result = trainer.fit(
@@ -172,7 +174,7 @@ def check(
     """
     config, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
     check_base_model(config)
-    embedding = torch.from_numpy(load_item_embedding(config, train_data._dataset))
+    embedding = load_item_embedding(config, train_data._dataset)
     model = make_model(config, train_data._dataset, embedding)
     return check_gradients(config, model, train_data)
 

@@ -51,11 +51,13 @@ def test_run_leaves_a_whole_directory_when_it_ends(finished):
         f"{metric}@{k}" for metric in ("recall", "ndcg", "mrr") for k in (5, 10, 20)
     }
     assert {path.name for path in (run_dir / "best").iterdir()} == {
+        "checksums.json",
         "model.safetensors",
         "model.json",
     }
     # The checkpoints that an unfinished run goes on from are gone.
     files = {"config.yaml", "metrics.jsonl", "result.json", "run.log"}
+    files |= {"identity.json", "item_embedding.safetensors"}
     assert {path.name for path in run_dir.iterdir()} == files | {"best", "tensorboard"}
     stages = [(line["phase"], line.get("trains")) for line in lines_of(run_dir)]
     assert stages == [
@@ -150,7 +152,7 @@ def test_run_writes_no_weights_when_not_saved(tiny_data, tmp_path):
     assert not (tmp_path / "run" / "best").exists()
     saved = run_tiny(tiny_data, tmp_path / "saved", saved=True, epochs=0)
     assert outcome["test_result"] == saved["test_result"]
-    with pytest.raises(UserError, match="holds no model.safetensors"):
+    with pytest.raises(UserError, match="has no identity.json"):
         load_run(str(tmp_path / "run"))
 
 

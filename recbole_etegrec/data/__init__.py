@@ -2,19 +2,23 @@
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.item_embedding import (
+    ItemVectors,
     check_item_embedding,
     embedding_width,
+    item_vectors,
     load_item_embedding,
 )
 from recbole_etegrec.data.loader import SequenceBatch
 from recbole_etegrec.data.preparation import create_dataset, data_preparation
 
 __all__ = [
+    "ItemVectors",
     "SequenceBatch",
     "WholeSequenceDataset",
     "check_item_embedding",
     "create_dataset",
     "data_preparation",
     "embedding_width",
+    "item_vectors",
     "load_item_embedding",
 ]

@@ -10,7 +10,7 @@ pre-split files that ``benchmark_filename`` names.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -68,7 +68,9 @@ class WholeSequenceDataset(SequentialDataset):
         offsets: where sequences begin in the interactions of the training part ``[S + 1]``.
         windows: windows of the training part, of any length: which interactions are targets, and
             where their history begins.
-        further_titles: titles of items added by :meth:`append_items`, by token.
+        identity: what tells these data from others; set by whoever reads them.
+        changed: how they differ from those of the run that is being used, as a sentence.
+        further_titles: titles of items that the `.item` file does not have, by token.
     """
 
     offsets: np.ndarray
@@ -77,6 +79,8 @@ class WholeSequenceDataset(SequentialDataset):
     def __init__(self, config: Config):
         self.item_id_list_field = config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]
         self.histories: Histories | None = None
+        self.identity: Any = None
+        self.changed = ""
         self.further_titles: dict[str, str] = {}
         super().__init__(config)
 
@@ -144,16 +148,6 @@ class WholeSequenceDataset(SequentialDataset):
             if rows == 0:
                 raise UserError(self._empty(name))
         return parts
-
-    def append_items(self, tokens: Sequence[str], titles: Mapping[str, str]) -> None:
-        """Add items without interactions; copies of the dataset know them too."""
-        known = self.field2id_token[self.iid_field]
-        every = np.append(known, np.array(tokens, dtype=object)).astype(str)
-        ids = {token: number for number, token in enumerate(every)}
-        for field, ids_of_field in self.field2id_token.items():
-            if ids_of_field is known:  # the items, and lists of them
-                self.field2id_token[field], self.field2token_id[field] = every, ids
-        self.further_titles.update(titles)
 
     def _sort_files(self) -> np.ndarray:
         """Sort pre-split files by user and time; returns the number of each interaction's part."""

@@ -7,11 +7,12 @@ from recbole_etegrec.data.download import fetch_dataset
 from recbole_etegrec.data.item_embedding import embedding_sources
 
 
-def require_files(config: Config, *, fetch: bool = True) -> None:
+def require_files(config: Config, *, fetch: bool = True, embeds: bool = True) -> None:
     """Fetch the files of a dataset if there are none, and read through those that a run reads.
 
     Args:
         fetch: whether they may be fetched.
+        embeds: whether item embeddings are going to be made.
 
     Raises:
         UserError: they cannot be had, or are not what they should be.
@@ -19,7 +20,7 @@ def require_files(config: Config, *, fetch: bool = True) -> None:
     if fetch:
         fetch_dataset(config)
     check_dataset_files(config)
-    if "text" in embedding_sources(config):
+    if embeds and "text" in embedding_sources(config):
         files = AtomicFiles.of(config)
         fields = {files.item_field, *config["text_fields"]}
         check_atomic_file(files.path("item"), fields, files, quoted=False)

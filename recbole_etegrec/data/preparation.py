@@ -6,6 +6,7 @@ from recbole.data.utils import create_samplers
 
 from recbole_etegrec.config import Config, refusals_for_the_user
 from recbole_etegrec.data.dataset import WholeSequenceDataset
+from recbole_etegrec.data.identity import Identity
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.data.seen_items import settle_history
 
@@ -25,7 +26,9 @@ class SampledLoader(NegSampleEvalDataLoader):
 def create_dataset(config: Config) -> WholeSequenceDataset:
     """Load and filter the atomic files, as RecBole's function of this name."""
     with refusals_for_the_user("dataset"):  # as when filters leave nothing
-        return WholeSequenceDataset(config)
+        dataset = WholeSequenceDataset(config)
+    dataset.identity = Identity.of(dataset, [dataset.iid_field])
+    return dataset
 
 
 def data_preparation(

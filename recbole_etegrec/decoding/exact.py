@@ -79,7 +79,6 @@ class ExactScores:
 
     def __init__(self, recommender: Recommender, trie: Trie, chunk_items: int = 128):
         self.recommender, self.trie = recommender, trie
-        self.n_items = len(trie)
         self.chunks = [
             _make_chunk(trie, slice(start, start + chunk_items))
             for start in range(0, len(trie), chunk_items)
@@ -87,14 +86,14 @@ class ExactScores:
 
     @torch.no_grad()
     def __call__(self, history: EncodedHistory, chunks: list[_Chunk] | None = None) -> torch.Tensor:
-        """Scores ``[B, n_items + 1]`` in nats, indexed by item id; 0, the padding item, is -inf.
+        """Scores ``[B, n_items]`` in nats, indexed by item id; -inf where it is not in the trie.
 
         Args:
             history: its cache is left as it was.
             chunks: those wanted of ``chunks``; none: all.
         """
         state = history.state
-        scores = torch.full((len(state), self.n_items + 1), -torch.inf, device=state.device)
+        scores = torch.full((len(state), self.trie.n_items), -torch.inf, device=state.device)
         for chunk in self.chunks if chunks is None else chunks:
             scores[:, chunk.items] = self._score_chunk(history, chunk)
         return scores

@@ -105,6 +105,9 @@ class CodeRanker(Ranker):
         return encode_batch(self.recommender, self.codes, self.fields, interaction)
 
     def on_device(self, index: HistoryIndex) -> HistoryIndex:
-        """Pairs of row and item where the codes are."""
-        rows, items = index
-        return rows.to(self.codes.table.device), items.to(self.codes.table.device)
+        """Pairs of row and item where the codes are, without items that are never ranked."""
+        rows, items = (part.to(self.codes.table.device) for part in index)
+        if len(self.codes.left_out):
+            ranked = ~torch.isin(items, self.codes.left_out)
+            rows, items = rows[ranked], items[ranked]
+        return rows, items

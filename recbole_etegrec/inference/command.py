@@ -25,6 +25,7 @@ from recbole_etegrec.inference.output import PartedFile, Row
 from recbole_etegrec.inference.recommend import item_ids, named, rank
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.runs.load import load_run, read_own_config
+from recbole_etegrec.storage.digests import file_digest
 from recbole_etegrec.storage.printable import one_line
 from recbole_etegrec.storage.run_directory import RunDirectory
 
@@ -184,11 +185,13 @@ class _Parts:
 
     def identity(self) -> dict[str, Any]:
         """Describe the model, users and part size, to tell these parts from others."""
-        weights = (self.run.directory.best / "model.safetensors").stat()
+        model, histories = self.run.model, self.source.histories
         return {
             "run_dir": str(self.run.directory.path),
-            "model": [weights.st_size, weights.st_mtime_ns],
+            "model": file_digest(self.run.directory.best / "model.safetensors"),
             "items": len(self.run.catalogue),  # some may have been added since
+            "items gone": model.codes.left_out.tolist(),
+            "histories": histories.digest(np.concatenate(self.rows or [np.arange(0)])),
             "users": hashlib.sha256("\n".join(self.users).encode()).hexdigest(),
             "eval_batch_size": self.run.config["eval_batch_size"],
         }

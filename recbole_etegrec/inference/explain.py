@@ -14,6 +14,7 @@ from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 
 from recbole_etegrec.decoding import code_log_probs, encode_batch
+from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.catalogue import Catalogue, cut
 from recbole_etegrec.inference.histories import given_histories
 from recbole_etegrec.inference.recommend import catalogue_of, item_ids
@@ -83,7 +84,7 @@ def explain(
         alternatives: other codes shown at each step; fewer where the trie has fewer.
 
     Raises:
-        UserError: the history is empty, or items are not known.
+        UserError: the history is empty, items are not known, or one is gone from the data.
     """
     return explain_each(model, items, history, [item], alternatives)[0]
 
@@ -99,6 +100,12 @@ def explain_each(
     catalogue = catalogue_of(model, items)
     given = given_histories(model, item_ids(catalogue, [history]), exclude=False)
     numbers = catalogue.ids(wanted)
+    for number in numbers:
+        if number in model.codes.left_out:
+            raise UserError(
+                f"item {catalogue.tokens[number]}: gone from the data since the run was trained, "
+                "and not recommended any more"
+            )
     interaction, _ = given.batch(np.zeros(len(numbers), dtype=np.int64))
     return [
         _explanation(model, catalogue, number, log_probs, alternatives)

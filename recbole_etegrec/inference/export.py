@@ -25,6 +25,7 @@ from recbole_etegrec.model.build import ranker_options
 from recbole_etegrec.recommender import RecommenderSpec, empty_recommender
 from recbole_etegrec.runs.load import load_run, read_own_config
 from recbole_etegrec.storage.atomic import atomic_directory
+from recbole_etegrec.storage.digests import damaged_file, write_checksums
 from recbole_etegrec.storage.lock import held_output
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import ItemCodes
@@ -105,6 +106,7 @@ def _export(directory: RunDirectory, folder: Path, config_dict: dict[str, Any] |
             _write_json(
                 fresh / _CATALOGUE, {"tokens": catalogue.tokens, "titles": catalogue.titles}
             )
+            write_checksums(fresh)  # not of the card, which is there to be edited
             card = model_card(directory, config, model, dataset)
             (fresh / _CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
@@ -132,9 +134,11 @@ def load_exported(
         titles = dict(zip(names["tokens"], names["titles"], strict=True))
         catalogue = Catalogue(names["tokens"], titles)
         _check_description(folder, description)
+        if damaged := damaged_file(folder, _WEIGHTS, _CONFIG, _CATALOGUE):
+            raise ValueError(f"{damaged} is missing or not as it was written")
         model = ExportedModel(description)
         model.load_state_dict(load_file(folder / _WEIGHTS), assign=True)
-        model.codes.build_trie()
+        model.codes.leave_out(torch.tensor(description["left_out"], dtype=torch.long))
         if model.codes.digest() != description["codes"] or len(catalogue) != model.n_items:
             raise ValueError("its codes or items are not those that were exported")
     except (*_BROKEN, SafetensorError) as error:
@@ -163,6 +167,7 @@ def _description(config: Config, model: ETEGRecLlama) -> dict[str, Any]:
         "precision": model.precision,
         "exclude_history": model.exclude_history,
         "codes": model.codes.digest(),
+        "left_out": model.codes.left_out.tolist(),  # items that were gone from the data
     }
 
 

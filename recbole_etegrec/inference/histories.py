@@ -15,6 +15,7 @@ from recbole_etegrec.data import WholeSequenceDataset
 from recbole_etegrec.data.seen_items import FullSortLoader, HistoryIndex, SeenItems
 from recbole_etegrec.data.sequences import pad_runs, run_indices, sequence_offsets
 from recbole_etegrec.model.protocol import RankingModel
+from recbole_etegrec.storage.digests import bytes_digest
 
 SPLITS = ("valid", "test")
 
@@ -30,6 +31,9 @@ class Histories(Protocol):
 
     def batch(self, rows: np.ndarray) -> tuple[Interaction, HistoryIndex | None]:
         """Some rows as the model's ranker wants them, and what it is not to rank."""
+
+    def digest(self, rows: np.ndarray) -> str:
+        """What tells some rows, and what is not ranked after them, from others."""
 
 
 class Runs:
@@ -61,6 +65,11 @@ class Runs:
         interaction = Interaction(dict(zip(self._fields, values, strict=True)))
         return interaction, self._excluded(rows) if self._exclude else None
 
+    def digest(self, rows: np.ndarray) -> str:
+        """See :class:`Histories`."""
+        whole = self._whole[rows]
+        return _digest(whole, self._items[run_indices(self._ends[rows], whole)])
+
     def _excluded(self, rows: np.ndarray) -> HistoryIndex:
         whole = self._whole[rows]
         items = self._items[run_indices(self._ends[rows], whole)]
@@ -78,12 +87,23 @@ class SplitRows:
 
     def __init__(self, loader: FullSortLoader):
         part = loader._dataset
-        self._loader = loader
+        self._loader, self._part = loader, part
         self.lengths = part.inter_feat[part.item_list_length_field].numpy()
 
     def batch(self, rows: np.ndarray) -> tuple[Interaction, HistoryIndex | None]:
         """See :class:`Histories`."""
         return self._loader.collate_fn(rows)[:2]
+
+    def digest(self, rows: np.ndarray) -> str:
+        """See :class:`Histories`."""
+        part, seen = self._part, self._loader.seen
+        columns = (part.uid_field, part.iid_field, part.item_id_list_field)
+        told = [part.inter_feat[column].numpy()[rows] for column in columns]
+        return _digest(*told, *([] if seen is None else [seen.offsets, seen.items]))
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    return bytes_digest(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
 
 
 class UserHistories(NamedTuple):

@@ -14,18 +14,20 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data import WholeSequenceDataset
 from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.dataset_files import check_atomic_file
-from recbole_etegrec.data.item_embedding import Standard, embedding_sources, embedding_standard
+from recbole_etegrec.data.item_embedding import embedding_sources, standardise
 from recbole_etegrec.data.item_embedding.file import vectors_for
-from recbole_etegrec.data.item_embedding.text import encode_texts, join_fields
+from recbole_etegrec.data.item_embedding.text import encode_texts, item_texts, join_fields
 from recbole_etegrec.data.item_file import read_rows, read_titles
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.runs.added_items import AddedItems, read_added_items, write_added_items
+from recbole_etegrec.runs.identity import read_identity, read_vectors
 from recbole_etegrec.runs.load import config_of_run, load_run, read_own_config
 from recbole_etegrec.runs.trust import config_to_use, offline
 from recbole_etegrec.storage.run_directory import RunDirectory
 
-_SAME_SPACE = 0.5  # share of known items that must still get the first code they have
+_KNOWN = 50  # known items whose texts are encoded again
+_SAME_SPACE = 0.5  # share of them that must still get the first code they have
 
 
 def add_items(
@@ -74,9 +76,11 @@ def _add(
     tokens = _read_tokens(files, Path(items))
     with offline(when="text_model" not in (config_dict or {})):
         raw = _vectors(config, Path(items), tokens, embeddings)
-    config, model, dataset, train_data, *_ = load_run(str(directory.path), config_dict)
+    config, model, dataset, *_ = load_run(str(directory.path), config_dict)
     _check_new(dataset, tokens, items)
-    before = _before(directory, config, model, train_data._dataset)
+    before = _before(directory, model)
+    if embeddings is None:
+        _check_texts(config, model, dataset, before)
     embedding = _standardised(model, before, raw)
     codes = _codes(model, embedding, tokens)
     write_added_items(
@@ -128,8 +132,12 @@ def _vectors(config: Config, items: Path, tokens: list[str], embeddings: str | N
             f"items: {len(empty)} of {len(texts)} items in {items} have no text in "
             f"{', '.join(fields)}, first '{empty[0]}': write some, or remove them"
         )
+    return _encoded(config, list(texts.values()))
+
+
+def _encoded(config: Config, texts: list[str]) -> np.ndarray:
     return encode_texts(
-        list(texts.values()),
+        texts,
         text_model=config["text_model"],
         device=config["device"],
         show_progress=config["show_progress"],
@@ -145,33 +153,42 @@ def _check_new(dataset: WholeSequenceDataset, tokens: list[str], items: str) -> 
         )
 
 
-def _before(
-    directory: RunDirectory, config: Config, model: ETEGRecLlama, trained_on: WholeSequenceDataset
-) -> AddedItems:
-    """Return the items added before, if any, with the standardisation of the run's own vectors.
+def _check_texts(
+    config: Config, model: ETEGRecLlama, dataset: WholeSequenceDataset, before: AddedItems
+) -> None:
+    """Refuse new items whose vectors would not be in the space of the run's own.
 
     Raises:
-        UserError: the run's vectors are not those of its training.
+        UserError: the run's texts or its model of texts are not those of its training.
     """
-    embedding, table = model.item_embedding[1:], model.codes.table[1:]
-    same = float((model.tokenizer.encode(embedding)[:, 0] == table[:, 0]).float().mean())
+    texts = item_texts(dataset, AtomicFiles.of(config), config["text_fields"])
+    known = [item for item, text in enumerate(texts, start=1) if text][:_KNOWN]
+    if not known:
+        return
+    raw = _encoded(config, [texts[item - 1] for item in known])
+    again = model.tokenizer.encode(_standardised(model, before, raw))[:, 0]
+    same = float((again == model.codes.table[known, 0]).float().mean())
     if same < _SAME_SPACE:
         raise UserError(
-            f"item_embedding: by its vectors {same:.0%} of the known items would get the first "
-            "code that they have, so they are not those that the run was trained with: bring back "
-            "the same files and text_model"
+            f"item_embedding: by their texts {same:.0%} of {len(known)} known items would get the "
+            "first code that they have, so texts or text_model are not those that the run was "
+            "trained with: bring these back"
         )
+
+
+def _before(directory: RunDirectory, model: ETEGRecLlama) -> AddedItems:
+    """Return the items added before, if any, with the standardisation of the run's own vectors."""
     added = read_added_items(directory)
     if added is not None:
         return added
-    standard = embedding_standard(config, trained_on)
+    vectors = read_vectors(directory, read_identity(directory))
     return AddedItems(
         tokens=[],
         titles={},
-        embedding=embedding[:0].cpu(),
-        codes=table[:0].cpu(),
-        mean=torch.from_numpy(standard.mean),
-        scale=torch.from_numpy(standard.scale),
+        embedding=model.item_embedding[:0].cpu(),
+        codes=model.codes.table[:0].cpu(),
+        mean=torch.from_numpy(vectors.mean),
+        scale=torch.from_numpy(vectors.scale),
         base=model.codes.digest(),
     )
 
@@ -183,8 +200,8 @@ def _standardised(model: ETEGRecLlama, before: AddedItems, raw: np.ndarray) -> t
             f"embeddings: vectors of width {raw.shape[1]}, those of the run have {width}: make "
             "them as the run's own were made"
         )
-    standard = Standard(before.mean.numpy(), before.scale.numpy())
-    return torch.from_numpy(standard.apply(raw)).to(model.item_embedding)
+    standard = standardise(raw, before.mean.numpy(), before.scale.numpy())
+    return torch.from_numpy(standard).to(model.item_embedding)
 
 
 def _codes(model: ETEGRecLlama, embedding: torch.Tensor, tokens: list[str]) -> torch.Tensor:

@@ -20,7 +20,13 @@ from recbole_etegrec.losses import OBJECTIVES, ForwardPass, objective_weights
 from recbole_etegrec.model.build import ranker_options, recommender_spec, tuning_of
 from recbole_etegrec.recommender import RecommenderOutput, build_recommender, empty_recommender
 from recbole_etegrec.storage.digests import tensor_digest
-from recbole_etegrec.tokenizer import TOKENIZERS, CodeHealth, ItemCodes, spread_collisions
+from recbole_etegrec.tokenizer import (
+    TOKENIZERS,
+    CodeHealth,
+    ItemCodes,
+    TokenizerOfRecord,
+    spread_collisions,
+)
 from recbole_etegrec.tokenizer.health import Neighbours, nearest_neighbours, neighbours_kept
 
 
@@ -36,8 +42,11 @@ class ETEGRecLlama(SequentialRecommender):
         dataset: the training part, from which item embeddings are made.
         item_embedding: of all items ``[N, d_z]``, in place of the config's. On the meta device the
             model is one of shapes alone: no weights are loaded, no codes are made.
+        start_codes: whether items get codes from k-means; a model to be loaded has its own.
 
     Attributes:
+        tokenizer_of_record: what gave the items their present codes; ``tokenizer`` may have moved
+            on since.
         spec: what the recommender is made of.
         ranker: what the key ``ranking`` names, made of the recommender and the codes.
         frozen_names: what of its state never learns and is not kept in checkpoints.
@@ -51,6 +60,8 @@ class ETEGRecLlama(SequentialRecommender):
         config: Config,
         dataset: SequentialDataset,
         item_embedding: torch.Tensor | None = None,
+        *,
+        start_codes: bool = True,
     ):
         super().__init__(config, dataset)
         self.max_history = config["MAX_ITEM_LIST_LENGTH"]
@@ -65,6 +76,7 @@ class ETEGRecLlama(SequentialRecommender):
         self.fields = BatchFields(self.ITEM_ID, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         if item_embedding is None:
             item_embedding = torch.from_numpy(load_item_embedding(config, dataset))
+        self.n_items = len(item_embedding)  # a dataset may know items that were added to a run
         self.register_buffer("item_embedding", item_embedding, persistent=False)
         self.tokenizer = TOKENIZERS[config["tokenizer"]](
             semantic_hidden_size=item_embedding.shape[1],
@@ -73,6 +85,7 @@ class ETEGRecLlama(SequentialRecommender):
             levels=config["code_length"] - 1,
             code_num=config["code_num"],
         )
+        self.tokenizer_of_record = TokenizerOfRecord(self.tokenizer)
         self.spec = recommender_spec(
             config,
             item_embedding.shape[1],
@@ -99,6 +112,7 @@ class ETEGRecLlama(SequentialRecommender):
         self.frozen_digest: str | None = None
         if not item_embedding.is_meta:
             self.frozen_digest = self.digest_frozen()
+        if start_codes and not item_embedding.is_meta:
             self._start_codebooks(config["device"])
             self.rebuild_codes()
         # RecBole's stock trainer optimises every parameter that wants a gradient.
@@ -141,6 +155,7 @@ class ETEGRecLlama(SequentialRecommender):
     def set_codes(self, semantic_codes: torch.Tensor) -> CodeHealth:
         """Take semantic codes of all items ``[N - 1, L - 1]``, and the tokenizer's codebooks."""
         health = self.codes.rebuild(semantic_codes)
+        self.tokenizer_of_record.take(self.tokenizer)
         self.copy_codebooks(to="recommender")
         return health
 

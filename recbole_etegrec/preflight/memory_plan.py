@@ -131,6 +131,7 @@ class MemoryPlan:
             "heads": [p for head in recommender.heads for p in head.parameters()],
             "tokenizer and items": [
                 *model.tokenizer.parameters(),
+                *model.tokenizer_of_record.buffers(),
                 model.item_embedding,
                 model.codes.table,
             ],

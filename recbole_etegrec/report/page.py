@@ -217,6 +217,8 @@ def _recommendations(rankings: Rankings) -> Iterable[str]:
     users, tested = len(rankings.place), rankings.tested
     sampled = "all" if users == tested else f"a sample of {users:,} of the"
     yield "<h3>For whom it is right</h3>"
+    if rankings.changed:
+        yield _note(f"Measured on other data than the test: {escape(rankings.changed)}.")
     yield '<div class="charts">'
     for name, values in (
         ("how often the test item occurs in training", rankings.popularity),

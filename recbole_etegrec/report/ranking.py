@@ -35,6 +35,7 @@ class Rankings(NamedTuple):
         names: a text for each item id.
         tested: test users there are; more than U if these are a sample.
         seed: of the run.
+        changed: how the data differ from those that the run was trained on; empty if they do not.
     """
 
     k: int
@@ -47,6 +48,7 @@ class Rankings(NamedTuple):
     names: list[str]
     tested: int
     seed: int
+    changed: str
 
 
 class Example(NamedTuple):
@@ -96,6 +98,7 @@ def rank(directory: RunDirectory, config_dict: dict[str, Any] | None = None) -> 
         names=[catalogue.name(item) for item in range(len(catalogue))],
         tested=len(test_data._dataset.inter_feat),
         seed=config["seed"],
+        changed=dataset.changed,
     )
 
 

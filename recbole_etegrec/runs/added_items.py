@@ -79,23 +79,20 @@ def write_added_items(directory: RunDirectory, added: AddedItems) -> None:
 
 
 def take_added_items(
-    directory: RunDirectory, model: ETEGRecLlama, dataset: WholeSequenceDataset
+    directory: RunDirectory, added: AddedItems, model: ETEGRecLlama, dataset: WholeSequenceDataset
 ) -> None:
-    """Add the items of ``added_items.safetensors`` to a run's model and dataset.
+    """Add items to a run's model, and their titles to a dataset that knows their tokens.
 
     Raises:
-        UserError: they are damaged, or were added to another model.
+        UserError: they were added to another model.
     """
-    added = read_added_items(directory)
-    if added is None:
-        return
     if added.base != model.codes.digest():
         raise UserError(
             f"run_dir: {directory.added_items} has items of another model than {directory.best}: "
             "delete it and add the items again"
         )
     model.append_items(added.embedding, added.codes)
-    dataset.append_items(added.tokens, added.titles)
+    dataset.further_titles.update(added.titles)
 
 
 def _digest(words: str, tensors: dict[str, torch.Tensor]) -> str:

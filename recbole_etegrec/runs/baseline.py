@@ -8,6 +8,7 @@ import recbole.trainer.trainer as recbole_trainer
 import torch
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.data.interaction import Interaction
 from recbole.evaluator.collector import DataStruct
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import AbstractTrainer
@@ -16,8 +17,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from recbole_etegrec.config import Config, refusals_for_the_user
 from recbole_etegrec.data.dataset_files import check_dataset_counts
+from recbole_etegrec.data.identity import Identity, known_ids
 from recbole_etegrec.data.seen_items import settle_history
 from recbole_etegrec.evaluation.collector import RankingCollector
+from recbole_etegrec.runs.identity import items_gone, write_identity
 from recbole_etegrec.runs.recbole_model import load_best, save_best
 from recbole_etegrec.storage.run_directory import RunDirectory
 
@@ -31,7 +34,10 @@ def run_baseline(config: Config, run_dir: RunDirectory, saved: bool = True) -> d
         ``best_valid_score``, ``best_valid_result``, ``test_result`` and ``epochs``.
     """
     config["checkpoint_dir"] = str(run_dir.path)
-    model, _, train_data, valid_data, test_data = _prepare(config)
+    dataset, train_data, valid_data, test_data = _prepare(config)
+    if saved:
+        write_identity(run_dir, dataset.identity)
+    model = _make_model(config, train_data)
     logger.info(model)
     trainer = _trainer(config, model, run_dir)
     progress = config["show_progress"]
@@ -48,11 +54,19 @@ def run_baseline(config: Config, run_dir: RunDirectory, saved: bool = True) -> d
     }
 
 
-def load_baseline(config: Config, run_dir: RunDirectory) -> tuple:
-    """A trained model of RecBole and its data, as RecBole's `load_data_and_model` returns them."""
+def load_baseline(config: Config, run_dir: RunDirectory, identity: Identity) -> tuple:
+    """A trained model of RecBole and its data, as RecBole's `load_data_and_model` returns them.
+
+    Users and items have the ids of the run; see `load_run` for what has changed since.
+    """
     config["checkpoint_dir"] = os.devnull  # RecBole unpickles datasets that it finds there
-    model, dataset, *loaders = _prepare(config)
+    with known_ids(identity.tokens) as changes:
+        dataset, *loaders = _prepare(config)
+    gone = items_gone(identity, changes, dataset)
+    model = _make_model(config, loaders[0])
     load_best(model, run_dir, config["device"])
+    if len(gone):
+        _leave_out(model, torch.from_numpy(gone))
     return config, model.eval(), dataset, *loaders
 
 
@@ -98,10 +112,31 @@ def _prepare(config: Config) -> tuple:
     init_seed(config["seed"], config["reproducibility"])
     with refusals_for_the_user("dataset"):
         dataset = create_dataset(config)
+        dataset.identity = Identity.of(dataset)
         logger.info(dataset)
         check_dataset_counts(dataset, config["dataset_counts"])
         loaders = settle_history(config, data_preparation(config, dataset))
+    return dataset, *loaders
+
+
+def _make_model(config: Config, train_data: AbstractDataLoader) -> AbstractRecommender:
     init_seed(config["seed"], config["reproducibility"])
     with refusals_for_the_user(f"model {config['model']}"):
-        model = config.model_class(config, loaders[0]._dataset).to(config["device"])
-    return model, dataset, *loaders
+        return config.model_class(config, train_data._dataset).to(config["device"])
+
+
+def _leave_out(model: AbstractRecommender, items: torch.Tensor) -> None:
+    """Score some items -inf, whatever the model says of them."""
+    rank, predict = model.full_sort_predict, model.predict
+
+    def ranked(interaction: Interaction) -> torch.Tensor:
+        scores = rank(interaction).view(len(interaction), -1)
+        scores[:, items.to(scores.device)] = -torch.inf
+        return scores
+
+    def predicted(interaction: Interaction) -> torch.Tensor:
+        scores = predict(interaction)
+        out = torch.isin(interaction[model.ITEM_ID], items.to(scores.device))
+        return scores.masked_fill(out, -torch.inf)
+
+    model.full_sort_predict, model.predict = ranked, predicted

@@ -15,17 +15,20 @@ _PARTS = (data, item_embedding, tokenizer, recommender, decoding, trainer)
 _ADVISERS = (recommender, trainer)
 
 
-def check_rules(config: Config) -> None:
+def check_rules(config: Config, *, embeds: bool = True) -> None:
     """Refuse keys that contradict each other, or need what is not there.
 
     RecBole's own models have none of these keys.
+
+    Args:
+        embeds: whether item embeddings are going to be made.
 
     Raises:
         UserError: a rule of a part is broken.
     """
     if not is_ours(config):
         return
-    for part in _PARTS:
+    for part in _PARTS if embeds else [part for part in _PARTS if part is not item_embedding]:
         for broken, message in part.rules(config):
             if broken:
                 raise UserError(message)

@@ -3,19 +3,22 @@
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 from recbole.utils import init_seed
 
 from recbole_etegrec.config import Config, UnknownKeyError, is_ours
 from recbole_etegrec.config.models import STANDS_ON
-from recbole_etegrec.data import create_dataset, data_preparation, load_item_embedding
+from recbole_etegrec.data import create_dataset, data_preparation
 from recbole_etegrec.data.dataset_files import check_dataset_counts
+from recbole_etegrec.data.identity import known_ids
 from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import MODELS, ETEGRecLlama
-from recbole_etegrec.runs.added_items import take_added_items
+from recbole_etegrec.runs.added_items import read_added_items, take_added_items
 from recbole_etegrec.runs.baseline import load_baseline
 from recbole_etegrec.runs.checks import check_rules
+from recbole_etegrec.runs.identity import items_gone, read_identity, read_vectors
 from recbole_etegrec.runs.trust import config_to_use, offline
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.checkpoint import load_model
@@ -30,26 +33,35 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
     `trust.py`).
 
     Items that were added to the run are part of the model and of the dataset, and are ranked with
-    the others.
+    the others. Where data have changed since the run was trained, items keep their ids, those that
+    are gone are not ranked, and what is new is left out; ``dataset.changed`` says so.
 
     Returns:
         ``(config, model, dataset, train_data, valid_data, test_data)``.
 
     Raises:
-        UserError: `run_dir` is not a run's or is damaged, or the dataset is gone.
+        UserError: `run_dir` is not a run's or is damaged, or the dataset is gone or another.
     """
     directory = RunDirectory(run_dir)
     config = config_of_run(directory, config_to_use(directory, config_dict))
-    check_rules(config)
-    require_files(config, fetch=bool(config_dict and config_dict.get("download")))
+    check_rules(config, embeds=False)
+    fetch = bool(config_dict and config_dict.get("download"))
+    require_files(config, fetch=fetch, embeds=False)
+    identity = read_identity(directory)
     if not is_ours(config):
-        return load_baseline(config, directory)
-    dataset, loaders = load_data(config)
-    embedding = torch.from_numpy(load_item_embedding(config, loaders[0]._dataset))
+        return load_baseline(config, directory, identity)
+    added = read_added_items(directory)
+    further = [] if added is None else added.tokens
+    with known_ids({field: names + further for field, names in identity.tokens.items()}) as changes:
+        dataset, loaders = load_data(config)
+    gone = items_gone(identity, changes, dataset)
+    vectors = read_vectors(directory, identity).embedding
     with offline(when="base_model" not in (config_dict or {})):
-        model = make_model(config, loaders[0]._dataset, embedding)
+        model = make_model(config, loaders[0]._dataset, vectors, start_codes=False)
     load_model(model, directory.best)
-    take_added_items(directory, model, dataset)
+    if added is not None:
+        take_added_items(directory, added, model, dataset)
+    model.codes.leave_out(torch.from_numpy(gone))
     return config, model.to(config["device"]).eval(), dataset, *loaders
 
 
@@ -104,7 +116,14 @@ def load_data(config: Config) -> tuple:
     return dataset, data_preparation(config, dataset)
 
 
-def make_model(config: Config, train_dataset, embedding: torch.Tensor) -> ETEGRecLlama:
-    """Make a new model of a config; its random weights come from the config's seed."""
+def make_model(
+    config: Config, train_dataset, embedding: np.ndarray, *, start_codes: bool = True
+) -> ETEGRecLlama:
+    """Make a new model of a config; its random weights come from the config's seed.
+
+    Args:
+        start_codes: whether items get codes; a model to be loaded has its own.
+    """
     init_seed(config["seed"], config["reproducibility"])
-    return MODELS[config["model"]](config, train_dataset, embedding)
+    vectors = torch.from_numpy(embedding)
+    return MODELS[config["model"]](config, train_dataset, vectors, start_codes=start_codes)

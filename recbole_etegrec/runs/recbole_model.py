@@ -20,6 +20,7 @@ from torch import nn
 
 from recbole_etegrec.errors import TrainingError, UserError
 from recbole_etegrec.storage.atomic import atomic_directory
+from recbole_etegrec.storage.digests import damaged_file, write_checksums
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 _WEIGHTS, _OTHERS = "model.safetensors", "model.json"
@@ -41,6 +42,7 @@ def save_best(model: AbstractRecommender, run_dir: RunDirectory) -> None:
         with atomic_directory(run_dir.best) as fresh:
             save_file(whole, fresh / _WEIGHTS)
             (fresh / _OTHERS).write_text(json.dumps(others), "utf-8")
+            write_checksums(fresh)
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{run_dir.best}: cannot be written ({error}): make room") from error
 
@@ -55,6 +57,11 @@ def load_best(model: AbstractRecommender, run_dir: RunDirectory, device: torch.d
         return _load_former(model, run_dir.path / _FORMER, device)
     if not run_dir.best.exists():
         return None
+    if damaged := damaged_file(run_dir.best, _WEIGHTS, _OTHERS):
+        raise UserError(
+            f"run_dir {run_dir.path}: best/ is damaged ({damaged} is missing or not as it was "
+            "written): bring back a copy, or train the run anew"
+        )
     try:
         tensors = load_file(run_dir.best / _WEIGHTS, device=str(device))
         others = json.loads((run_dir.best / _OTHERS).read_text("utf-8"))

@@ -4,6 +4,7 @@ from recbole_etegrec.tokenizer.base import Tokenizer, TokenizerOutput
 from recbole_etegrec.tokenizer.collisions import spread_collisions
 from recbole_etegrec.tokenizer.health import CodeHealth
 from recbole_etegrec.tokenizer.item_codes import ItemCodes
+from recbole_etegrec.tokenizer.record import TokenizerOfRecord
 from recbole_etegrec.tokenizer.residual_quantizer import Quantization, ResidualQuantizer
 from recbole_etegrec.tokenizer.rqkmeans import RQKMeans
 from recbole_etegrec.tokenizer.rqvae import RQVAE
@@ -18,6 +19,7 @@ __all__ = [
     "ResidualQuantizer",
     "TOKENIZERS",
     "Tokenizer",
+    "TokenizerOfRecord",
     "TokenizerOutput",
     "Trie",
     "spread_collisions",

@@ -18,6 +18,8 @@ from recbole_etegrec.tokenizer.trie import Trie
 class ItemCodes(nn.Module):
     """Code table ``[items, L]`` and its trie; row 0, the padding item, is in neither.
 
+    Items that are left out keep their codes, for histories, and are not in the trie.
+
     Args:
         n_items: items, the padding item included.
         code_length: codes an item ``L``, the collision code included.
@@ -28,6 +30,7 @@ class ItemCodes(nn.Module):
         super().__init__()
         self.code_num = code_num
         self.register_buffer("table", torch.full((n_items, code_length), -1))
+        self.register_buffer("left_out", torch.zeros(0, dtype=torch.long), persistent=False)
         self.trie: Trie | None = None
 
     def _apply(self, fn, recurse=True):
@@ -93,6 +96,11 @@ class ItemCodes(nn.Module):
             self.table, self.trie = table, trie
             raise
 
+    def leave_out(self, items: torch.Tensor) -> None:
+        """Keep some items ``[n]`` from being ranked."""
+        self.left_out = items.to(self.table.device)
+        self.build_trie()
+
     def health(self, semantic_codes: torch.Tensor) -> CodeHealth:
         """What a table of these semantic codes would look like ``[items - 1, L - 1]``."""
         changed = (semantic_codes != self.table[1:, :-1]).any(dim=1)
@@ -119,7 +127,9 @@ class ItemCodes(nn.Module):
     def build_trie(self) -> None:
         """Build the trie of the present table, as after loading a state."""
         items = torch.arange(1, len(self.table), device=self.table.device)
-        self.trie = Trie(self.table[1:], items)
+        if len(self.left_out):
+            items = items[~torch.isin(items, self.left_out)]
+        self.trie = Trie(self.table[items], items, len(self.table))
 
     def digest(self) -> str:
         """A hash of the table, equal where tables are equal."""

@@ -30,19 +30,21 @@ class Trie:
     Args:
         codes: ``[N, L]`` code tuples.
         items: the item id of each tuple ``[N]``.
+        n_items: ids there are, that of the padding item included; by default up to the highest.
 
     Raises:
         ValueError: if a tuple occurs twice.
     """
 
-    def __init__(self, codes: torch.Tensor, items: torch.Tensor):
+    def __init__(self, codes: torch.Tensor, items: torch.Tensor, n_items: int | None = None):
         self.depth = codes.shape[1]
         order = torch.arange(len(codes), device=codes.device)
         for level in reversed(range(self.depth)):  # stable sorts: lexicographic order
             order = order[torch.sort(codes[order, level], stable=True).indices]
         codes = codes[order]
         self.items = items[order]  # [N], the leaves
-        self.leaf_of = items.new_zeros(int(items.max()) + 1)  # the leaf of each item id
+        self.n_items = n_items or int(items.max()) + 1
+        self.leaf_of = items.new_zeros(self.n_items)  # the leaf of each item id in the trie
         self.leaf_of[self.items] = torch.arange(len(items), device=items.device)
         self.codes = codes  # [N, L], sorted
         self.starts: list[torch.Tensor] = []  # per level: first child of each node, and an end

@@ -7,7 +7,6 @@ seed and the step's number.
 
 import json
 import logging
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.storage.atomic import atomic_directory
-from recbole_etegrec.storage.digests import file_digest
+from recbole_etegrec.storage.digests import damaged_file, write_checksums
 from recbole_etegrec.storage.records import NUMBER, read_json
 from recbole_etegrec.storage.run_directory import RunDirectory
 
@@ -29,7 +28,7 @@ logger = logging.getLogger(__name__)
 State = dict[str, torch.Tensor]
 
 _WEIGHTS, _DESCRIPTION = "model.safetensors", "model.json"
-_OPTIMIZERS, _PROGRESS, _CHECKSUMS = "optimizers.safetensors", "progress.json", "checksums.json"
+_OPTIMIZERS, _PROGRESS = "optimizers.safetensors", "progress.json"
 _BEST = "best"
 _DESCRIBED = {
     "phase": str,
@@ -126,6 +125,7 @@ def save_model(state: State, description: dict, path: Path) -> None:
     """Write a state into a folder; the previous one stays until the new one is whole."""
     with atomic_directory(path) as folder:
         _write_model(folder, state, description)
+        write_checksums(folder)
 
 
 def read_model(path: Path) -> tuple[State, dict]:
@@ -136,6 +136,11 @@ def read_model(path: Path) -> tuple[State, dict]:
     """
     if not (path / _WEIGHTS).is_file():
         raise UserError(f"run_dir: {path} holds no {_WEIGHTS}: was the run saved and finished?")
+    if damaged := damaged_file(path, _WEIGHTS, _DESCRIPTION):
+        raise UserError(
+            f"run_dir: {path} is damaged ({damaged} is missing or not as it was written): bring "
+            "back a copy, or train the run anew"
+        )
     try:
         return load_file(path / _WEIGHTS), read_json(path / _DESCRIPTION, _DESCRIBED)
     except (OSError, ValueError, SafetensorError) as error:
@@ -143,7 +148,9 @@ def read_model(path: Path) -> tuple[State, dict]:
 
 
 def load_model(model: ETEGRecLlama, path: Path) -> None:
-    """Read a folder written by :func:`save_model` into a model of the same config.
+    """Read a folder written by :func:`save_model` into a model of the same config, to be used.
+
+    Its tokenizer is then the one that gave the items their codes.
 
     Raises:
         UserError: if there is no such folder, or the model has another pretrained decoder or
@@ -159,6 +166,7 @@ def load_model(model: ETEGRecLlama, path: Path) -> None:
                 f"{list(own[name].shape)}: keep the dataset, its filters and the sizes of the run"
             )
     restore(model, state)
+    model.tokenizer_of_record.give(model.tokenizer)
 
 
 def check_frozen(model: ETEGRecLlama, expected: str | None) -> None:
@@ -235,10 +243,9 @@ def save_last(
         save_file(optimizers, folder / _OPTIMIZERS)
         (folder / _PROGRESS).write_text(json.dumps(asdict(progress), indent=2), "utf-8")
         if run_dir.best.is_dir():
-            shutil.copytree(run_dir.best, folder / _BEST, copy_function=_link)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        sums = {str(path.relative_to(folder)): file_digest(path) for path in files}
-        (folder / _CHECKSUMS).write_text(json.dumps(sums, indent=2), "utf-8")
+            # A copy, not a link: what damages one file must leave the other checkpoint whole.
+            shutil.copytree(run_dir.best, folder / _BEST)
+        write_checksums(folder)
 
 
 def load_last(
@@ -287,23 +294,7 @@ def drop_damaged(run_dir: RunDirectory) -> None:
 
 def _broken_file(folder: Path) -> str | None:
     """The first file of a checkpoint that is missing or not as it was written."""
-    try:
-        sums = json.loads((folder / _CHECKSUMS).read_text("utf-8"))
-    except (OSError, ValueError):
-        return _CHECKSUMS
-    for name in sorted({_WEIGHTS, _DESCRIPTION, _OPTIMIZERS, _PROGRESS} | sums.keys()):
-        path = folder / name
-        if not path.is_file() or file_digest(path) != sums.get(name):
-            return name
-    return None
-
-
-def _link(source: str, target: str) -> None:
-    """A second name for a file that is never changed in place, or a copy where none can be had."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    return damaged_file(folder, _WEIGHTS, _DESCRIPTION, _OPTIMIZERS, _PROGRESS)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:

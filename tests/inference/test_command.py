@@ -242,7 +242,7 @@ def test_recommend_says_what_to_install_when_parquet_cannot_be_written(monkeypat
     assert "recbole-etegrec[parquet]" in capsys.readouterr().err
 
 
-def test_load_run_is_refused_when_a_filter_leaves_other_items(finished):
-    with pytest.raises(UserError, match="keep the dataset, its filters") as error:
-        load_run(str(finished), {"item_inter_num_interval": "[9,inf)"})
+def test_load_run_is_refused_when_the_shapes_are_others(finished):
+    with pytest.raises(UserError, match="codebooks of .*: keep the dataset, its filters") as error:
+        load_run(str(finished), {"e_dim": 24})
     assert "\n" not in str(error.value)

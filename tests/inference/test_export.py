@@ -13,11 +13,12 @@ from recbole_etegrec.cli import main
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference import Catalogue
 from recbole_etegrec.runs.added_items import AddedItems, write_added_items
+from recbole_etegrec.storage.digests import write_checksums
 from recbole_etegrec.storage.run_directory import RunDirectory
 from tests.helpers import small_values
 from tests.recommender.base_models import DECODERS, saved
 
-FILES = ["README.md", "config.json", "items.json", "model.safetensors"]
+FILES = ["README.md", "checksums.json", "config.json", "items.json", "model.safetensors"]
 HISTORIES = [["i3"], ["i5", "i6", "i7", "i1"], ["i30", "i2"] * 40]
 
 
@@ -220,12 +221,16 @@ def test_load_exported_is_refused_in_one_line_when_files_are_damaged(exported, t
     folder = damaged("codes")
     state = load_file(folder / "model.safetensors")
     save_file({**state, "codes.table": state["codes.table"].flip(1)}, folder / "model.safetensors")
-    with pytest.raises(UserError, match="codes is damaged"):
+    with pytest.raises(UserError, match="codes is damaged .model.safetensors is missing or not"):
+        load_exported(folder)
+    write_checksums(folder)
+    with pytest.raises(UserError, match="codes is damaged .its codes or items are not those"):
         load_exported(folder)
     folder = damaged("weights")
     state = load_file(folder / "model.safetensors")
     state.pop("recommender.code_embedding.codebooks")
     save_file(state, folder / "model.safetensors")
+    write_checksums(folder)
     with pytest.raises(UserError, match="Missing key.*codebooks.*export the run again"):
         load_exported(folder)
     folder = damaged("items")

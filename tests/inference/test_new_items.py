@@ -17,6 +17,7 @@ from recbole_etegrec.cli import main
 from recbole_etegrec.data.item_embedding import standardised
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.evaluation.evaluate import evaluate
+from recbole_etegrec.storage.digests import write_checksums
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import ItemCodes
 from tests.conftest import write_interactions
@@ -229,14 +230,6 @@ def test_add_items_says_what_to_do_when_vectors_come_from_interactions(
     assert load_run(str(tmp_path / "run"))[1].item_embedding.shape == (ITEMS + 4, width)
 
 
-def test_add_items_is_refused_when_the_vectors_are_not_those_of_training(run_dir, new, tmp_path):
-    rng = np.random.default_rng(1)
-    order = rng.permutation(ITEMS)
-    other = write_vectors(tmp_path / "o.npy", list(order), [f"i{n}" for n in range(ITEMS)])
-    with pytest.raises(UserError, match="not those that the run was trained with"):
-        add_items(str(run_dir), *new, {"item_embedding_file": str(other)})
-
-
 def test_load_run_is_refused_when_added_items_are_damaged_or_of_another_model(run_dir, new):
     add_items(str(run_dir), *new)
     path = run_dir / "added_items.safetensors"
@@ -259,6 +252,7 @@ def test_load_run_is_refused_when_added_items_are_damaged_or_of_another_model(ru
     state = load_file(weights)
     state["codes.table"][1:3] = state["codes.table"][[2, 1]]
     save_file(state, weights)
+    write_checksums(weights.parent)
     with pytest.raises(UserError, match="has items of another model than"):
         load_run(str(run_dir))
     path.unlink()
@@ -341,6 +335,6 @@ def test_add_items_reads_texts_as_the_run_did_when_its_vectors_are_of_text(tmp_p
 
 def test_standardised_gives_unit_mean_square_without_the_padding_item():
     vectors = np.random.default_rng(0).normal(3, 2, (9, 4)).astype(np.float32)
-    known = standardised(vectors)[1:]
+    known = standardised(vectors).embedding[1:]
     np.testing.assert_allclose(known.mean(axis=0), 0, atol=1e-6)
     assert (known**2).mean() == pytest.approx(1, abs=1e-5)

@@ -331,6 +331,7 @@ def cut_in_half(file: Path) -> None:
     [
         (flip_a_byte, "model.safetensors"),
         (flip_a_byte, "progress.json"),
+        (flip_a_byte, "best/model.safetensors"),
         (cut_in_half, "optimizers.safetensors"),
         (cut_in_half, "checksums.json"),
         (Path.unlink, "optimizers.safetensors"),

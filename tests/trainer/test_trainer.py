@@ -231,6 +231,22 @@ def test_load_model_gives_codes_and_scores_back_when_it_was_saved(tiny_data, tmp
     assert torch.equal(fresh.full_sort_predict(rows), trainer.model.full_sort_predict(rows))
 
 
+def test_load_model_gives_the_tokenizer_that_gave_the_codes_when_codebooks_moved_on(
+    tiny_data, tmp_path
+):
+    values = {"finetune_epochs": 0, "learning_rate": 0.05, "eval_step": 1}
+    trainer, loaders = make_trainer(tiny_data, tmp_path / "run", **values)
+    trainer.fit(loaders.train, loaders.valid)
+    model = trainer.model
+    codes, items = model.codes.table[1:, :-1], model.item_embedding[1:]
+    moved = model.tokenizer.quantizer.codebooks.clone()
+    assert torch.equal(moved, model.recommender.code_embedding.codebooks)
+    assert not torch.equal(model.tokenizer.encode(items), codes)
+    load_model(model, trainer.run_dir.best)
+    assert torch.equal(model.tokenizer.encode(items), codes)
+    assert torch.equal(moved, model.recommender.code_embedding.codebooks)  # as it was trained
+
+
 @pytest.mark.parametrize("saved", [True, False])
 def test_trainer_leaves_two_checkpoints_to_go_on_from_when_saved(saved, tiny_data, tmp_path):
     values = {**NO_STAGES, "finetune_epochs": 2}

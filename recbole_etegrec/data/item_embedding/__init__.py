@@ -17,7 +17,26 @@ from recbole_etegrec.data.item_embedding.text import check_text_model
 from recbole_etegrec.errors import UserError
 
 
+class ItemVectors(NamedTuple):
+    """What items are known by.
+
+    Attributes:
+        embedding: standardised, of all items ``[N, width]``; row 0, the padding item's, is zero.
+        mean: what was taken from the vectors that the sources gave ``[width]``.
+        scale: by what they were then divided ``[width]``.
+    """
+
+    embedding: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+
+
 def load_item_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
+    """The ``embedding`` of :func:`item_vectors`."""
+    return item_vectors(config, dataset).embedding
+
+
+def item_vectors(config: Config, dataset: WholeSequenceDataset) -> ItemVectors:
     """Make, or read from the cache, the embeddings named by ``item_embedding``.
 
     Several sources are fused: each is standardised, then their columns are set side by side.
@@ -27,8 +46,7 @@ def load_item_embedding(config: Config, dataset: WholeSequenceDataset) -> np.nda
         dataset: the training part.
 
     Returns:
-        float32 ``[items, width]``, of each source centred and scaled to unit mean square; row 0
-        (padding) is zero.
+        float32, of each source centred and scaled to unit mean square.
 
     Raises:
         UserError: if a source cannot give a finite vector for every item.
@@ -47,7 +65,7 @@ def load_item_embedding(config: Config, dataset: WholeSequenceDataset) -> np.nda
         # What the sources took is free again, and is not what training takes.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(config["device"])
-    return np.concatenate(parts, axis=1)
+    return ItemVectors(*(np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
 
 
 def embedding_width(config: Config, dataset: WholeSequenceDataset) -> int:
@@ -78,32 +96,15 @@ def embedding_sources(config: Config) -> list:
     return list(chosen) if isinstance(chosen, (list, tuple)) else [chosen]
 
 
-class Standard(NamedTuple):
-    """What is taken from vectors, and by what they are divided: ``[width]`` each."""
-
-    mean: np.ndarray
-    scale: np.ndarray
-
-    def apply(self, vectors: np.ndarray) -> np.ndarray:
-        """Standardise vectors ``[n, width]`` as those of the known items were."""
-        return ((vectors - self.mean) / self.scale).astype(np.float32)
-
-
-def embedding_standard(config: Config, dataset: WholeSequenceDataset) -> Standard:
-    """How :func:`load_item_embedding` standardises the columns of all sources."""
-    parts = [
-        _standard(ITEM_EMBEDDINGS[name](config, dataset)) for name in embedding_sources(config)
-    ]
-    return Standard(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-
-
-def standardised(vectors: np.ndarray) -> np.ndarray:
+def standardised(vectors: np.ndarray) -> ItemVectors:
     """Centre the items' vectors ``[items, width]`` and scale them to unit mean square."""
-    known = _standard(vectors).apply(vectors[1:])
-    return np.concatenate([np.zeros_like(known[:1]), known])
-
-
-def _standard(vectors: np.ndarray) -> Standard:
     mean = vectors[1:].mean(axis=0)
     scale = max(float(np.sqrt(np.mean((vectors[1:] - mean) ** 2))), 1e-12)
-    return Standard(mean, np.full_like(mean, scale))
+    scale = np.full_like(mean, scale)
+    known = standardise(vectors[1:], mean, scale)
+    return ItemVectors(np.concatenate([np.zeros_like(known[:1]), known]), mean, scale)
+
+
+def standardise(vectors: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Standardise vectors ``[n, width]`` as those were that have this mean and scale."""
+    return ((vectors - mean) / scale).astype(np.float32)

@@ -148,7 +148,7 @@ def from_run(data_path: str, sasrec_run: Path, dataset: str = "tiny") -> np.ndar
 def test_run_gives_the_vectors_of_its_checkpoint_when_named(tiny_data, sasrec_run):
     found = from_run(tiny_data, sasrec_run)
     assert found.shape == (41, 12)  # the width of the run
-    expected = standardised(item_weight(sasrec_run))
+    expected = standardised(item_weight(sasrec_run)).embedding
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -165,7 +165,7 @@ def test_run_is_matched_by_tokens_when_it_has_other_item_ids(tiny_data, tmp_path
     theirs = recbole.data.create_dataset(config).field2token_id["item_id"]
     assert len(table) == 46
     ours = create_dataset(small_config(tiny_data)).field2id_token["item_id"]
-    expected = standardised(table[[theirs[token] for token in ours]])
+    expected = standardised(table[[theirs[token] for token in ours]]).embedding
     np.testing.assert_allclose(from_run(tiny_data, tmp_path / "run"), expected, atol=1e-6)
 
 
