@@ -9,7 +9,9 @@ whoever gives the function keeps to this:
 - its outputs are used, or copied, before the next call, which may write over them.
 """
 
-from collections.abc import Callable, Hashable
+import gc
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -99,7 +101,10 @@ class CapturedStep:
         )
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            with (
+                _no_garbage_collection(),
+                torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
+            ):
                 outputs = self.function(batch, kind)
         except torch.OutOfMemoryError:
             raise
@@ -109,6 +114,18 @@ class CapturedStep:
                 f"cuda_graphs (True): a step cannot be recorded ({reason}): set it to False"
             ) from error
         return _Recording(batch, graph, outputs)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Free nothing in circles meanwhile: a graph of an earlier step would end the recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _form(value: Any) -> Hashable:
