@@ -38,13 +38,8 @@ from recbole.utils import InputType, ModelType, get_model  # isort: skip
 NOT_INPUTS = {"MODEL_TYPE", "run_dir", "resume", "nproc", "world_size", "download"}
 NOT_INPUTS |= {"dataset_counts"}
 
-# What the plugin's keys are on the CPU and on a GPU where they are left empty. A GPU wants larger
-# steps, and as there are fewer of them, a shorter warm-up.
-BY_DEVICE: dict[str, tuple[int, int]] = {
-    "max_tokens": (4096, 16384),
-    "warmup_steps": (200, 50),
-    "eval_batch_size": (128, 2048),
-}
+# What the plugin's keys are on the CPU and on a GPU where they are left empty.
+BY_DEVICE: dict[str, tuple[int, int]] = {"eval_batch_size": (128, 2048)}
 
 
 def find_recbole_model(name: str) -> type:

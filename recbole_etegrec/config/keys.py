@@ -100,12 +100,10 @@ KEYS: dict[str, Key] = {
     "alternation_tokenizer_learning_rate": above_zero(),
     "learning_rate": above_zero(),
     "finetune_learning_rate": optional(above_zero()),
-    "warmup_steps": optional(
-        either(
-            integer(0),
-            number(least=0, below=1),
-            wanted="a number of steps, or a share below 1",
-        )
+    "warmup_steps": either(
+        integer(0),
+        number(least=0, below=1),
+        wanted="a number of steps, or a share below 1",
     ),
     "optimizer": choice("adamw", "adamw_8bit", "paged_adamw_8bit"),
     "heads_learning_rate": optional(above_zero()),
@@ -117,7 +115,7 @@ KEYS: dict[str, Key] = {
     "eval_step": integer(1),
     "valid_users": integer(0),
     # Batches
-    "max_tokens": optional(integer(1)),
+    "max_tokens": integer(1),
     "gradient_accumulation_steps": integer(1, 10_000),
     "training_rows": choice("sequences", "prefixes"),
     "window_overlap": share(),

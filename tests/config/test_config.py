@@ -109,7 +109,7 @@ def test_config_settles_empty_keys_by_the_device_and_keeps_them_elsewhere(
     assert {key: config[key] for key in BY_DEVICE} == settled
     other = on("cpu" if place else "cuda", **config.inputs)
     assert {key: other[key] for key in BY_DEVICE} == settled
-    assert on(device, max_tokens=77)["max_tokens"] == 77
+    assert on(device, eval_batch_size=77)["eval_batch_size"] == 77
 
     resumed = on("cpu" if place else "cuda", eval_batch_size=9)
     resumed.keep_settled(config.inputs)
