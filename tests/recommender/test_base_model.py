@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -526,3 +527,24 @@ def test_small_overlay_changes_no_default_when_given_alone(tiny_data):
         Config("ETEGRecLlama", "tiny", files, {"data_path": tiny_data}) for files in ([], ["small"])
     )
     assert small.inputs == plain.inputs
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_code_of_a_base_model_is_not_run(known, llama, tmp_path):
+    folder, mark = shutil.copytree(llama, tmp_path / "model"), tmp_path / "executed"
+    (folder / "evil.py").write_text(
+        f"import os\nos.mkdir({str(mark)!r})\n"
+        "from transformers import LlamaConfig as C, LlamaModel as M\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "evil.C", "AutoModel": "evil.M"}
+    config["model_type"] = "llama" if known else "nobody-knows-this"
+    (folder / "config.json").write_text(json.dumps(config))
+    find_base_config.cache_clear()
+    options = {"attn_implementation": "sdpa", "quantized": False, "device": "cpu"}
+    if known:
+        load_base_model(str(folder), dtype=torch.float32, **options)
+    else:
+        with pytest.raises(UserError, match="base_model"):
+            find_base_config(str(folder))
+    assert not mark.exists()

@@ -1,18 +1,21 @@
 """Item embeddings from texts: what is read, what is refused, and a real encoder where it is."""
 
+import json
 import logging
 import os
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from recbole_etegrec.data import create_dataset, load_item_embedding
 from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.input_files import require_files
-from recbole_etegrec.data.item_embedding.text import check_text_model, item_texts
+from recbole_etegrec.data.item_embedding.text import check_text_model, encode_texts, item_texts
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.runs.checks import check_rules
 from tests.conftest import write_interactions
@@ -210,3 +213,15 @@ def test_model_is_refused_when_it_cannot_be_loaded(shop, tmp_path):
     with pytest.raises(UserError, match=r"text_model \(.*\): ") as error:
         embedding_of(shop, "shop", **values)
     assert "\n" not in str(error.value)
+
+
+@needs_encoder
+def test_code_of_a_text_model_is_not_run(tmp_path):
+    folder, mark = shutil.copytree(encoder(), tmp_path / "model"), tmp_path / "executed"
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Module: pass\n")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[-1]["type"] = "evil.Module"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UserError, match="text_model"):
+        encode_texts(["a"], text_model=str(folder), device=torch.device("cpu"), show_progress=False)
+    assert not mark.exists()
