@@ -135,6 +135,13 @@ def _write_per_user(
         np.savez(file, users=means.index.to_numpy(dtype=str), values=means.to_numpy())
 
 
+def _fail(path: Path, message: str) -> int:
+    """Note why the run has failed; a full disk or a damaged file may have no room for that."""
+    with suppress(OSError, UserError):
+        write_error(path, message)
+    return 1
+
+
 def main() -> int:
     """Do what the order says; returns the exit code."""
     order = yaml.safe_load(sys.stdin)
@@ -156,16 +163,13 @@ def _told(order: dict[str, Any], path: Path) -> int:
     except KeyboardInterrupt as error:
         return 128 + (error.number if isinstance(error, Interrupted) else 2)
     except (UserError, TrainingError) as error:
-        write_error(path, str(error))
-        return 1
+        return _fail(path, str(error))
     except Exception as error:
         if message := isinstance(error, OSError) and unwritable(error):
             logging.getLogger(__name__).error(message)
         else:
             logging.getLogger(__name__).exception("the run failed")
-        with suppress(OSError):  # a full disk may have no room for it
-            write_error(path, message or f"{type(error).__name__}: {error}")
-        return 1
+        return _fail(path, message or f"{type(error).__name__}: {error}")
     return 0
 
 

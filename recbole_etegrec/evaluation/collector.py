@@ -29,6 +29,9 @@ class RankingCollector(Collector):
         `scores_tensor` is [B, N], or [rows] for value metrics; the positive items are given as
         pairs of row (`positive_u`) and item (`positive_i`).
         """
+        if scores_tensor.dim() == 2:  # there may be fewer items than the largest K
+            missing = max(max(self.topk) - scores_tensor.shape[1], 0)
+            scores_tensor = F.pad(scores_tensor, (0, missing), value=-torch.inf)
         super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
         if scores_tensor.dim() < 2:
             return

@@ -59,6 +59,11 @@ def test_collector_counts_hits_among_ranked_items_when_others_are_not():
     assert result["mrr@3"] == 0.25
 
 
+def test_collector_counts_misses_when_there_are_fewer_items_than_the_largest_k():
+    result = metrics_of([[-INF, 0.5], [-INF, 0.5]], [1, 0], ["Recall", "MRR"])
+    assert result["recall@1"] == result["recall@3"] == result["mrr@3"] == 0.5
+
+
 def test_collector_serves_metrics_of_items_when_counts_are_no_tensors():
     scores = [[-INF, 0.9, 0.8, 0.7, 0.1], [-INF, 0.9, 0.7, 0.8, 0.1]]
     counts = {"data.num_items": 5, "data.count_items": {1: 10, 2: 4, 3: 1, 4: 1}}
