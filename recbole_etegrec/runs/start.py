@@ -123,9 +123,11 @@ def start_run_directory(config: Config, resume: bool) -> RunDirectory:
     state = PartialState()
     path = config["run_dir"] or default_path(config["model"], config["dataset"])
     run_dir = RunDirectory(broadcast_object_list([str(path)])[0])
-    if state.is_main_process and not resume:
-        RunDirectory.create(run_dir.path)
-        run_dir.write_config(config.inputs)
+    if state.is_main_process:
+        if not resume:
+            RunDirectory.create(run_dir.path)
+            run_dir.write_config(config.inputs)
+        run_dir.clear_leftovers()
     state.wait_for_everyone()
     start_logging(run_dir if state.is_main_process else None, config["state"])
     return run_dir
