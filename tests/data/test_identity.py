@@ -65,9 +65,8 @@ def test_known_ids_keep_the_ids_of_features_of_users_and_items(tmp_path):
         dataset = create_dataset(config)
     feat = dataset.item_feat
     assert len(feat) == dataset.item_num == 11  # without i77
-    of = {
-        dataset.field2id_token["item_id"][row.item_id]: row["class"] for _, row in feat.iterrows()
-    }
+    names = dataset.id2token("item_id", feat["item_id"].to_numpy())
+    of = dict(zip(names, feat["class"], strict=True))
     assert [of[f"i{n}"] for n in range(9)] == [0, 2, 1] * 3  # c0 is not known
     assert changes.gone["item_id"].tolist() == [1] and changes.new == {"item_id": 1, "class": 1}
 
