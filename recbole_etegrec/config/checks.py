@@ -12,7 +12,7 @@ from recbole_etegrec.config.models import is_ours
 from recbole_etegrec.errors import UserError
 
 if TYPE_CHECKING:
-    from recbole_etegrec.config.config import Config
+    from recbole.config import Config
 
 
 def check_config(config: "Config") -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recbole_etegrec.config.config import Config
+    from recbole.config import Config
 
 # The model whose defaults those of a model stand on, if any.
 STANDS_ON: dict[str, str | None] = {
