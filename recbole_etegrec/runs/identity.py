@@ -94,7 +94,8 @@ def vectors_to_train_with(
     Raises:
         UserError: the run goes on, but its data have changed since it began.
     """
-    if not resume or not (directory.path / _IDENTITY).is_file():
+    begun = directory.last.exists() or directory.previous.exists()
+    if not resume or not (begun or (directory.path / _IDENTITY).is_file()):
         return item_vectors(config, trained_on)
     identity = read_identity(directory)
     if replace(identity, vectors=None) != dataset.identity:

@@ -48,6 +48,8 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
     fetch = bool(config_dict and config_dict.get("download"))
     require_files(config, fetch=fetch, embeds=False)
     identity = read_identity(directory)
+    if directory.result.exists():
+        directory.drop_checkpoints()  # of a run that was killed when it had ended
     if not is_ours(config):
         return load_baseline(config, directory, identity)
     added = read_added_items(directory)

@@ -154,6 +154,8 @@ def held_run_directory(config: Config, resume: bool) -> Iterator[RunDirectory]:
             refuse_other(config, run_dir)
             run_dir.write_config(config.inputs)  # first: it is what marks the directory as a run's
             RunDirectory.create(run_dir.path)
+        if state.is_main_process:
+            run_dir.clear_leftovers()
         state.wait_for_everyone()
         start_logging(run_dir if state.is_main_process else None, config["state"])
         yield run_dir

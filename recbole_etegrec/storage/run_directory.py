@@ -137,6 +137,14 @@ class RunDirectory:
         """Write config.yaml, keys in their given order."""
         replace_text(self.config, yaml.safe_dump(values, sort_keys=False))
 
+    def clear_leftovers(self) -> None:
+        """Delete what a killed process has left half written, where no other is writing."""
+        for path in self.path.glob(".*.new"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
     def drop_checkpoints(self) -> None:
         """Delete the checkpoints, which only resuming needs."""
         for checkpoint in (self.last, self.previous):

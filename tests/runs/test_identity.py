@@ -211,6 +211,13 @@ def test_run_is_used_when_nothing_is_left_of_what_its_vectors_were_made_of(shop)
     assert answers(shop) == before
 
 
+def test_checkpoints_that_a_kill_at_the_end_has_left_are_cleared_when_the_run_is_used(shop):
+    for name in ("last", "previous"):
+        shutil.copytree(shop / "run" / "best", shop / "run" / name)
+    load(shop)
+    assert not (shop / "run" / "last").exists() and not (shop / "run" / "previous").exists()
+
+
 # Going on ---------------------------------------------------------------------------------------
 
 

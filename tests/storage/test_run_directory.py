@@ -32,6 +32,15 @@ def test_create_refuses_when_a_run_was_stopped_there(tmp_path):
         folder.rmdir()
 
 
+def test_clear_leftovers_deletes_what_is_half_written_alone(tmp_path):
+    run_dir = RunDirectory.create(tmp_path)
+    (tmp_path / ".last.new").mkdir()
+    for name in (".last.new/model.safetensors", ".config.yaml.7.new", ".mine", "a.new"):
+        (tmp_path / name).write_text("")
+    run_dir.clear_leftovers()
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", ".mine", "a.new"}
+
+
 def test_keep_metrics_cuts_the_lines_beyond_a_count_when_there_are_more(tmp_path):
     run_dir = RunDirectory.create(tmp_path)
     for epoch in range(4):

@@ -488,13 +488,23 @@ def test_resume_is_refused_when_a_key_has_another_value(killed, tiny_data, capsy
     assert contents(killed / "last") == before
 
 
-def test_resume_is_refused_when_the_item_embeddings_are_others(
-    killed, tmp_path, tiny_data, monkeypatch, capsys
+def test_resume_takes_the_vectors_that_the_run_began_with_when_a_source_gives_others(
+    killed, unbroken, tmp_path, monkeypatch
 ):
     run_dir = copy_of(killed, tmp_path / "run")
-    made = ITEM_EMBEDDINGS["collaborative"]
-    monkeypatch.setitem(ITEM_EMBEDDINGS, "collaborative", lambda *given: made(*given)[:, ::-1])
-    assert "item_embedding: the vectors" in refusal(capsys, f"--resume={run_dir}")
+    monkeypatch.setitem(ITEM_EMBEDDINGS, "collaborative", lambda *given: 1 / 0)
+    assert cli.main([f"--resume={run_dir}"]) == 0
+    assert_same(run_dir, unbroken)
+
+
+def test_resume_is_refused_when_the_vectors_or_the_identity_of_the_run_are_gone(
+    killed, tmp_path, capsys
+):
+    run_dir = copy_of(killed, tmp_path / "run")
+    flip_a_byte(run_dir / "item_embedding.safetensors")
+    assert "item_embedding.safetensors: damaged" in refusal(capsys, f"--resume={run_dir}")
+    (run_dir / "identity.json").unlink()
+    assert "has no identity.json" in refusal(capsys, f"--resume={run_dir}")
 
 
 def test_resume_is_refused_when_no_run_dir_is_given(tiny_data, capsys):
