@@ -18,4 +18,4 @@ def require_files(config: Config) -> None:
     if "text" in embedding_sources(config):
         files = AtomicFiles.of(config)
         fields = {files.item_field, *config["text_fields"]}
-        check_atomic_file(files.path("item"), fields, files, quoted=False)
+        check_atomic_file(files.path("item"), fields, files)

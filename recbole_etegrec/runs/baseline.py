@@ -5,7 +5,7 @@ from typing import Any
 
 import recbole.trainer.trainer as recbole_trainer
 import torch
-from recbole.data import create_dataset, data_preparation
+from recbole.data import data_preparation
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.evaluator.collector import DataStruct
 from recbole.model.abstract_recommender import AbstractRecommender
@@ -14,6 +14,7 @@ from recbole.utils import get_trainer, init_seed
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_etegrec.config import Config, refusals_for_the_user
+from recbole_etegrec.data import create_recbole_dataset
 from recbole_etegrec.data.dataset_files import check_dataset_counts
 from recbole_etegrec.data.seen_items import settle_history
 from recbole_etegrec.evaluation.collector import RankingCollector
@@ -84,7 +85,7 @@ def _prepare(config: Config, run_dir: RunDirectory) -> tuple:
     config["checkpoint_dir"] = str(run_dir.path)
     init_seed(config["seed"], config["reproducibility"])
     with refusals_for_the_user("dataset"):
-        dataset = create_dataset(config)
+        dataset = create_recbole_dataset(config)
         logger.info(dataset)
         check_dataset_counts(dataset, config["dataset_counts"])
         loaders = settle_history(config, data_preparation(config, dataset))
