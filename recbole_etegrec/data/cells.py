@@ -139,7 +139,8 @@ def _damaged_lines(text: bytes, first: int, encoding: str, report: Report) -> li
         sound = True
     except UnicodeDecodeError:
         sound = False
-    if sound and b"\0" not in text and text.count(b"\r") == text.count(b"\r\n"):
+    returns = b"\r" in text and text.count(b"\r") != text.count(b"\r\n")
+    if sound and not returns and b"\0" not in text:
         return []
     damaged = []
     for place, line in enumerate(text.split(b"\n")):
@@ -168,7 +169,7 @@ def _check_column(
     elif kind == "float_seq":
         for line in range(len(cells.numbers)):
             cell = cells.raw(line, column)
-            if not all(map(_is_number, cell.split())):
+            if not all(map(is_number, cell.split())):
                 _say(cells, line, column, f"field '{field}' is no number", report)
 
 
@@ -195,12 +196,12 @@ def _check_numbers(cells: Cells, column: int, field: str, needed: bool, report: 
     plain = (weight <= 1) & (lengths > weight) & (lengths < 38)
     for line in np.flatnonzero(~plain):
         cell = cells.raw(line, column)
-        if needed and not _is_number(cell):
+        if needed and not is_number(cell):
             _say(cells, line, column, f"field '{field}' is no time", report)
         elif not cell:
             what = f"field '{field}' is empty: RecBole takes the mean"
             report(int(cells.numbers[line]), what, "", True)
-        elif not _is_number(cell):
+        elif not is_number(cell):
             _say(cells, line, column, f"field '{field}' is no number", report)
 
 
@@ -209,7 +210,7 @@ def _say(cells: Cells, line: int, column: int, what: str, report: Report) -> Non
     report(int(cells.numbers[line]), what, found, False)
 
 
-def _is_number(cell: bytes) -> bool:
+def is_number(cell: bytes) -> bool:
     """Whether pandas reads a cell as a number that is finite in float32."""
     try:
         value = float(cell)

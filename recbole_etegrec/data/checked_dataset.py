@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ from recbole.utils import FeatureSource, FeatureType
 from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.item_file import read_texts
 from recbole_etegrec.data.rules import CLASSIFIERS
-from recbole_etegrec.data.times import are_exact, exact_ranks
+from recbole_etegrec.data.times import exact_ranks
 from recbole_etegrec.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -38,22 +39,25 @@ class CheckedDataset(Dataset):
     """A mixin for a class of RecBole's datasets, which comes after it."""
 
     def _load_feat(self, filepath: str, source: FeatureSource) -> pd.DataFrame | None:
-        with _in_recbole(pd=SimpleNamespace(**{**vars(pd), "read_csv": _read_csv})):
+        read = partial(_read_csv, exact=f"{self.time_field}:float")
+        with _in_recbole(pd=SimpleNamespace(**{**vars(pd), "read_csv": read})):
             return super()._load_feat(filepath, source)
 
     # The order of time ----------------------------------------------------------------------------
 
     def _load_inter_feat(self, token: str, dataset_path: str) -> None:
         super()._load_inter_feat(token, dataset_path)
-        table = self.inter_feat
-        if self.time_field not in table or self.field2type[self.time_field] != FeatureType.FLOAT:
-            self._moments = None
+        table, field = self.inter_feat, self.time_field
+        self._moments = None
+        if field not in table or self.field2type[field] != FeatureType.FLOAT:
             return
-        self._moments = table[self.time_field].to_numpy()
-        if table[self.time_field].notna().all() and not are_exact(self._moments):
+        self._moments = table[field].to_numpy()
+        if self._moments.dtype.kind != "i" and table[field].notna().all():
             self._moments = exact_ranks(self._texts_of_times())
-            if self.benchmark_filename_list is not None:  # no filter wants their values
-                table[self.time_field] = self._moments.astype(np.float64)
+        values = table[field].astype(np.float64)
+        if self.benchmark_filename_list is not None and values.notna().all():
+            values = np.unique(self._moments, return_inverse=True)[1]  # no filter wants them
+        table[field] = values.astype(np.float64)
 
     def _texts_of_times(self) -> pd.Series:
         files = AtomicFiles.of(self.config)
@@ -89,13 +93,16 @@ class CheckedDataset(Dataset):
     def _data_processing(self) -> None:
         if self.benchmark_filename_list is not None:
             for key in FILTERS:
-                if self.config[key]:
+                if self._filters_by(key):
                     logger.warning(
                         "%s (%s) has no effect: pre-split files are not filtered",
                         key,
                         self.config[key],
                     )
         super()._data_processing()
+
+    def _filters_by(self, key: str) -> bool:
+        return self.config[key] not in (None, {}, "[0,inf)")
 
     @contextmanager
     def _saying(self, why: str) -> Iterator[None]:
@@ -161,7 +168,7 @@ class CheckedDataset(Dataset):
 
     def _filter_by_inter_num(self) -> None:
         keys = ("user_inter_num_interval", "item_inter_num_interval")
-        chosen = [f"{key} ({self.config[key]})" for key in keys if self.config[key]]
+        chosen = [f"{key} ({self.config[key]})" for key in keys if self._filters_by(key)]
         # They may be views of other tables, of which RecBole drops rows in place.
         self.inter_feat = self.inter_feat.copy()
         with self._saying(" and ".join(chosen)), _in_recbole(Counter=_count):
@@ -208,11 +215,12 @@ def _in_recbole(**other: Any) -> Iterator[None]:
         vars(recbole_dataset).update(own)
 
 
-def _read_csv(*args: Any, **options: Any) -> pd.DataFrame:
+def _read_csv(*args: Any, exact: str, **options: Any) -> pd.DataFrame:
     """Read a table with pandas' parser in C, to the same decimals as its parser in Python.
 
-    A quotation mark is read as it stands.
+    A quotation mark is read as it stands; whole numbers of the column ``exact`` are not rounded.
     """
+    options["dtype"] = {name: kind for name, kind in options["dtype"].items() if name != exact}
     if len(options["delimiter"]) == 1:  # the parser in C knows no other
         options |= {"engine": "c", "float_precision": "high"}
     return pd.read_csv(*args, **options, quoting=csv.QUOTE_NONE)

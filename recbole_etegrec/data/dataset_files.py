@@ -14,6 +14,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.atomic_header import AtomicHeader, read_header
 from recbole_etegrec.data.cells import Needs, read_cells
+from recbole_etegrec.data.item_file import read_texts
 from recbole_etegrec.data.padding import find_padding
 from recbole_etegrec.errors import UserError
 
@@ -96,6 +97,16 @@ def _check_parts(config: Config, wanted: set[str], files: AtomicFiles, fields: F
     if fields.histories in present[0]:
         for path, what in find_padding(paths, files, fields.histories, config["seq_separator"]):
             raise UserError(f"{path}: {what}")
+
+
+def repeated_user(config: Config) -> str:
+    """Name a user with several lines in a held-out part of pre-split files, and the file."""
+    files, field = AtomicFiles.of(config), config["USER_ID_FIELD"]
+    for path in part_paths(config)[1:]:
+        users = read_texts(path, files, [field])[field]
+        if users.duplicated().any():
+            return f"'{users[users.duplicated()].iloc[0]}' of {path.name}"
+    return ""
 
 
 def check_atomic_file(
