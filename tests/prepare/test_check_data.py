@@ -109,3 +109,35 @@ def test_check_data_finds_nothing_when_given_real_data(capsys):
     report = capsys.readouterr().out
     assert report.startswith("22363 users, 12101 items, 198502 interactions\n")
     assert not re.search("error|warning", report)
+
+
+def presplit_report(folder: Path, capsys, parts: dict[str, list[str]], header: str) -> tuple:
+    (folder / "d").mkdir(exist_ok=True)
+    for part, lines in parts.items():
+        (folder / "d" / f"d.{part}.inter").write_text("\n".join([header, *lines]) + "\n")
+    names = "--benchmark_filename=[train,valid,test]"
+    code = main(["check-data", "d", f"--data_path={folder}", names])
+    return code, capsys.readouterr().out
+
+
+def test_check_data_reads_pre_split_files_when_they_are_named(tmp_path, capsys):
+    header = "user_id:token\titem_id_list:token_seq\titem_id:token"
+    parts = {"train": ["u\ta b\tc", "v\t\tc"], "valid": ["u\ta b c\td"], "test": ["u\tb c d\ta"]}
+    code, report = presplit_report(tmp_path, capsys, parts, header)
+    assert code == 0
+    assert "d.train.inter: 2 users, 1 items, 2 lines; history: mean 1.00, longest 2, 2 it" in report
+    assert "warning: d.train.inter: 1 lines have no history, and are left out" in report
+    parts["valid"] = ["u\ta b 0 0\td", "\ta\td"]
+    code, report = presplit_report(tmp_path, capsys, parts, header)
+    assert code == 2
+    assert "error: d.valid.inter: 1 histories are filled up with '0'" in report
+    assert "error: d.valid.inter, line 3: field 'user_id' is empty" in report
+
+
+def test_check_data_reads_plain_parts_when_they_have_times(tmp_path, capsys):
+    parts = {"train": ["u\ta\t3\t1"], "valid": ["u\tb\t3\t2", "w\tb\t3\t2"], "test": ["u\tc\tx\t3"]}
+    code, report = presplit_report(tmp_path, capsys, parts, HEADER)
+    assert code == 2
+    assert "error: d.test.inter, line 2 ('x'): field 'rating' is no number" in report
+    assert "warning: d.valid.inter: 1 lines have no history" in report
+    assert "d.valid.inter: 2 users, 1 items, 2 lines" in report
