@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from recbole.utils import ModelType
+
 from recbole_etegrec.config import (
     DEFAULT_DATASET,
     DEFAULT_MODEL,
@@ -17,7 +19,9 @@ from recbole_etegrec.config import (
     read_config_files,
 )
 from recbole_etegrec.config.values import EACH, UnknownKeyError
+from recbole_etegrec.data.dataset_files import repeated_user
 from recbole_etegrec.data.input_files import require_files
+from recbole_etegrec.data.rules import CLASSIFIERS
 from recbole_etegrec.errors import UserError, nearest
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.start import MAY_CHANGE
@@ -85,6 +89,12 @@ def make_plan(values: Mapping[str, str]) -> Plan:
         given.pop("exclude_history", None)
 
     probes = {model: _config(model, dataset, _device_keys(given)) for _, model, _ in rows}
+    for model, probe in probes.items():
+        if probe["MODEL_TYPE"] in CLASSIFIERS:
+            raise UserError(
+                f"{model}: it classifies labelled pairs, and cannot be compared with models that "
+                "rank items: leave it out"
+            )
     known = {model: probe.known_keys for model, probe in probes.items()}
     notes = _notes(given, known)
     # One rule for all: without a value general models would be ranked otherwise than sequential.
@@ -98,9 +108,26 @@ def make_plan(values: Mapping[str, str]) -> Plan:
             runs.append(PlannedRun(label, config, out / _name(label, config)))
     for run in runs[:: len(seeds)]:
         require_files(run.config)
+    _check_presplit(runs)
     command = [f"--{key}={value}" for key, value in values.items()]
     command = shlex.join(["recbole-etegrec", "compare", *command])
     return Plan(runs, out, _histories(runs, both), command, notes, int(jobs))
+
+
+def _check_presplit(runs: list[PlannedRun]) -> None:
+    """Refuse pre-split files that models of different kinds are tested on in different ways.
+
+    Raises:
+        UserError: a user has several rows to be ranked for, and a model ranks once for a user.
+    """
+    general = [run for run in runs if run.config["MODEL_TYPE"] != ModelType.SEQUENTIAL]
+    if not general or len(general) == len(runs) or not runs[0].config["benchmark_filename"]:
+        return
+    if found := repeated_user(general[0].config):
+        raise UserError(
+            f"{general[0].label}: it ranks once for a user, and {found} has several lines: leave "
+            "it out, or the models that rank for each line"
+        )
 
 
 def _rows(models: list[str], ablations: list[str]) -> list[tuple[str, str, dict[str, Any]]]:
@@ -192,8 +219,7 @@ def _histories(runs: list[PlannedRun], both: bool) -> list[str]:
     for run in runs:
         if run.config["exclude_history"] is None:
             raise UserError(
-                f"{run.label}: exclude_history (None) must be True, False or both, one for all; "
-                "models that classify labelled pairs cannot be compared so"
+                f"{run.label}: exclude_history (None) must be True, False or both, one for all"
             )
         if both and run.config["eval_args"]["mode"]["test"] != "full":
             raise UserError("exclude_history (both) needs eval_args mode full: all items ranked")

@@ -203,7 +203,8 @@ class Config(recbole.config.Config):
         by_time = isinstance(final["eval_args"], dict) and final["eval_args"].get("order") == "TO"
         if by_time and isinstance(columns, dict) and columns.get("inter") not in (None, [], "*"):
             needed = [*columns["inter"], final["TIME_FIELD"]]
-            if final["benchmark_filename"] and final["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+            classifies = final["MODEL_TYPE"] in (ModelType.CONTEXT, ModelType.DECISIONTREE)
+            if final["benchmark_filename"] and not classifies:
                 needed.append(final["ITEM_ID_FIELD"] + final["LIST_SUFFIX"])
             final["load_col"] = {**columns, "inter": list(dict.fromkeys(needed))}
 

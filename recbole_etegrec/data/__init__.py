@@ -9,7 +9,11 @@ from recbole_etegrec.data.item_embedding import (
     load_item_embedding,
 )
 from recbole_etegrec.data.loader import SequenceBatch
-from recbole_etegrec.data.preparation import create_dataset, data_preparation
+from recbole_etegrec.data.preparation import (
+    create_dataset,
+    create_recbole_dataset,
+    data_preparation,
+)
 
 __all__ = [
     "ItemVectors",
@@ -17,6 +21,7 @@ __all__ = [
     "WholeSequenceDataset",
     "check_item_embedding",
     "create_dataset",
+    "create_recbole_dataset",
     "data_preparation",
     "embedding_width",
     "item_vectors",

@@ -9,21 +9,16 @@ pre-split files that ``benchmark_filename`` names.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
-import recbole.data.dataset.dataset as recbole_dataset
 import torch
-from recbole.data.dataset import Dataset, SequentialDataset
+from recbole.data.dataset import SequentialDataset
 from recbole.data.interaction import Interaction
-from recbole.utils import FeatureSource
+from recbole.utils import ModelType
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.data.checked_dataset import CheckedDataset
 from recbole_etegrec.data.sequences import (
     Windows,
     join_rows,
@@ -38,26 +33,7 @@ logger = logging.getLogger(__name__)
 PARTS = ("train", "valid", "test")
 
 
-def _remove_duplication(self: Dataset) -> None:
-    """Keep a user's first or last interaction with each item, as ``rm_dup_inter`` says.
-
-    RecBole's own function sorts by time and leaves ties in any order; this one keeps them in the
-    order of the file. RecBole's models use it too.
-    """
-    keep = self.config["rm_dup_inter"]
-    if keep is None:
-        return
-    self._check_field("uid_field", "iid_field")
-    feat = self.inter_feat
-    if self.time_field in feat:
-        feat = feat.sort_values(self.time_field, kind="stable")
-    self.inter_feat = feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep)
-
-
-Dataset._remove_duplication = _remove_duplication
-
-
-class WholeSequenceDataset(SequentialDataset):
+class WholeSequenceDataset(CheckedDataset, SequentialDataset):
     """Sequences of item ids, each user's last two interactions held out.
 
     After :meth:`build`, ``train.inter_feat`` holds the training interactions sorted by user and
@@ -84,14 +60,6 @@ class WholeSequenceDataset(SequentialDataset):
         self.further_titles: dict[str, str] = {}
         super().__init__(config)
 
-    def _load_feat(self, filepath: str, source: FeatureSource) -> pd.DataFrame | None:
-        with _in_recbole(pd=SimpleNamespace(read_csv=_read_csv)):
-            return super()._load_feat(filepath, source)
-
-    def _filter_by_inter_num(self) -> None:
-        with _in_recbole(Counter=_count):
-            super()._filter_by_inter_num()
-
     def _set_alias(self, alias_name: str, default_value: list[str]) -> None:
         """Let items of pre-split histories share their ids with the targets."""
         presplit = self.benchmark_filename_list is not None
@@ -108,7 +76,7 @@ class WholeSequenceDataset(SequentialDataset):
         if self.item_id_list_field in table:
             rows = table[self.item_id_list_field]
             self.histories = Histories(np.concatenate(rows.to_list()), rows.map(len).to_numpy())
-        elif self.time_field not in table:
+        elif self.time_field not in table and self.config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
             raise UserError(
                 f"benchmark_filename ({', '.join(self.benchmark_filename_list)}): the files have "
                 f"neither '{self.item_id_list_field}' (histories) nor '{self.time_field}' "
@@ -134,11 +102,12 @@ class WholeSequenceDataset(SequentialDataset):
         Raises:
             UserError: if a part is empty.
         """
+        files = self._sort_files() if self.histories is None else None
         self._change_feat_format()
         if self.histories is not None:
             parts = self._parts_of_rows(self.histories)
-        elif self.benchmark_filename_list is not None:
-            parts = self._parts_of_sequences(self._sort_files())
+        elif files is not None:
+            parts = self._parts_of_sequences(files)
         else:
             users = self.inter_feat[self.uid_field].numpy()
             parts = self._parts_of_sequences(leave_one_out(sequence_offsets(users)))
@@ -149,14 +118,20 @@ class WholeSequenceDataset(SequentialDataset):
                 raise UserError(self._empty(name))
         return parts
 
-    def _sort_files(self) -> np.ndarray:
-        """Sort pre-split files by user and time; returns the number of each interaction's part."""
+    def _sort_files(self) -> np.ndarray | None:
+        """Sort pre-split files by user and time, before times are rounded.
+
+        Returns:
+            The number of each interaction's part; None where the dataset is in one file.
+        """
+        if self.benchmark_filename_list is None:
+            return None
+        table = self.inter_feat
         part = np.repeat(np.arange(len(PARTS)), self.file_size_list)
-        self.inter_feat["part"] = torch.from_numpy(part)
-        self.sort(by=[self.uid_field, self.time_field], ascending=True)
-        part = self.inter_feat["part"].numpy()
-        self.inter_feat.drop("part")
-        return part
+        times = table.get(self.time_field, part)
+        order = np.lexsort((times, table[self.uid_field]))  # stable: ties as in the files
+        self.inter_feat = table.iloc[order].reset_index(drop=True)
+        return part[order]
 
     def _parts_of_sequences(self, part: np.ndarray) -> list["WholeSequenceDataset"]:
         """Split the sorted interactions by the number of each one's part.
@@ -258,29 +233,3 @@ def select_rows(feat: Interaction, rows: np.ndarray) -> Interaction:
     """Return ``feat[rows]`` faster than RecBole, which makes a Python list of the index."""
     index = torch.from_numpy(rows)
     return Interaction({name: column[index] for name, column in feat.interaction.items()})
-
-
-@contextmanager
-def _in_recbole(**faster: Any) -> Iterator[None]:
-    """Replace functions of RecBole's dataset module by faster ones that return the same."""
-    own = {name: getattr(recbole_dataset, name) for name in faster}
-    vars(recbole_dataset).update(faster)
-    try:
-        yield
-    finally:
-        vars(recbole_dataset).update(own)
-
-
-def _read_csv(*args: Any, **options: Any) -> pd.DataFrame:
-    """Read a table with pandas' parser in C, to the same decimals as its parser in Python."""
-    if len(options["delimiter"]) == 1:  # the parser in C knows no other
-        options |= {"engine": "c", "float_precision": "high"}
-    return pd.read_csv(*args, **options)
-
-
-def _count(values: np.ndarray | None = None) -> Counter:
-    """Count how often each value occurs."""
-    if values is None:
-        return Counter()
-    codes, distinct = pd.factorize(values)
-    return Counter(dict(zip(distinct, np.bincount(codes).tolist(), strict=True)))

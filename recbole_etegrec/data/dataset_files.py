@@ -4,22 +4,47 @@ They are read before RecBole loads them, so that the message can name the line o
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
-import numpy as np
 from recbole.data.dataset import Dataset
-from recbole.utils import ModelType
 
-from recbole_etegrec.config import Config, is_ours
+from recbole_etegrec.config import Config
 from recbole_etegrec.data.atomic_files import AtomicFiles
-from recbole_etegrec.data.atomic_header import read_header
-from recbole_etegrec.errors import UserError, nearest
+from recbole_etegrec.data.atomic_header import AtomicHeader, read_header
+from recbole_etegrec.data.cells import Needs, read_cells
+from recbole_etegrec.data.filled_histories import find_padding
+from recbole_etegrec.data.item_file import read_texts
+from recbole_etegrec.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 2**24  # bytes of a file that are looked at together
+
+class Fields(NamedTuple):
+    """The fields of a config that mean something to a run."""
+
+    user: str
+    item: str
+    time: str
+    histories: str
+
+    @classmethod
+    def of(cls, config: Config) -> "Fields":
+        """Those that a config names."""
+        user, item = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+        return cls(user, item, config["TIME_FIELD"], item + config["LIST_SUFFIX"])
+
+    @property
+    def needs(self) -> Needs:
+        """What may not be missing."""
+        return Needs(frozenset({self.user, self.item}), self.time)
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The type that each must have."""
+        kinds = ("token", "token", "float", "token_seq")
+        return dict(zip(self, kinds, strict=True))
 
 
 def check_dataset_files(config: Config) -> None:
@@ -27,24 +52,23 @@ def check_dataset_files(config: Config) -> None:
 
     Raises:
         UserError: a file is missing or empty, its header is not ``field:type ...`` or lacks a
-            field the run needs, or a line has another number of columns than the header.
+            field the run needs, a line has another number of columns than the header, or a cell
+            that is loaded holds what its field cannot.
     """
-    files, parts = AtomicFiles.of(config), config["benchmark_filename"]
-    load_col = config["load_col"] or {}
-    time = config["TIME_FIELD"]
-    fields = {config["USER_ID_FIELD"], files.item_field, *_named(load_col.get("inter"))}
-    if parts:
-        lists = files.item_field + config["LIST_SUFFIX"]
-        # RecBole's sequential models have no other histories than those of the files.
-        needed = config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not is_ours(config)
-        paths = [files.path(f"{part}.inter") for part in parts]
-        _check_parts(paths, fields - {time, lists}, files, time, lists, lists_needed=needed)
+    files, fields = AtomicFiles.of(config), Fields.of(config)
+    load_col = config["load_col"]
+    wanted = {fields.user, fields.item, *_named((load_col or {}).get("inter"))}
+    if config["benchmark_filename"]:
+        _check_parts(config, wanted - {fields.time, fields.histories}, files, fields)
     else:
-        by_time = {time} if config["eval_args"]["order"] == "TO" else set()
-        check_atomic_file(files.path("inter"), fields | by_time, files)
-    for suffix, wanted in load_col.items():
-        if suffix != "inter" and wanted:
-            check_atomic_file(files.path(suffix), _named(wanted), files)
+        by_time = {fields.time} if config["eval_args"]["order"] == "TO" else set()
+        check_atomic_file(files.path("inter"), wanted | by_time, files, config)
+    if load_col is None:  # RecBole loads what there is
+        others = {suffix: set() for suffix in ("user", "item") if files.path(suffix).is_file()}
+    else:
+        others = {k: _named(v) for k, v in load_col.items() if k != "inter" and v}
+    for suffix, wanted in others.items():
+        check_atomic_file(files.path(suffix), wanted, files, config)
 
 
 def _named(columns: Any) -> set[str]:
@@ -52,103 +76,81 @@ def _named(columns: Any) -> set[str]:
     return set() if columns in (None, "*") else set(columns)
 
 
-def _check_parts(
-    paths: list[Path],
-    fields: set[str],
-    files: AtomicFiles,
-    time: str,
-    lists: str,
-    *,
-    lists_needed: bool,
-) -> None:
+def part_paths(config: Config) -> list[Path]:
+    """The files of a pre-split dataset."""
+    files = AtomicFiles.of(config)
+    return [files.path(f"{part}.inter") for part in config["benchmark_filename"]]
+
+
+def _check_parts(config: Config, wanted: set[str], files: AtomicFiles, fields: Fields) -> None:
     """Check pre-split files: all of them have times or none has, and the same for histories.
 
     Args:
-        fields: that each must have.
-        time: the field of times.
-        lists: the field of histories.
-        lists_needed: whether that may not be missing.
+        wanted: fields that each must have.
     """
-    present = [set(check_atomic_file(path, fields, files)) for path in paths]
-    for path, found in zip(paths, present, strict=True):
-        if lists_needed and lists not in found:
-            raise UserError(
-                f"{path}: missing field '{lists}': RecBole's sequential models need the history "
-                "of each line of pre-split files"
-            )
-    for field in sorted({time, lists} & set.union(*present)):
+    paths = part_paths(config)
+    present = [set(check_atomic_file(path, wanted, files, config)) for path in paths]
+    for field in sorted({fields.time, fields.histories} & set.union(*present)):
         for path, found in zip(paths, present, strict=True):
             if field not in found:
                 raise UserError(f"{path}: missing field '{field}', which the other parts have")
+    if fields.histories in present[0]:
+        for path, what in find_padding(paths, files, fields.histories, config["seq_separator"]):
+            raise UserError(f"{path}: {what}")
+
+
+def repeated_user(config: Config) -> str:
+    """Name a user with several lines in a held-out part of pre-split files, and the file."""
+    files, field = AtomicFiles.of(config), config["USER_ID_FIELD"]
+    for path in part_paths(config)[1:]:
+        users = read_texts(path, files, [field])[field]
+        if users.duplicated().any():
+            return f"'{users[users.duplicated()].iloc[0]}' of {path.name}"
+    return ""
 
 
 def check_atomic_file(
-    path: Path, fields: set[str], files: AtomicFiles, quoted: bool = True
+    path: Path, wanted: Set[str], files: AtomicFiles, config: Config | None = None
 ) -> list[str]:
     """Read an atomic file through; returns the fields that it has.
 
     Args:
-        fields: the fields that it must have.
+        wanted: the fields that it must have.
         files: of the dataset that it belongs to.
-        quoted: whether RecBole will read it, for which a cell may not begin with a quotation mark.
+        config: of the run that loads the file; without one, cells of any content will do.
+
+    Raises:
+        UserError: as `check_dataset_files` says.
     """
     if not path.is_file():
         raise UserError(f"dataset '{files.name}': no file {path}{_found_instead(path)}")
     header = read_header(path, files.separator, files.encoding)
-    if header.byte_order_mark:
-        raise UserError(f"{path}: a byte order mark comes first: save it as UTF-8 without one")
-    for column in header.columns:
-        if column.count(":") != 1:
-            raise UserError(f"{path}: header has '{column}' where 'field:type' is expected")
-    present = header.fields
-    for field in sorted(fields - set(present)):
-        hint = nearest(field, present)
-        raise UserError(f"{path}: missing field '{field}' (found {', '.join(present)}){hint}")
-    with path.open("rb") as lines:
-        next(lines, b"")
-        if not _check_lines(path, lines, files.separator.encode(), len(present), quoted):
-            raise UserError(f"{path}: no lines after the header")
-    return present
+    fields = Fields.of(config) if config else None
+    for what, found in header.faults(wanted, fields.types if fields else {}):
+        raise UserError(f"{path}, line 1: {what}" + (f", not '{found[:80]}'" if found else ""))
+    loaded = _loaded(config, path, header) if config else set()
+    # A type of its own keeps a column from being looked at.
+    types = {field: kind if field in loaded else "" for field, kind in header.types.items()}
+    needs = Needs(fields.needs.ids & loaded, fields.time) if fields else Needs(frozenset(), "")
+
+    def refuse(line: int, what: str, found: str, bearable: bool) -> None:
+        if bearable:
+            return
+        cell = f", but '{found[:40]}'" if found else ""
+        more = f"; check-data {files.name} lists all" if config else ""
+        raise UserError(f"{path}, line {line}: {what}{cell}{more}")
+
+    if not sum(len(cells.numbers) for cells in read_cells(path, types, needs, files, refuse)):
+        raise UserError(f"{path}: no lines after the header")
+    return header.fields
 
 
-def _check_lines(path: Path, lines: BinaryIO, separator: bytes, columns: int, quoted: bool) -> bool:
-    """Check the columns of each line that is not blank; returns whether there is such a line."""
-    number, filled = 2, False
-    while chunk := lines.read(CHUNK) + lines.readline():
-        filled = filled or not chunk.isspace()
-        marked = chunk if len(separator) == 1 else chunk.replace(separator, b"\0")
-        mark = separator if len(separator) == 1 else b"\0"
-        text = np.frombuffer(marked, dtype=np.uint8)
-        ends = np.flatnonzero(text == ord("\n"))
-        if not chunk.endswith(b"\n"):
-            ends = np.append(ends, len(text))
-        before = np.searchsorted(np.flatnonzero(text == ord(mark)), ends)
-        counts = np.diff(before, prepend=0)
-        uneven = np.flatnonzero(counts != columns - 1)
-        texts = chunk.split(b"\n") if len(uneven) else []
-        for line in uneven:
-            if texts[line].strip():
-                raise UserError(
-                    f"{path}, line {number + line}: {counts[line] + 1} columns, "
-                    f"the header has {columns}"
-                )
-        if quoted:
-            _check_quotes(path, chunk, separator, number)
-        number += len(ends)
-    return filled
-
-
-def _check_quotes(path: Path, chunk: bytes, separator: bytes, number: int) -> None:
-    """Refuse an opening quotation mark: pandas reads on over lines, to the next mark."""
-    if not any(mark in b"\n" + chunk for mark in (b'\n"', separator + b'"')):
-        return
-    for place, line in enumerate(chunk.split(b"\n"), number):
-        opened = any(cell.startswith(b'"') for cell in line.split(separator))
-        if opened and line.count(b'"') % 2:
-            raise UserError(
-                f'{path}, line {place}: a cell begins with a quotation mark ("), and would be read '
-                "on to the next one: remove it"
-            )
+def _loaded(config: Config, path: Path, header: AtomicHeader) -> set[str]:
+    """The fields of a file that RecBole loads, by `load_col` and `unload_col`."""
+    suffix = path.suffix.removeprefix(".")
+    columns = (config["load_col"] or {suffix: "*"}).get(suffix)
+    chosen = set(header.fields) if columns == "*" else _named(columns)
+    return chosen - _named((config["unload_col"] or {}).get(suffix))
 
 
 def _found_instead(path: Path) -> str:

@@ -23,4 +23,4 @@ def require_files(config: Config, *, fetch: bool = True, embeds: bool = True) ->
     if embeds and "text" in embedding_sources(config):
         files = AtomicFiles.of(config)
         fields = {files.item_field, *config["text_fields"]}
-        check_atomic_file(files.path("item"), fields, files, quoted=False)
+        check_atomic_file(files.path("item"), fields, files)

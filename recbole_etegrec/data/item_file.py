@@ -1,6 +1,7 @@
 """Reads the `.item` file of a dataset as text, also columns that RecBole does not load."""
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,21 +21,29 @@ def read_items(files: AtomicFiles, fields: Sequence[str]) -> pd.DataFrame:
 
 def read_rows(path: Path, files: AtomicFiles, fields: Sequence[str]) -> pd.DataFrame:
     """Read some fields of each line of a file of that form, indexed by the item's token."""
-    header = read_header(path, files.separator, files.encoding)
     token = files.item_field
+    return read_texts(path, files, list({token: 0, **dict.fromkeys(fields)})).set_index(token)[
+        list(fields)
+    ]
+
+
+def read_texts(path: Path, files: AtomicFiles, fields: Sequence[str]) -> pd.DataFrame:
+    """Read some fields of each line of an atomic file as they stand; a missing one is empty."""
+    header = read_header(path, files.separator, files.encoding)
     table = pd.read_csv(
         path,
-        sep=files.separator,
+        sep=files.separator if len(files.separator) == 1 else re.escape(files.separator),
         header=0,
         names=header.fields,
-        usecols=lambda field: field in {token, *fields},
+        usecols=lambda field: field in fields,
         dtype=str,
         keep_default_na=False,
         quoting=csv.QUOTE_NONE,
         on_bad_lines="warn",
         encoding=files.encoding,
+        engine="c" if len(files.separator) == 1 else "python",
     )
-    return table.set_index(token)[list(fields)]
+    return table[list(fields)]
 
 
 def read_titles(files: AtomicFiles, path: Path | None = None) -> dict[str, str]:

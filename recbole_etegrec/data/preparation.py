@@ -1,13 +1,19 @@
 """Makes the dataset and the loaders of a run from its config."""
 
+from recbole.data import dataset as recbole_datasets
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.data.dataset import Dataset
 from recbole.data.utils import create_samplers
+from recbole.utils import ModelType
 
 from recbole_etegrec.config import Config, refusals_for_the_user
+from recbole_etegrec.data.checked_dataset import CheckedDataset
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.identity import Identity
 from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.data.presplit_dataset import PresplitInteractions, PresplitSequences
+from recbole_etegrec.data.rules import CLASSIFIERS
 from recbole_etegrec.data.seen_items import settle_history
 
 
@@ -29,6 +35,25 @@ def create_dataset(config: Config) -> WholeSequenceDataset:
         dataset = WholeSequenceDataset(config)
     dataset.identity = Identity.of(dataset, [dataset.iid_field])
     return dataset
+
+
+def create_recbole_dataset(config: Config) -> Dataset:
+    """Load and filter the atomic files for one of RecBole's own models.
+
+    No pickle of a dataset is looked for, unlike in RecBole's function.
+    """
+    kind = config["MODEL_TYPE"]
+    names = {
+        ModelType.SEQUENTIAL: "SequentialDataset",
+        ModelType.KNOWLEDGE: "KnowledgeBasedDataset",
+    }
+    theirs = getattr(recbole_datasets, names.get(kind, "Dataset"))
+    theirs = getattr(recbole_datasets, f"{config['model']}Dataset", theirs)
+    own = CheckedDataset
+    if config["benchmark_filename"] and kind not in CLASSIFIERS:
+        own = PresplitSequences if kind == ModelType.SEQUENTIAL else PresplitInteractions
+    with refusals_for_the_user("dataset"):
+        return type(theirs.__name__, (own, theirs), {})(config)
 
 
 def data_preparation(

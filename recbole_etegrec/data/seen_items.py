@@ -22,15 +22,19 @@ class SeenItems:
 
     Args:
         parts: parts of one split; rows may carry histories, as in sequential datasets.
+        ranked: the part that is ranked for, if its histories count for all of a user's rows.
     """
 
-    def __init__(self, parts: list[Dataset]):
+    def __init__(self, parts: list[Dataset], ranked: Dataset | None = None):
         self.n_items = parts[0].item_num
-        keys = np.unique(np.concatenate([key for part in parts for key in self._keys(part)]))
+        keys = [key for part in parts for key in self._keys(part)]
+        keys += self._keys(ranked)[1:] if ranked else []
+        keys = np.unique(np.concatenate(keys))
         users, self.items = np.divmod(keys, self.n_items)
         self.offsets = np.searchsorted(users, np.arange(parts[0].user_num + 1))
 
     def _keys(self, part: Dataset) -> list[np.ndarray]:
+        """Numbers of user and item: of the rows, then of their histories."""
         feat = part.inter_feat
         users = feat[part.uid_field].numpy()
         keys = [users * self.n_items + feat[part.iid_field].numpy()]
@@ -98,7 +102,9 @@ def settle_history(
     parts, settled = [loaders[0]._dataset], [loaders[0]]
     for loader in loaders[1:]:
         if type(loader) is FullSortEvalDataLoader:
-            seen = SeenItems(parts) if exclude else None
+            # General models rank once for a user, and have no histories in their batches.
+            ranked = None if loader.is_sequential else loader._dataset
+            seen = SeenItems(parts, ranked) if exclude else None
             loader = FullSortLoader(config, loader._dataset, loader._sampler, seen)
         parts.append(loader._dataset)
         settled.append(loader)

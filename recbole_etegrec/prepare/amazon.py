@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from recbole_etegrec.data.cells import MISSING
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.prepare.atomic import (
-    MISSING,
     InteractionWriter,
     ItemWriter,
     clean,

@@ -12,12 +12,6 @@ import numpy as np
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.prepare.records import BadLines
 
-# What pandas, and so RecBole, takes for a missing value; an id of this spelling would be lost.
-MISSING = frozenset(
-    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"]
-    + ["<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
-)
-
 
 class Counts(NamedTuple):
     """What an ``.inter`` file holds, and how many interactions were left out as repeated."""

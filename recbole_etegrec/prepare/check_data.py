@@ -1,28 +1,27 @@
 """The report of `recbole-etegrec check-data`: faults of a dataset's files, and their contents.
 
-Files are read line by line as they lie; filters that a run applies are not applied here.
+Files are read as they lie, with the checks of a run; filters that a run applies are not applied.
 """
 
-import math
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from recbole.utils import FeatureType
 from tqdm import tqdm
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.data.atomic_header import atomic_encoding, read_header
-from recbole_etegrec.data.dataset import sequence_offsets
-from recbole_etegrec.data.dataset_files import datasets_in
-from recbole_etegrec.errors import UserError, nearest
-from recbole_etegrec.prepare.atomic import MISSING
+from recbole_etegrec.data.atomic_files import AtomicFiles
+from recbole_etegrec.data.atomic_header import read_header
+from recbole_etegrec.data.cells import MISSING, Cells, is_number, read_cells
+from recbole_etegrec.data.dataset_files import Fields, datasets_in, part_paths
+from recbole_etegrec.data.filled_histories import find_padding
+from recbole_etegrec.data.sequences import sequence_offsets
+from recbole_etegrec.errors import UserError
 
 NAMED_LINES = 3
 NEEDED = 4  # interactions of a user who has a validation and a test item
-TYPES = {kind.value for kind in FeatureType}
 
 
 class Findings:
@@ -59,7 +58,13 @@ class Findings:
 
 
 class Interactions(NamedTuple):
-    """The well-formed lines of an ``.inter``: indices of tokens, times, line numbers."""
+    """The well-formed lines of an ``.inter``: indices of tokens, times, line numbers.
+
+    Attributes:
+        times: 0 where the file has none.
+        histories: the length of each line's history, 0 where the file has none.
+        in_histories: the items of histories.
+    """
 
     users: dict[str, int]
     items: dict[str, int]
@@ -67,6 +72,8 @@ class Interactions(NamedTuple):
     item: np.ndarray
     time: np.ndarray
     line: np.ndarray
+    histories: np.ndarray
+    in_histories: set[str]
 
 
 def check_data(name: str, values: Mapping[str, str]) -> tuple[str, int]:
@@ -85,150 +92,150 @@ def check_data(name: str, values: Mapping[str, str]) -> tuple[str, int]:
     if not name or name.startswith("-"):
         raise UserError("check-data: name a dataset: recbole-etegrec check-data NAME")
     config = Config(dataset=name, config_dict=dict(values))
-    if config["benchmark_filename"]:
-        raise UserError(f"check-data: benchmark_filename: only {name}.inter is read; leave it out")
-    folder = Path(config["data_path"])
-    path = folder / f"{name}.inter"
-    if not path.is_file():
-        known = ", ".join(datasets_in(folder.parent)) or "none"
-        raise UserError(f"dataset '{name}': no file {path} (datasets found there: {known})")
+    files, parts = AtomicFiles.of(config), config["benchmark_filename"]
+    paths = part_paths(config) if parts else [files.path("inter")]
+    for path in paths:
+        if not path.is_file():
+            known = ", ".join(datasets_in(files.folder.parent)) or "none"
+            raise UserError(f"dataset '{name}': no file {path} (datasets found there: {known})")
     findings = Findings()
-    table = _read_interactions(path, config, findings)
+    tables = [_read_interactions(path, config, findings) for path in paths]
+    read = [table for table in tables if table is not None]
     summary = []
-    if table is not None and len(table.user):
-        summary = _summary(path, table, findings)
-    elif not findings.errors:
-        findings.error(path, "no lines after the header")
-    items = folder / f"{name}.item"
-    if items.is_file():
-        summary += _check_items(items, table.items if table else {}, config, findings)
+    if parts:
+        summary = _sum_up_parts(paths, tables, config, findings)
+    elif read and len(read[0].user):
+        summary = _summary(paths[0], read[0], findings)
+    known = {item for table in read for item in (*table.items, *table.in_histories)}
+    if files.path("item").is_file():
+        summary += _check_items(files.path("item"), known, config, findings)
+    if files.path("user").is_file():
+        _read_ids(files.path("user"), config["USER_ID_FIELD"], config, findings)
     return "".join([str(findings), *summary]), findings.errors
 
 
 def _read_interactions(path: Path, config: Config, findings: Findings) -> Interactions | None:
-    names = (config["USER_ID_FIELD"], config["ITEM_ID_FIELD"], config["TIME_FIELD"])
-    header = _read_header(path, names, config, findings)
-    if header is None:
+    fields = Fields.of(config)
+    wanted = {fields.user, fields.item}
+    types = _read_types(
+        path, wanted if config["benchmark_filename"] else wanted | {fields.time}, config, findings
+    )
+    if types is None:
         return None
-    columns = [list(header).index(name) for name in names]
+    columns = {field: list(types).index(field) for field in fields if field in types}
     users: dict[str, int] = {}
     items: dict[str, int] = {}
-    user_of, item_of, times, numbers = array("q"), array("q"), array("d"), array("q")
-    for number, cells in _rows(path, header, config, findings):
-        user, item, moment = (cells[column] for column in columns)
-        if user in MISSING or item in MISSING:
-            field, cell = (names[0], user) if user in MISSING else (names[1], item)
-            findings.error(path, f"field '{field}' is empty, or reads as missing", number, cell)
-            continue
-        try:
-            time = float(moment)
-        except ValueError:
-            time = math.nan
-        if not math.isfinite(time):
-            findings.error(path, f"field '{names[2]}' is no time", number, moment)
-            continue
-        user_of.append(users.setdefault(user, len(users)))
-        item_of.append(items.setdefault(item, len(items)))
-        times.append(time)
-        numbers.append(number)
+    seen: set[str] = set()
+    user_of, item_of, times = array("q"), array("q"), array("d")
+    numbers, lengths = array("q"), array("q")
+    for cells in _read(path, types, config, findings):
+        texts = {field: cells.column(column) for field, column in columns.items()}
+        nothing = [""] * len(cells.numbers)
+        for number, user, item, moment, history in zip(
+            cells.numbers.tolist(),
+            texts[fields.user],
+            texts[fields.item],
+            texts.get(fields.time, ["0"] * len(nothing)),
+            texts.get(fields.histories, nothing),
+            strict=True,
+        ):
+            if user in MISSING or item in MISSING or not is_number(moment.encode()):
+                continue
+            tokens = list(filter(None, history.split(config["seq_separator"])))
+            seen.update(tokens)
+            user_of.append(users.setdefault(user, len(users)))
+            item_of.append(items.setdefault(item, len(items)))
+            times.append(float(moment))
+            numbers.append(number)
+            lengths.append(len(tokens))
     arrays = (
-        np.frombuffer(values, values.typecode) for values in (user_of, item_of, times, numbers)
+        np.frombuffer(values, values.typecode)
+        for values in (user_of, item_of, times, numbers, lengths)
     )
-    return Interactions(users, items, *arrays)
+    return Interactions(users, items, *arrays, seen)
 
 
-def _read_header(
-    path: Path, wanted: Iterable[str], config: Config, findings: Findings
+def _read_types(
+    path: Path, wanted: Set[str], config: Config, findings: Findings
 ) -> dict[str, str] | None:
-    """Read the fields and their types; None if lines cannot be split by them."""
+    """Read the types of the columns; None if lines cannot be split by them."""
     header = read_header(path, config["field_separator"], config["encoding"])
-    if header.byte_order_mark:
-        findings.error(path, "a byte order mark comes first: save it as UTF-8 without one", 1)
-    fields = {}
-    for column in header.columns:
-        field, _, kind = column.partition(":")
-        if kind not in TYPES:
-            known = ", ".join(sorted(TYPES))
-            findings.error(path, f"the header needs 'field:type', type one of {known}", 1, column)
-        elif field in fields:
-            findings.error(path, f"field '{field}' comes twice in the header", 1)
-        fields[field] = kind
-    for field in wanted:
-        if field not in fields:
-            hint = nearest(field, fields)
-            findings.error(path, f"missing field '{field}' (found {', '.join(fields)}){hint}", 1)
-    readable = len(fields) == len(header.columns) and not set(wanted) - fields.keys()
-    return fields if readable and set(fields.values()) <= TYPES else None
+    faults = list(header.faults(wanted, Fields.of(config).types))
+    for what, found in faults:
+        findings.error(path, what, 1, found)
+    readable = len(header.types) == len(header.columns) and wanted <= set(header.fields)
+    return header.types if readable and not any(found for _, found in faults) else None
 
 
-def _rows(
-    path: Path, header: dict[str, str], config: Config, findings: Findings
-) -> Iterator[tuple[int, list[str]]]:
-    """Yield number and cells of each line as wide as the header; checks its numbers."""
-    encoding, separator = atomic_encoding(config["encoding"]), config["field_separator"]
-    numeric = [
-        (column, field)
-        for column, (field, kind) in enumerate(header.items())
-        if kind in ("float", "float_seq") and field != config["TIME_FIELD"]
-    ]
+def _read(
+    path: Path, types: Mapping[str, str], config: Config, findings: Findings
+) -> Iterator[Cells]:
+    """Yield the lines that are as wide as the header; what is wrong is noted."""
+
+    def note(line: int, what: str, found: str, bearable: bool) -> None:
+        (findings.warn if bearable else findings.error)(path, what, line, found)
+
+    needs, lines = Fields.of(config).needs, 0
     size = path.stat().st_size
-    bar = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None)
-    with bar, path.open("rb") as lines:
-        next(lines, None)
-        for number, raw in enumerate(lines, start=2):
-            if number % 50_000 == 0:
-                bar.update(lines.tell() - bar.n)
-            try:
-                line = raw.decode(encoding).rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                findings.error(path, f"not {error.encoding} text (byte {error.start + 1})", number)
-                continue
-            cells = line.split(separator)
-            if len(cells) != len(header):
-                if line.strip():
-                    what = f"{len(cells)} columns, the header has {len(header)}"
-                    findings.error(path, what, number)
-                continue
-            if '"' in line and any(cell.startswith('"') for cell in cells):
-                what = "a cell begins with a quotation mark: RecBole reads on to the next one"
-                findings.error(path, what, number)
-            for column, field in numeric:
-                try:
-                    float(cells[column])
-                except ValueError:
-                    _look_closer(path, field, cells[column], number, findings)
-            yield number, cells
-        bar.update(size - bar.n)
+    with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+        for cells in read_cells(path, types, needs, AtomicFiles.of(config), note):
+            lines += len(cells.numbers)
+            yield cells
+            bar.update(len(cells.text))
+    if not lines and not findings.errors:
+        findings.error(path, "no lines after the header")
 
 
-def _look_closer(path: Path, field: str, cell: str, number: int, findings: Findings) -> None:
-    """Tell a missing number, or a list of numbers, from text that is no number."""
-    if cell in MISSING:
-        findings.warn(path, f"field '{field}' is empty: RecBole takes the mean", number)
-        return
-    try:
-        for part in cell.split():
-            float(part)
-    except ValueError:
-        findings.error(path, f"field '{field}' is no number", number, cell)
+def _sum_up_parts(
+    paths: list[Path], tables: list[Interactions | None], config: Config, findings: Findings
+) -> list[str]:
+    """Summarise pre-split files; adds faults that only show among several of them."""
+    files, fields = AtomicFiles.of(config), Fields.of(config)
+    headers = [read_header(path, files.separator, files.encoding).fields for path in paths]
+    for field in (fields.time, fields.histories):
+        having = [field in header for header in headers]
+        for path, has in zip(paths, having, strict=True):
+            if not has and any(having):
+                findings.error(path, f"missing field '{field}', which the other parts have", 1)
+    with_histories = all(fields.histories in header for header in headers)
+    if not with_histories and not all(fields.time in header for header in headers):
+        what = f"has neither '{fields.histories}' (histories) nor '{fields.time}'"
+        findings.error(paths[0], what, 1)
+    if None in tables:
+        return []
+    if with_histories:
+        for path, what in find_padding(paths, files, fields.histories, config["seq_separator"]):
+            findings.error(path, what)
+    lines, known = [], set()
+    for path, table in zip(paths, tables, strict=True):
+        alone = table.histories == 0 if with_histories else np.zeros(len(table.user), dtype=bool)
+        if not with_histories and path != paths[0]:
+            names = np.array(list(table.users), dtype=object)
+            alone = ~np.isin(names[table.user], list(known))
+        known |= table.users.keys()
+        if alone.any():
+            findings.warn(path, f"{alone.sum()} lines have no history, and are left out")
+        lines.append(_sum_up_part(path, table, with_histories))
+    return lines
+
+
+def _sum_up_part(path: Path, table: Interactions, with_histories: bool) -> str:
+    text = f"{path.name}: {len(table.users)} users, {len(table.items)} items, "
+    text += f"{len(table.user)} lines"
+    if with_histories and len(table.user):
+        others = len(table.in_histories - table.items.keys())
+        text += f"; history: mean {table.histories.mean():.2f}, longest {table.histories.max()}"
+        text += f", {others} items that are no target there"
+    return text + "\n"
 
 
 def _summary(path: Path, table: Interactions, findings: Findings) -> list[str]:
     """Summarise the interactions; adds faults that only show among several of them."""
     order = np.lexsort((table.line, table.time, table.user))
-    user, time, line = table.user[order], table.time[order], table.line[order]
+    user, time = table.user[order], table.time[order]
     lengths = np.diff(sequence_offsets(user))
     same_user = user[1:] == user[:-1]
     tied = same_user & (time[1:] == time[:-1])
-    rounded = time.astype(np.float32)
-    merged = same_user & (rounded[1:] == rounded[:-1]) & ~tied
-    astray = int((merged & (line[1:] < line[:-1])).sum())
-    if astray:
-        what = (
-            f"{astray} neighbours in a history are closer in time than RecBole's float32 tells, "
-            "and the file has them the other way round: sort its lines by time"
-        )
-        findings.warn(path, what)
     _find_repeated(path, table, findings)
     short = int((lengths < NEEDED).sum())
     if short:
@@ -240,8 +247,7 @@ def _summary(path: Path, table: Interactions, findings: Findings) -> list[str]:
         f"{len(table.users)} users, {len(table.items)} items, {len(user)} interactions\n",
         f"history: mean {lengths.mean():.2f}, median {np.median(lengths):g}, "
         f"longest {lengths.max()}\n",
-        f"neighbours in a history at the same time: {tied.sum() / pairs:.1%}, "
-        f"as float32 {(tied | merged).sum() / pairs:.1%}\n",
+        f"neighbours in a history at the same time: {tied.sum() / pairs:.1%}\n",
     ]
 
 
@@ -253,23 +259,29 @@ def _find_repeated(path: Path, table: Interactions, findings: Findings) -> None:
         findings.warn(path, "same user, item and time as an earlier line", number)
 
 
-def _check_items(
-    path: Path, known: Mapping[str, int], config: Config, findings: Findings
-) -> list[str]:
-    field = config["ITEM_ID_FIELD"]
-    header = _read_header(path, [field], config, findings)
-    if header is None:
+def _check_items(path: Path, known: Set[str], config: Config, findings: Findings) -> list[str]:
+    seen = _read_ids(path, config["ITEM_ID_FIELD"], config, findings)
+    if seen is None:
         return []
-    column, seen = list(header).index(field), set()
-    for number, cells in _rows(path, header, config, findings):
-        item = cells[column]
-        if item in MISSING:
-            findings.error(path, f"field '{field}' is empty, or reads as missing", number, item)
-        elif item in seen:
-            findings.warn(path, "item of an earlier line, which counts", number, item)
-        seen.add(item)
-    alone = len(seen - known.keys())
     return [
-        f"{path.name}: {len(seen)} items, {alone} of them without interactions; "
-        f"{len(known.keys() - seen)} items of interactions are not in it\n"
+        f"{path.name}: {len(seen)} items, {len(seen - known)} of them without interactions; "
+        f"{len(known - seen)} items of interactions are not in it\n"
     ]
+
+
+def _read_ids(path: Path, field: str, config: Config, findings: Findings) -> set[str] | None:
+    """Read a file with a line for each user or item; returns their tokens."""
+    types = _read_types(path, {field}, config, findings)
+    if types is None:
+        return None
+    seen: set[str] = set()
+    what = f"{path.suffix.removeprefix('.')} of an earlier line, which counts"
+    for cells in _read(path, types, config, findings):
+        tokens = cells.column(list(types).index(field))
+        for number, token in zip(cells.numbers.tolist(), tokens, strict=True):
+            if token in MISSING:
+                continue
+            if token in seen:
+                findings.warn(path, what, number, token)
+            seen.add(token)
+    return seen

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from recbole_etegrec.data.cells import MISSING
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.prepare.atomic import MISSING, InteractionWriter, clean, refuse_existing
+from recbole_etegrec.prepare.atomic import InteractionWriter, clean, refuse_existing
 from recbole_etegrec.prepare.records import BadLines, read_records
 from recbole_etegrec.storage.atomic import staged
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from recbole_etegrec.data.cells import MISSING
 from recbole_etegrec.errors import UserError, nearest
 from recbole_etegrec.prepare.atomic import (
-    MISSING,
     InteractionWriter,
     ItemWriter,
     clean,

@@ -6,7 +6,7 @@ from typing import Any
 
 import recbole.trainer.trainer as recbole_trainer
 import torch
-from recbole.data import create_dataset, data_preparation
+from recbole.data import data_preparation
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.interaction import Interaction
 from recbole.evaluator.collector import DataStruct
@@ -16,6 +16,7 @@ from recbole.utils import get_trainer, init_seed
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_etegrec.config import Config, refusals_for_the_user
+from recbole_etegrec.data import create_recbole_dataset
 from recbole_etegrec.data.dataset_files import check_dataset_counts
 from recbole_etegrec.data.identity import Identity, known_ids
 from recbole_etegrec.data.seen_items import settle_history
@@ -111,7 +112,7 @@ def _keep_without_pickle(
 def _prepare(config: Config) -> tuple:
     init_seed(config["seed"], config["reproducibility"])
     with refusals_for_the_user("dataset"):
-        dataset = create_dataset(config)
+        dataset = create_recbole_dataset(config)
         dataset.identity = Identity.of(dataset)
         logger.info(dataset)
         check_dataset_counts(dataset, config["dataset_counts"])

@@ -1,6 +1,7 @@
 """The rules of all parts, called in one place at the start of all work with a configuration."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 from recbole_etegrec.config import Config, is_ours
 from recbole_etegrec.data import rules as data
@@ -18,7 +19,7 @@ _ADVISERS = (recommender, trainer)
 def check_rules(config: Config, *, embeds: bool = True) -> None:
     """Refuse keys that contradict each other, or need what is not there.
 
-    RecBole's own models have none of these keys.
+    RecBole's own models have hardly any of these keys.
 
     Args:
         embeds: whether item embeddings are going to be made.
@@ -26,12 +27,13 @@ def check_rules(config: Config, *, embeds: bool = True) -> None:
     Raises:
         UserError: a rule of a part is broken.
     """
-    if not is_ours(config):
-        return
-    for part in _PARTS if embeds else [part for part in _PARTS if part is not item_embedding]:
-        for broken, message in part.rules(config):
-            if broken:
-                raise UserError(message)
+    rules = [data.rules_of_all(config)]
+    if is_ours(config):
+        parts = _PARTS if embeds else [part for part in _PARTS if part is not item_embedding]
+        rules += [part.rules(config) for part in parts]
+    for broken, message in chain.from_iterable(rules):
+        if broken:
+            raise UserError(message)
 
 
 def advice(config: Config) -> Iterator[str]:

@@ -271,7 +271,7 @@ def test_compare_gives_the_same_table_when_runs_go_side_by_side(tiny_data, tmp_p
         ({"models": "Pop", "seed": "1"}, "--seed is not taken: give --seeds"),
         ({"models": "Pop", "dataset": "nothing"}, "dataset 'nothing': no file"),
         ({"models": "Pop", "exclude_history": "None"}, "Pop: exclude_history (None) must be"),
-        ({"models": "DeepFM"}, "DeepFM: exclude_history (None) must be True, False or both"),
+        ({"models": "DeepFM"}, "DeepFM: it classifies labelled pairs, and cannot be compared"),
         ({}, "--models=A,B,... missing"),
         (
             {"models": "Pop", "exclude_history": "both", "eval_args": "{'mode': 'uni20'}"},
@@ -403,3 +403,16 @@ def test_plan_refuses_when_it_is_started_by_a_launcher(tiny_data, tmp_path, monk
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="start it without a launcher"):
         make_plan({"dataset": "tiny", "data_path": tiny_data, "out": str(tmp_path)})
+
+
+def test_compare_is_refused_when_general_models_rank_once_for_several_lines(tmp_path):
+    (tmp_path / "d").mkdir()
+    for part in ("train", "valid", "test"):
+        lines = [f"u\ti{n}\t{n}" for n in range(1 if part == "valid" else 2)]
+        text = "\n".join(["user_id:token\titem_id:token\ttimestamp:float", *lines]) + "\n"
+        (tmp_path / "d" / f"d.{part}.inter").write_text(text)
+    values = {"dataset": "d", "models": "BPR,SASRec", "data_path": str(tmp_path)}
+    values |= {"benchmark_filename": "[train,valid,test]", "out": str(tmp_path / "out")}
+    with pytest.raises(UserError, match="BPR: it ranks once for a user, and 'u' of d.test.inter"):
+        make_plan(values)
+    make_plan({**values, "models": "SASRec,GRU4Rec"})

@@ -13,7 +13,7 @@ from recbole.data import create_dataset, data_preparation
 
 from recbole_etegrec.config import Config, parse_value
 from recbole_etegrec.config.config import BY_DEVICE
-from recbole_etegrec.data import dataset_files
+from recbole_etegrec.data import cells
 from recbole_etegrec.data.dataset_files import check_dataset_files
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.runs.checks import check_rules
@@ -253,13 +253,16 @@ def test_check_dataset_files_names_what_is_there_when_dataset_is_unknown(tmp_pat
     ("content", "message"),
     [
         ("user_id:token\titem_id:token\nu\ti\n", "missing field 'timestamp'"),
-        ("user_id:token\titem_id:token\ttimestamp\n", "'timestamp' where 'field:type'"),
+        (
+            "user_id:token\titem_id:token\ttimestamp\n",
+            "token, token_seq, not 'timestamp'",
+        ),
         (
             "user_id:token\titem_id:token\ttimestamp:float\nu\ti\t0\nu\tj\n",
             "d.inter, line 3: 2 columns, the header has 3",
         ),
         ("user_id:token\titem_id:token\ttimestamp:float\n", "no lines after the header"),
-        ("", "'' where 'field:type' is expected"),
+        ("", "the header needs 'field:type'"),
     ],
 )
 def test_check_dataset_files_names_the_place_when_a_file_is_broken(tmp_path, content, message):
@@ -292,8 +295,11 @@ def test_check_dataset_files_accepts_recboles_own_data_when_lines_end_blank(tmp_
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'u:token\ti:token\nu1\t"i1\nu1\ti2\n', "line 2: a cell begins with a quotation mark"),
-        (b'u:token\ti:token\nu1\ti1\n"u1\ti2\n', "line 3: a cell begins with a quotation mark"),
+        (b"u:token\ti:token\nu1\ti1\rx\nu1\ti2\n", "line 2: has a carriage return inside"),
+        (b"u:token\ti:token\nu1\ti1\nu1\ti\0\n", "line 3: has a character NUL"),
+        (b"u:token\ti:token\nu1\t\xff\n", "line 2: not utf-8 text"),
+        (b"u:token\ti:token\ru1\ti1\r", "lines end with carriage returns alone"),
+        (b"u:float\ti:token\n1\ti1\n", "field 'u' must be 'u:token', not 'u:float'"),
         (b"\xef\xbb\xbfu:token\ti:token\nu1\ti1\n", "a byte order mark comes first"),
     ],
 )
@@ -313,9 +319,9 @@ def test_check_dataset_files_refuses_what_would_be_misread_when_recbole_loads_it
 def test_check_dataset_files_counts_lines_the_same_when_read_in_chunks(
     chunk, separator, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(dataset_files, "CHUNK", chunk)
+    monkeypatch.setattr(cells, "CHUNK", chunk)
     header = ["user_id:token", "item_id:token", "timestamp:float"]
-    rows = [["u1", "i1", "0"], ["u2", "", "1"], [" "], [""], ["", "", ""], ["u3", "i3"]]
+    rows = [["u1", "i1", "0"], ["u2", "i2", "1"], [" "], [""], ["u3", "i3", "1e3"], ["u3", "i3"]]
     lines = [separator.join(row) for row in [header, *rows]]
     (tmp_path / "d").mkdir()
     path = tmp_path / "d" / "d.inter"

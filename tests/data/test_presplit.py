@@ -8,7 +8,7 @@ import torch
 from recbole.data.dataset import SequentialDataset
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.data import create_dataset
+from recbole_etegrec.data import create_dataset, create_recbole_dataset
 from recbole_etegrec.data.dataset_files import check_dataset_files
 from recbole_etegrec.data.loader import make_windows
 from recbole_etegrec.data.sequences import join_rows
@@ -281,10 +281,98 @@ def test_history_of_a_row_leaves_the_ranking_when_no_earlier_part_has_its_user(t
                 assert set(items[rows == row].tolist()) == set(history) - {0, target}
 
 
-def test_files_are_refused_when_recboles_model_needs_histories_that_they_lack(tmp_path):
-    write_twins(tmp_path, histories_of_users(), plain=True)
-    config = Config(
-        "SASRec", "split", config_dict={"data_path": str(tmp_path), "benchmark_filename": NAMES}
-    )
-    with pytest.raises(UserError, match="missing field 'item_id_list'.*history of each line"):
+def recboles(folder, model: str, **more):
+    """RecBole's dataset of pre-split files, and its three parts."""
+    values = {"data_path": str(folder), "benchmark_filename": NAMES, "load_col": None, **more}
+    dataset = create_recbole_dataset(Config(model, "split", config_dict=values))
+    return dataset, dataset.build()
+
+
+def named_rows(part) -> list[tuple]:
+    """User, history and target of each row, as tokens."""
+    users, items = (part.field2id_token[field] for field in ("user_id", "item_id"))
+    columns = ("user_id", "item_id_list", "item_length", "item_id")
+    rows = zip(*(part.inter_feat[field].tolist() for field in columns), strict=True)
+    return sorted((users[u], *(items[i] for i in (*h[:n], t))) for u, h, n, t in rows)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("longest", [50, 3])
+def test_recboles_models_get_the_interactions_of_the_plugin_when_files_are_pre_split(
+    longest, plain, tmp_path
+):
+    histories = histories_of_users()
+    write_twins(tmp_path, histories, plain)
+    values = {"MAX_ITEM_LIST_LENGTH": longest}
+    theirs, parts = recboles(tmp_path, "SASRec", **values)
+    own = create_dataset(split_config(tmp_path, load_col=None, **values))
+    assert theirs.field2id_token["item_id"].tolist() == own.field2id_token["item_id"].tolist()
+    assert plain or theirs.field2id_token["item_id_list"] is theirs.field2id_token["item_id"]
+    rows = leave_one_out_rows(histories, longest)
+    for part, expected in zip(parts, rows, strict=True):
+        wanted = sorted((f"u{u}", *(f"i{i}" for i in (*h, t))) for u, h, t in expected)
+        assert named_rows(part) == wanted
+        assert part.inter_feat["item_id_list"].shape[1] == longest
+    _, general = recboles(tmp_path, "BPR", **values)
+    flat = own.build()[0]
+    for field in ("user_id", "item_id"):
+        ours = flat.inter_feat[field].tolist()
+        assert general[0].inter_feat[field].tolist() == ours
+    for part, reference in zip(general[1:], parts[1:], strict=True):
+        assert named_rows(part) == named_rows(reference)
+
+
+def test_recboles_models_know_items_of_histories_that_are_no_target(tmp_path):
+    parts = leave_one_out_rows(histories_of_users())
+    parts[2] = [(user, [70 + user, *history], item) for user, history, item in parts[2]]
+    write_rows(tmp_path, "split", parts)
+    for model in ("SASRec", "BPR"):
+        dataset, built = recboles(tmp_path, model)
+        assert "i70" in dataset.field2token_id["item_id"]
+        assert dataset.item_num == 30 + len(parts[2]) + 1
+        assert len(named_rows(built[2])) == len(parts[2])
+
+
+@pytest.mark.parametrize("model", ["BPR", "LightGCN", "SASRec"])
+def test_run_trains_recboles_models_when_histories_are_long_and_know_more(model, tmp_path):
+    parts = leave_one_out_rows(histories_of_users())
+    parts = [[(u, [70 + u, *h], item) for u, h, item in part] for part in parts]
+    write_rows(tmp_path, "split", parts)
+    values = {"data_path": str(tmp_path), "run_dir": str(tmp_path / "run"), "epochs": 1}
+    values |= {"benchmark_filename": NAMES, "load_col": LISTS, "exclude_history": True}
+    values |= {"show_progress": False, "state": "WARNING"}
+    if model == "SASRec":
+        values |= {"MAX_ITEM_LIST_LENGTH": 3, "train_neg_sample_args": None}
+    result = run(model, "split", config_dict=values)
+    assert 0 < result["test_result"]["recall@20"] <= 1
+
+
+@pytest.mark.parametrize("filled", ["{} 0 0 0", "0 0 {}"])
+def test_files_are_refused_when_zeros_fill_histories_up(filled, tmp_path):
+    write_rows(tmp_path, "split", leave_one_out_rows(histories_of_users()))
+    path = tmp_path / "split" / "split.valid.inter"
+    header, *lines = path.read_text().splitlines()
+    cells = [line.split("\t") for line in lines]
+    lines = ["\t".join([user, filled.format(h), item]) for user, h, item in cells]
+    path.write_text("\n".join([header, *lines]) + "\n")
+    config = split_config(tmp_path, load_col=LISTS)
+    with pytest.raises(UserError, match=f"valid.inter: {len(lines)} histories are filled up with"):
         check_dataset_files(config)
+    path.write_text("\n".join([header, *lines, "u1\ti1 i2\t0"]) + "\n")
+    check_dataset_files(config)  # here 0 is an item
+
+
+def test_plain_files_keep_the_order_of_exact_times_over_parts(tmp_path):
+    start = 1_700_000_000_000_000_000  # ns: float64 knows 256 of them apart
+    train = [(0, item, start + time) for item, time in ((3, 30), (1, 10), (2, 20))]
+    held_out = {".valid": [(0, 4, start + 25)], ".test": [(0, 5, start + 27)]}
+    write_plain(tmp_path, "split", {".train": train, **held_out})
+    for parts in (create_dataset(split_config(tmp_path)).build(), recboles(tmp_path, "SASRec")[1]):
+        assert named_rows(parts[1]) == [("u0", "i1", "i2", "i4")]
+        assert named_rows(parts[2]) == [("u0", "i1", "i2", "i4", "i5")]
+
+
+def test_pre_split_files_are_refused_when_a_model_samples_histories(tmp_path):
+    values = {"data_path": str(tmp_path), "benchmark_filename": NAMES}
+    with pytest.raises(UserError, match="benchmark_filename: DIEN"):
+        check_rules(Config("DIEN", "split", config_dict=values))

@@ -12,8 +12,9 @@ import pytest
 from recbole_etegrec.cli import main
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset
+from recbole_etegrec.data.cells import MISSING
 from recbole_etegrec.data.item_embedding.file import file_embedding
-from recbole_etegrec.prepare.atomic import MISSING, InteractionWriter, clean
+from recbole_etegrec.prepare.atomic import InteractionWriter, clean
 from recbole_etegrec.storage.atomic import staged
 
 # A review and an item as each year writes them.
