@@ -123,7 +123,7 @@ def _cells(text: bytes, first: int, columns: int, files: AtomicFiles, report: Re
         whole &= ends > starts
     whole[damaged] = False
     if whole.all():
-        inner = separators.reshape(-1, columns - 1)
+        inner = separators.reshape(len(ends), columns - 1)
     else:
         inner = separators[(before - counts)[whole, None] + np.arange(columns - 1)]
         starts, ends = starts[whole], ends[whole]

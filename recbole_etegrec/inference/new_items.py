@@ -100,7 +100,7 @@ def _add(
 
 def _read_tokens(files: AtomicFiles, path: Path) -> list[str]:
     """The tokens of the new items, in the order of their file."""
-    check_atomic_file(path, {files.item_field}, files, quoted=False)
+    check_atomic_file(path, {files.item_field}, files)
     tokens = read_rows(path, files, []).index
     if (tokens == "").any():
         raise UserError(f"items: {path} has a line without {files.item_field}")
@@ -124,7 +124,7 @@ def _vectors(config: Config, items: Path, tokens: list[str], embeddings: str | N
             "train a run with item_embedding: text"
         )
     files, fields = AtomicFiles.of(config), config["text_fields"]
-    check_atomic_file(items, {files.item_field, *fields}, files, quoted=False)
+    check_atomic_file(items, {files.item_field, *fields}, files)
     texts = join_fields(read_rows(items, files, fields))
     empty = [token for token, text in texts.items() if not text]
     if empty:

@@ -248,7 +248,7 @@ def test_run_trains_recboles_model_when_files_are_pre_split(tmp_path):
 
 @pytest.mark.parametrize("files", [["train", "test"], [], "train"])
 def test_config_refuses_when_benchmark_filename_names_not_three_parts(files, tmp_path):
-    with pytest.raises(UserError, match="benchmark_filename .* must name three parts"):
+    with pytest.raises(UserError, match="benchmark_filename .* must be three parts"):
         check_rules(small_config(str(tmp_path), "split", benchmark_filename=files))
 
 

@@ -13,6 +13,7 @@ from recbole_etegrec.report.compared import compared_runs
 from recbole_etegrec.report.page import report
 from recbole_etegrec.runs.load import config_of_run
 from recbole_etegrec.runs.recorded_run import read_run
+from recbole_etegrec.storage.digests import write_checksums
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.checkpoint import read_model
 
@@ -52,6 +53,7 @@ def run(tmp_path):
         json.dumps({"phase": "final", "codes": "a", "frozen": None, "valid_result": SCORES})
     )
     save_file({"weight": ones(2)}, folder / "best/model.safetensors")
+    write_checksums(folder / "best")
     (tmp_path / "comparison.json").write_text(json.dumps(COMPARISON))
     return folder
 

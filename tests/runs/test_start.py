@@ -118,9 +118,9 @@ def test_resume_is_refused_when_the_run_ended_while_it_waited(tiny_data, finishe
     assert not (RunDirectory(finished).path / ".lock").exists()
 
 
-def test_main_refuses_a_taken_folder_before_the_model_is_known(tmp_path, capsys):
+def test_main_refuses_a_taken_folder_before_the_dataset_is_known(tmp_path, capsys):
     (tmp_path / "notes.md").write_text("mine")
-    assert main([f"--run_dir={tmp_path}", "--model=NoSuchModel"]) == 2
+    assert main([f"--run_dir={tmp_path}", "--dataset=NoSuchDataset"]) == 2
     error = capsys.readouterr().err
     assert error == (
         f"error: run_dir {tmp_path}: holds files that are no run's (notes.md); choose another "

@@ -82,7 +82,9 @@ def test_load_writes_nothing_and_asks_no_address(model, trained, tmp_path, monke
     ],
 )
 def test_load_refuses_keys_that_recbole_executes(model, keys, named, tmp_path):
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": model, **keys}))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"model": model, "dataset": "none", **keys})
+    )
     with pytest.raises(UserError, match=rf"its config.yaml has {named} \(.*would execute"):
         load_run(str(tmp_path))
     with pytest.raises(UserError, match="dataset|unknown|no file"):

@@ -142,7 +142,7 @@ def test_text_is_refused_when_no_item_has_any(shop, tmp_path):
     ("values", "message"),
     [
         ({"text_model": None}, r"text_model (None) must be a hub id or a directory"),
-        ({"text_model": ""}, r"text_model () must be a hub id or a directory"),
+        ({"text_model": ""}, r"text_model ('') must be a hub id or a directory"),
         ({"text_model": "/no/such/model"}, "text_model (/no/such/model): no such directory"),
         ({"text_model": "./model"}, "text_model (./model): no such directory"),
         ({"text_fields": None}, "text_fields (None) must be a list of fields of the .item file"),
@@ -171,7 +171,10 @@ def test_text_needs_the_package_only_when_vectors_are_not_cached(shop, tmp_path,
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (["titel"], r"shop.item: missing field 'titel' \(found item_id, .*did you mean 'title'"),
+        (
+            ["titel"],
+            r"shop.item, line 1: missing field 'titel' \(found item_id, .*did you mean 'title'",
+        ),
         (["title"], None),
     ],
 )
