@@ -48,7 +48,7 @@ def main() -> None:
     """Do what the order says."""
     order = json.load(sys.stdin)
     quick_start.ETEGRecTrainer = _TimedTrainer
-    quick_start.load_item_embedding = timed("embeddings", quick_start.load_item_embedding)
+    quick_start.vectors_to_train_with = timed("embeddings", quick_start.vectors_to_train_with)
     quick_start.make_model = timed("codebooks", quick_start.make_model)  # k-means, above all
     outcome = timed("run", quick_start.run)(config_dict=order["values"])
     found = {
