@@ -243,4 +243,7 @@ def refusals_for_the_user(where: str) -> Iterator[None]:
     try:
         yield
     except _REFUSALS as error:
-        raise UserError(f"{where}: " + " ".join(str(error).split())) from error
+        reason = " ".join(str(error).split())
+        if isinstance(error, KeyError):  # which says no more than the key
+            reason = f"{reason} is missing"
+        raise UserError(f"{where}: {reason}") from error

@@ -89,7 +89,7 @@ def test_compare_reuses_a_run_when_it_is_finished(compared):
 @pytest.mark.slow
 def test_compare_has_a_row_with_the_error_when_a_model_fails(compared):
     plan, table, _ = compared
-    assert table.count("| FDSA | none; seed 2020: KeyError: 'class' |") == 2
+    assert table.count("| FDSA | none; seed 2020: model FDSA: 'class' is missing |") == 2
     rows = json.loads((plan.out / "comparison.json").read_text())["tables"]["kept"]
     assert [(row["model"], row["seeds"]) for row in rows] == [
         ("Pop", [2020]),

@@ -181,7 +181,7 @@ def test_main_ends_with_1_when_something_does_not_learn(tiny_data, capsys, monke
 
 @pytest.mark.slow
 def test_main_ends_with_2_and_a_knob_when_a_run_does_not_fit(tiny_data, capsys, tmp_path):
-    values = arguments(tiny_data, memory_gib=0.0001, run_dir=tmp_path / "run")
+    values = arguments(tiny_data, memory_gib=0.001, run_dir=tmp_path / "run")
     assert main(["--plan", *values]) == 2
     captured = capsys.readouterr()
     assert "memory there is" in captured.out
