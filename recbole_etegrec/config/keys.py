@@ -165,10 +165,17 @@ KEYS: dict[str, Key] = {
     "residual_dropout": share(),
     "codebook_update": choice("shared", "tokenizer_only"),
     "alignment_pooling": choice("last", "mean"),
+    "item_head": choice(True, False),
+    "item_input": choice(True, False),
+    "item_dropout": share(),
+    "item_vector_dropout": number(" from 0 to 1", lambda v: 0 <= v <= 1),
     # Losses
     "sia_weight": weight(),
     "psa_weight": weight(),
     "psa_temperature": above_zero(),
+    "item_weight": above_zero(),
+    "item_smoothing": share(),
+    "item_sample": whole(1),
     # Schedule
     "schedule": replace(
         listed(str, f"a list of phases: {', '.join(PHASES)}", least=1), names=PHASES
@@ -196,8 +203,10 @@ KEYS: dict[str, Key] = {
     "cut_probability": number(" from 0 to 1", lambda v: 0 <= v <= 1),
     "eval_batch_size": whole(1),
     # Ranking
-    "ranking": entry("beam", "exact"),
+    "ranking": optional(entry("beam", "exact", "fused", "head")),
     "num_beams": whole(1),
+    "candidates": whole(1),
+    "item_score_weight": optional(above_zero()),
     # Execution
     "precision": choice("fp32", "bf16", "fp16"),
     "gradient_checkpointing": choice(True, False),

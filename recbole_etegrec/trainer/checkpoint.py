@@ -153,6 +153,7 @@ def load_model(model: ETEGRecLlama, path: Path) -> None:
                 f"{list(own[name].shape)}: keep the dataset, its filters and the sizes of the run"
             )
     restore(model, state)
+    model.ranker.take(description.get("ranking", {}))
 
 
 def check_frozen(model: ETEGRecLlama, expected: str | None) -> None:
