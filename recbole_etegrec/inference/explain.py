@@ -1,8 +1,8 @@
 """Explains why a model recommends an item: its codes one by one, with the alternatives of each.
 
 The probability of an item by its codes is the product over them, each given the history and the
-codes before it; a partial code stands for all items that begin with it. Where an item head has a say
-in the ranking, its part of the score is shown beside that.
+codes before it; a partial code stands for all items that begin with it. Where an item head ranks
+too, its part of the score is shown beside that.
 """
 
 import math
@@ -69,9 +69,9 @@ class Explanation(NamedTuple):
         name = f"{self.item} {self.title or ''}".rstrip()
         lines = [f"item {name}", f"log p {self.log_probability:.3f}"]
         if list(self.parts) != ["codes"]:
-            parts = (
-                f"{weight:g} * {value:.3f} ({name})" for name, (weight, value) in self.parts.items()
-            )
+            parts = [
+                f"{weight:g} * {value:.3f} ({of})" for of, (weight, value) in self.parts.items()
+            ]
             lines.append(f"score {self.score:.3f} = {' + '.join(parts)}")
         lines.append("")
         lines.append(f"{'level':8}{'code':>5}{'p':>9}{'log p':>9}{'items':>8}  such as")
