@@ -180,7 +180,8 @@ class Recommender(nn.Module):
         embedding.scid_projector.weight *= own / _rms(embedding.embed(codes[codes.any(dim=2)]))
         if self.item_head is not None and self.item_head.enter is not None:
             self.item_head.enter.weight *= own / _rms(self.item_head.entry(items[items > 0]))
-        logits = self(codes, target_index, items=items).logits
+        with_items = {} if self.item_head is None else {"items": items}
+        logits = self(codes, target_index, **with_items).logits
         embedding.output_projector.weight /= _rms(logits - logits.mean(dim=-1, keepdim=True))
 
     def encode_history(
