@@ -15,18 +15,18 @@ from recbole_etegrec.recommender.base_model import (
 
 def recommender_spec(
     config: Config,
-    n_items: int,
     semantic_hidden_size: int,
     e_dim: int,
     *,
+    n_items: int = 0,
     shapes_only: bool = False,
 ) -> RecommenderSpec:
     """What the recommender of a config is made of.
 
     Args:
-        n_items: items, the padding item included.
         semantic_hidden_size: width of the item embeddings.
         e_dim: width of the tokenizer's codebooks, for not all tokenizers follow the config's.
+        n_items: items, the padding item included, for an item head.
         shapes_only: whether no weights are wanted: the shapes of some base models come with the
             package, and their hub is not asked.
 

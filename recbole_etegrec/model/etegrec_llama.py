@@ -63,6 +63,7 @@ class ETEGRecLlama(SequentialRecommender):
         self.loss_options = {
             name: {key: config[key] for key in objective.options}
             for name, objective in OBJECTIVES.items()
+            if objective.part is None or config[objective.part]
         }
         self.loss_weights = objective_weights(config, "recommender")
         self.exclude_history = bool(config["exclude_history"])
@@ -81,9 +82,9 @@ class ETEGRecLlama(SequentialRecommender):
         )
         self.spec = recommender_spec(
             config,
-            self.n_items,
             item_embedding.shape[1],
             self.tokenizer.quantizer.codebooks.shape[-1],
+            n_items=self.n_items,
             shapes_only=item_embedding.is_meta,
         )
         if item_embedding.is_meta:
@@ -247,11 +248,12 @@ class ETEGRecLlama(SequentialRecommender):
         The mean is over the step's targets, or over its distinct targets (``quantization``).
 
         Args:
-            names: of the objectives wanted; only what they need is computed.
+            names: of the objectives wanted; only what they need is computed. Those of parts that
+                the model has not are left out.
             recommender: as wrapped for training.
             logsumexp_over_processes: see :class:`ForwardPass`.
         """
-        objectives = {name: OBJECTIVES[name] for name in names}
+        objectives = {name: OBJECTIVES[name] for name in names if name in self.loss_options}
         needs = {need for objective in objectives.values() for need in objective.needs}
         outputs: dict[str, torch.Tensor] = {}
         candidates = None
