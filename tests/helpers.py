@@ -46,6 +46,7 @@ SMALL_MODEL = {
     "init_std": 0.2,  # larger than the default, so that an untrained model tells items apart
     "dropout": 0.0,
     "residual_dropout": 0.0,
+    "item_dropout": 0.0,
     "epochs": 2,
     "finetune_epochs": 1,
     "warmup_steps": 1,
