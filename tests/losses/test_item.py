@@ -93,7 +93,7 @@ def test_item_loss_is_0_when_there_is_no_target():
     ids = torch.arange(1, ITEMS + 1)
     loss = scored(query[:0], vectors, targets[:0], ids)
     loss.backward()
-    assert float(loss) == 0 and float(vectors.grad.abs().sum()) == 0
+    assert loss.item() == 0 and float(vectors.grad.abs().sum()) == 0
 
 
 def test_memory_does_not_grow_with_items_times_targets(monkeypatch):

@@ -300,7 +300,7 @@ def test_semantic_codes_collide_no_more_when_they_are_spread(tokenizer, tiny_dat
 
 
 def test_losses_are_the_named_ones_alone_when_some_are_asked_for(tiny_data):
-    model, loaders = small_model(small_config(tiny_data))
+    model, loaders = small_model(small_config(tiny_data, item_head=True))
     batch = whole_steps(loaders.train)[0]
     with torch.no_grad():
         together = losses_of(model, batch)
