@@ -114,10 +114,9 @@ class ItemHead(nn.Module):
 
     def vectors(self, items: torch.Tensor | None = None) -> torch.Tensor:
         """Vectors of items ``[...]``, or of all of them: ``[..., d]``, in fp32."""
-        if self.table is not None or not (self.training or torch.is_grad_enabled()):
-            every = self.all_vectors()
-            return every if items is None else F.embedding(items, every)
-        content, free = self._content, self.free
+        if self.table is not None:
+            return self.table if items is None else F.embedding(items, self.table)
+        content, free = self._content, self._free_of_all()
         if items is not None:
             content, free = F.embedding(items, content), F.embedding(items, free)
         if self.training and self.vector_dropout:
@@ -126,15 +125,13 @@ class ItemHead(nn.Module):
 
     @torch.no_grad()
     def all_vectors(self) -> torch.Tensor:
-        """Vectors of all items ``[N, d]`` for use without gradients, made when they are due."""
+        """Vectors of all items ``[N, d]`` to rank with, which are kept until they are others."""
         if self.table is not None:
             return self.table
         # Whatever is written into a tensor raises its version.
         versions = [t._version for t in (self._content, self.project.weight, self.free)]
         if self._kept is None or self._kept[0] != versions:
-            later = len(self._content) - len(self.free)
-            vectors = self._project(self._content) + F.pad(self.free, (0, 0, 0, later))
-            self._kept = versions, vectors
+            self._kept = versions, self._project(self._content) + self._free_of_all()
         return self._kept[1]
 
     def entry(self, items: torch.Tensor) -> torch.Tensor:
@@ -158,6 +155,11 @@ class ItemHead(nn.Module):
         scores -= scores[:, 1 : self.items].logsumexp(dim=1, keepdim=True)
         scores[:, 0] = -torch.inf
         return scores
+
+    def _free_of_all(self) -> torch.Tensor:
+        """Free vectors, 0 for items that came later."""
+        later = len(self._content) - len(self.free)
+        return F.pad(self.free, (0, 0, 0, later)) if later else self.free
 
     def _project(self, content: torch.Tensor) -> torch.Tensor:
         with torch.autocast(content.device.type, enabled=False):
