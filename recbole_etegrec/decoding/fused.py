@@ -19,7 +19,7 @@ from recbole_etegrec.decoding.scoring import score_items
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 from recbole_etegrec.tokenizer import ItemCodes
 
-WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0)  # of the item head, tried on validation
+WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # of the item head, tried on validation
 
 
 class HeadRanker(CodeRanker):
