@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from recbole.utils import init_seed
+from torch import nn
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import (
@@ -19,7 +20,13 @@ from recbole_etegrec.data import (
 )
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.model import MODELS, ETEGRecLlama
-from recbole_etegrec.recommender import BACKBONES, CodeEmbedding, EncoderDecoder, Recommender
+from recbole_etegrec.recommender import (
+    BACKBONES,
+    CodeEmbedding,
+    EncoderDecoder,
+    ItemHead,
+    Recommender,
+)
 from recbole_etegrec.tokenizer import ItemCodes
 
 # What `write_interactions` cannot give: real data, kept outside the repository.
@@ -39,6 +46,7 @@ SMALL_MODEL = {
     "init_std": 0.2,  # larger than the default, so that an untrained model tells items apart
     "dropout": 0.0,
     "residual_dropout": 0.0,
+    "item_dropout": 0.0,
     "epochs": 2,
     "finetune_epochs": 1,
     "warmup_steps": 1,
@@ -112,8 +120,14 @@ def small_recommender(
     pooling: str = "last",
     dropout: float = 0.0,
     train_codebooks: bool = True,
+    head_items: int = 0,
 ) -> Recommender:
-    """A two-layer backbone with the tied code embedding, in evaluation mode."""
+    """A two-layer backbone with the tied code embedding, in evaluation mode.
+
+    Args:
+        head_items: that an item head learns, the padding item included; its free vectors are
+            random. 0: there is no head.
+    """
     torch.manual_seed(3)
     model = BACKBONES[backbone](
         hidden_size=16,
@@ -132,14 +146,26 @@ def small_recommender(
         train_codebooks=train_codebooks,
     )
     kind = {"llama": Recommender, "t5": EncoderDecoder}[backbone]
-    return kind(
+    recommender = kind(
         model,
         embedding,
         semantic_hidden_size=10,
         dropout=dropout,
         alignment_pooling=pooling,
         init_std=0.3,
-    ).eval()
+    )
+    if head_items:
+        recommender.item_head = small_item_head(head_items)
+    return recommender.eval()
+
+
+def small_item_head(items: int, **more) -> ItemHead:
+    """An item head of states of width 16 and random vectors, in evaluation mode."""
+    options = {"enters": True, "dropout": 0.0, "vector_dropout": 0.0, "init_std": 0.5, **more}
+    head = ItemHead(items=items, hidden_size=16, content_width=10, **options).eval()
+    nn.init.normal_(head.free, std=0.5)
+    head.lend(torch.randn(items, 10))
+    return head
 
 
 def small_item_codes(

@@ -87,10 +87,17 @@ KEYS: dict[str, Key] = {
     "residual_dropout": share(),
     "codebook_update": choice("shared", "tokenizer_only"),
     "alignment_pooling": choice("last", "mean"),
+    "item_head": boolean(),
+    "item_input": boolean(),
+    "item_dropout": share(),
+    "item_vector_dropout": number(least=0, most=1),
     # Losses
     "sia_weight": weight(),
     "psa_weight": weight(),
     "psa_temperature": above_zero(),
+    "item_weight": above_zero(),
+    "item_smoothing": share(),
+    "item_sample": integer(1),
     # Schedule
     "schedule": listed(entry(*PHASES), f"a list of phases: {', '.join(PHASES)}", least=1),
     "epochs": integer(0, LONGEST),
@@ -122,8 +129,10 @@ KEYS: dict[str, Key] = {
     "cut_probability": number(least=0, most=1),
     "eval_batch_size": optional(integer(1)),
     # Ranking
-    "ranking": entry("beam", "exact"),
+    "ranking": optional(entry("beam", "exact", "fused", "head")),
     "num_beams": integer(1, 10_000),
+    "candidates": integer(1),
+    "item_score_weight": optional(above_zero()),
     # Execution
     "precision": choice("fp32", "bf16", "fp16"),
     "gradient_checkpointing": boolean(),

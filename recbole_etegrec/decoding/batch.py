@@ -33,4 +33,6 @@ def encode_batch(
 ) -> EncodedHistory:
     """Run the histories of a batch through a recommender; padding that no row needs is cut off."""
     history = interaction[fields.history][:, : int(interaction[fields.length].max())]
-    return recommender.encode_history(codes(history), history > 0)
+    if recommender.item_head is None:
+        return recommender.encode_history(codes(history), history > 0)
+    return recommender.encode_history(codes(history), history > 0, history)

@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import torch
 from recbole.data.interaction import Interaction
-from recbole.evaluator import metric_information
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.seen_items import HistoryIndex
 from recbole_etegrec.decoding.batch import BatchFields
-from recbole_etegrec.decoding.ranker import CodeRanker, Ranking
+from recbole_etegrec.decoding.ranker import CodeRanker, Ranking, needs_all_scores
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 from recbole_etegrec.tokenizer import ItemCodes, Trie
 
@@ -43,11 +42,7 @@ class BeamRanker(CodeRanker):
             beams < largest,
             f"num_beams ({beams}) must be >= max(topk) ({largest}): raise num_beams or lower topk",
         )
-        metrics = [m for m in config["metrics"] if "rec.meanrank" in metric_information[m.lower()]]
-        yield (
-            bool(metrics) and "full" in config["eval_args"]["mode"].values(),
-            f"metrics ({', '.join(metrics)}) need the scores of all items: set ranking: exact",
-        )
+        yield needs_all_scores(config)
 
     def best(
         self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None

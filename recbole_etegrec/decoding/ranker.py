@@ -2,10 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from recbole.data.interaction import Interaction
+from recbole.evaluator import metric_information
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.seen_items import HistoryIndex
@@ -25,6 +26,17 @@ class Ranking(NamedTuple):
 
     items: torch.Tensor
     scores: torch.Tensor
+
+
+class Part(NamedTuple):
+    """A part of the score of items; a score is the sum of its parts, each by its weight.
+
+    Attributes:
+        log_probs: in nats ``[B, n]``.
+    """
+
+    weight: float
+    log_probs: torch.Tensor
 
 
 class Ranker(ABC):
@@ -94,8 +106,29 @@ class CodeRanker(Ranker):
         yield from ()
 
     def score(self, interaction: Interaction, items: torch.Tensor) -> torch.Tensor:
-        """The sum of the log-probabilities of the codes of each item; see :class:`Ranker`."""
-        return score_items(self.recommender, self.encode(interaction), self.codes(items))
+        """The sum of the parts of the score of each item; see :class:`Ranker`."""
+        parts = self.parts(self.encode(interaction), items).values()
+        return sum(part.weight * part.log_probs for part in parts)
+
+    def parts(self, history: EncodedHistory, items: torch.Tensor) -> dict[str, Part]:
+        """What the scores of given items ``[B, n]`` after histories are made of, by name.
+
+        Args:
+            history: left as it was.
+        """
+        return {"codes": Part(1.0, score_items(self.recommender, history, self.codes(items)))}
+
+    def trials(self) -> list["CodeRanker"]:
+        """Rankers of which validation is to choose one; none where there is nothing to choose."""
+        return []
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The options that validation chooses, by their keys; they are kept with the model."""
+        return {}
+
+    def take(self, chosen: dict[str, Any]) -> None:
+        """Take options that validation has chosen, as far as they are left to it."""
 
     def prepare(self) -> None:
         """See :class:`Ranker`; there is nothing to make."""
@@ -111,3 +144,12 @@ class CodeRanker(Ranker):
             ranked = ~torch.isin(items, self.codes.left_out)
             rows, items = rows[ranked], items[ranked]
         return rows, items
+
+
+def needs_all_scores(config: Config) -> tuple[bool, str]:
+    """The rule of rankers that score a part of the catalogue: no metric may need the rest."""
+    metrics = [m for m in config["metrics"] if "rec.meanrank" in metric_information[m.lower()]]
+    return (
+        bool(metrics) and "full" in config["eval_args"]["mode"].values(),
+        f"metrics ({', '.join(metrics)}) need the scores of all items: set ranking: exact",
+    )

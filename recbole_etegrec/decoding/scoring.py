@@ -2,6 +2,7 @@
 
 import torch
 
+from recbole_etegrec.decoding.prefixes import prefix_levels, seen_by
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 
 
@@ -9,7 +10,7 @@ from recbole_etegrec.recommender import EncodedHistory, Recommender
 def score_items(
     recommender: Recommender, history: EncodedHistory, codes: torch.Tensor
 ) -> torch.Tensor:
-    """``log p(item | history)`` of candidate items, a path of tokens for each.
+    """``log p(item | history)`` of candidate items, a token for each prefix that they have.
 
     Args:
         history: encoded histories of ``B`` users; left as it was.
@@ -18,8 +19,26 @@ def score_items(
     Returns:
         Sums over the codes, in nats ``[B, n]``.
     """
-    log_probs = code_log_probs(recommender, history, codes)
-    return log_probs.gather(-1, codes.unsqueeze(-1)).sum(dim=(2, 3))
+    embedding = recommender.code_embedding
+    levels = prefix_levels(codes[..., :-1], embedding.code_num)  # the last code is never read
+    states = [history.state.unsqueeze(1)]  # before the codes of each level [B, M, H]
+    if levels:
+        tokens = [
+            embedding.embed(level.codes.unsqueeze(-1), number).squeeze(2)
+            for number, level in enumerate(levels)
+        ]
+        sizes = [token.shape[1] for token in tokens]
+        depth = torch.cat([torch.full((m,), n, device=codes.device) for n, m in enumerate(sizes)])
+        further = recommender.extend(history, torch.cat(tokens, dim=1), depth, seen_by(levels))
+        history.cache.crop(-sum(sizes))
+        states += further.split(sizes, dim=1)
+    total = torch.zeros(codes.shape[:2], device=codes.device)
+    for number, hidden in enumerate(states):
+        logits = embedding.logits(hidden.flatten(0, 1).unsqueeze(1), slice(number, number + 1))
+        log_probs = logits.log_softmax(dim=-1).view(len(codes), -1)  # [B, M * C]
+        before = levels[number - 1].of * logits.shape[-1] if number else 0
+        total += log_probs.gather(1, before + codes[..., number])
+    return total
 
 
 @torch.no_grad()

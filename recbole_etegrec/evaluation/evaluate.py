@@ -1,5 +1,6 @@
 """Evaluation by RecBole's collector and evaluator, full ranking or sampled."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -53,11 +54,24 @@ def evaluate(
     collected = collect_rankings(
         model, loader, train_dataset, config, show_progress=show_progress, title=title
     )
-    result = Evaluator(config).evaluate(collected)
-    return {name: float(value) for name, value in result.items()}
+    return _metrics(config, collected)
 
 
-@torch.no_grad()
+def evaluate_each(
+    model: RankingModel,
+    rankers: Sequence[Ranker],
+    loader: AbstractDataLoader,
+    train_dataset: Dataset,
+    config: Config,
+    *,
+    show_progress: bool = False,
+    title: str = "Evaluate",
+) -> list[dict[str, float]]:
+    """What `evaluate` gives, for several rankers of the model, which rank each batch in turn."""
+    each = _collect(model, rankers, loader, train_dataset, config, show_progress, title)
+    return [_metrics(config, collected) for collected in each]
+
+
 def collect_rankings(
     model: RankingModel,
     loader: AbstractDataLoader,
@@ -76,15 +90,27 @@ def collect_rankings(
         loader: one of RecBole's evaluation loaders.
         train_dataset: for the metrics that need item counts.
     """
+    return _collect(model, [model.ranker], loader, train_dataset, config, show_progress, title)[0]
+
+
+@torch.no_grad()
+def _collect(
+    model: RankingModel,
+    rankers: Sequence[Ranker],
+    loader: AbstractDataLoader,
+    train_dataset: Dataset,
+    config: Config,
+    show_progress: bool,
+    title: str,
+) -> list[DataStruct]:
     state = PartialState()
-    collector = RankingCollector(config)
-    collector.data_collect(_Training(train_dataset))
-    rank, collect = partial(_score_sampled, model), collector.eval_batch_collect
-    if isinstance(loader, FullSortEvalDataLoader):
-        rank = model.ranker.score_all
-        if not collector.needs_scores:  # scores of all items are then never made
-            best = max(config["topk"])
-            rank, collect = partial(_best_items, model.ranker, best), collector.collect_best_items
+    collectors = [RankingCollector(config) for _ in rankers]
+    for collector in collectors:
+        collector.data_collect(_Training(train_dataset))
+    ways = [
+        _way_to_rank(model, ranker, collector, loader, config)
+        for ranker, collector in zip(rankers, collectors, strict=True)
+    ]
     model.eval()
     np.random.seed(config["seed"])  # sampled evaluation: the same items each time, everywhere
     collected = []
@@ -100,15 +126,38 @@ def collect_rankings(
                 continue
             interaction, index, positive_u, positive_i = batch
             interaction = interaction.to(config["device"])
-            ranked = rank(interaction, index)
+            ranked = [rank(interaction, index) for rank, _ in ways]
             if left_over:
                 break
-            collect(ranked, interaction, positive_u, positive_i)
-            collected.append((number, collector.take_batch()))
+            for (_, collect), found in zip(ways, ranked, strict=True):
+                collect(found, interaction, positive_u, positive_i)
+            collected.append((number, [collector.take_batch() for collector in collectors]))
     # Each batch was ranked by one process; in their order, all have what a single one has.
-    for _, batch in sorted(gather_object(collected), key=lambda pair: pair[0]):
-        collector.put_batch(batch)
-    return collector.get_data_struct()
+    for _, batches in sorted(gather_object(collected), key=lambda pair: pair[0]):
+        for collector, batch in zip(collectors, batches, strict=True):
+            collector.put_batch(batch)
+    return [collector.get_data_struct() for collector in collectors]
+
+
+def _metrics(config: Config, collected: DataStruct) -> dict[str, float]:
+    result = Evaluator(config).evaluate(collected)
+    return {name: float(value) for name, value in result.items()}
+
+
+def _way_to_rank(
+    model: RankingModel,
+    ranker: Ranker,
+    collector: RankingCollector,
+    loader: AbstractDataLoader,
+    config: Config,
+) -> tuple[Callable, Callable]:
+    """What ranks a batch, and what takes the ranking."""
+    if not isinstance(loader, FullSortEvalDataLoader):
+        return partial(_score_sampled, model, ranker), collector.eval_batch_collect
+    if collector.needs_scores:
+        return ranker.score_all, collector.eval_batch_collect
+    # Scores of all items are then never made.
+    return partial(_best_items, ranker, max(config["topk"])), collector.collect_best_items
 
 
 class _Training:
@@ -125,7 +174,7 @@ def _best_items(
 
 
 def _score_sampled(
-    model: RankingModel, interaction: Interaction, rows: torch.Tensor
+    model: RankingModel, ranker: Ranker, interaction: Interaction, rows: torch.Tensor
 ) -> torch.Tensor:
     """Scores of each user's sampled items; the user's history is encoded once.
 
@@ -139,7 +188,7 @@ def _score_sampled(
     column = torch.arange(len(rows), device=rows.device) - first[rows]
     candidates = items.new_ones(len(users), int(counts.max()))
     candidates[rows, column] = items
-    scored = model.ranker.score(interaction[first], candidates)
+    scored = ranker.score(interaction[first], candidates)
     scores = scored.new_full((len(users), model.n_items), -torch.inf)
     scores[rows, items] = scored[rows, column]
     return scores

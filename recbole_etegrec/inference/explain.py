@@ -1,7 +1,8 @@
 """Explains why a model recommends an item: its codes one by one, with the alternatives of each.
 
-The probability of an item is the product over its codes, each given the history and the codes
-before it; a partial code stands for all items that begin with it.
+The probability of an item by its codes is the product over them, each given the history and the
+codes before it; a partial code stands for all items that begin with it. Where an item head ranks
+too, its part of the score is shown beside that.
 """
 
 import math
@@ -13,7 +14,7 @@ import torch
 from recbole.data.dataset import Dataset
 from recbole.data.interaction import Interaction
 
-from recbole_etegrec.decoding import code_log_probs, encode_batch
+from recbole_etegrec.decoding import Part, code_log_probs, encode_batch
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.catalogue import Catalogue, cut
 from recbole_etegrec.inference.histories import given_histories
@@ -50,16 +51,30 @@ class Step(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """The steps to an item; their log-probabilities sum to its own, which ranks it."""
+    """The steps to an item, and what it is ranked by.
+
+    Attributes:
+        log_probability: of its codes, the sum over the steps.
+        score: what it is ranked by, the sum of the parts.
+        parts: weight and log-probability of each part of the score, by name.
+    """
 
     item: str
     title: str | None
     log_probability: float
     steps: list[Step]
+    score: float
+    parts: dict[str, tuple[float, float]]
 
     def __str__(self) -> str:
         name = f"{self.item} {self.title or ''}".rstrip()
-        lines = [f"item {name}", f"log p {self.log_probability:.3f}", ""]
+        lines = [f"item {name}", f"log p {self.log_probability:.3f}"]
+        if list(self.parts) != ["codes"]:
+            parts = [
+                f"{weight:g} * {value:.3f} ({of})" for of, (weight, value) in self.parts.items()
+            ]
+            lines.append(f"score {self.score:.3f} = {' + '.join(parts)}")
+        lines.append("")
         lines.append(f"{'level':8}{'code':>5}{'p':>9}{'log p':>9}{'items':>8}  such as")
         for level, step in enumerate(self.steps):
             lines.append(_line(str(level), step.chosen))
@@ -107,9 +122,17 @@ def explain_each(
                 "and not recommended any more"
             )
     interaction, _ = given.batch(np.zeros(len(numbers), dtype=np.int64))
+    log_probs, parts = _scores(model, interaction, numbers)
     return [
-        _explanation(model, catalogue, number, log_probs, alternatives)
-        for number, log_probs in zip(numbers, _log_probs(model, interaction, numbers), strict=True)
+        _explanation(
+            model,
+            catalogue,
+            number,
+            log_probs[row],
+            {name: (part.weight, float(part.log_probs[row])) for name, part in parts.items()},
+            alternatives,
+        )
+        for row, number in enumerate(numbers)
     ]
 
 
@@ -118,6 +141,7 @@ def _explanation(
     catalogue: Catalogue,
     item: int,
     log_probs: torch.Tensor,
+    parts: dict[str, tuple[float, float]],
     alternatives: int,
 ) -> Explanation:
     steps = [
@@ -125,20 +149,29 @@ def _explanation(
         for level in range(len(log_probs))
     ]
     total = sum(step.chosen.log_probability for step in steps)
-    return Explanation(catalogue.tokens[item], catalogue.titles[item], total, steps)
+    score = sum(weight * value for weight, value in parts.values())
+    name, title = catalogue.tokens[item], catalogue.titles[item]
+    return Explanation(name, title, total, steps, score, parts)
 
 
 @torch.no_grad()
-def _log_probs(model: RankingModel, interaction: Interaction, items: list[int]) -> torch.Tensor:
-    """Log-probabilities of all codes at each level, given the codes before it of the item of each
-    row: ``[B, L, C]``, on the CPU. Those of the item's own codes sum to its own.
+def _scores(
+    model: RankingModel, interaction: Interaction, items: list[int]
+) -> tuple[torch.Tensor, dict[str, Part]]:
+    """How likely codes and items are, on the CPU, for the item of each row.
+
+    Returns:
+        Log-probabilities of all codes at each level, given the item's codes before it
+        ``[B, L, C]``, and the parts of the item's score.
     """
     model.eval()
     device = model.codes.table.device
-    codes = model.codes(torch.tensor(items, device=device).unsqueeze(1))
+    wanted = torch.tensor(items, device=device).unsqueeze(1)
     with autocast(model.precision, device.type):
         history = encode_batch(model.recommender, model.codes, model.fields, interaction.to(device))
-        return code_log_probs(model.recommender, history, codes).squeeze(1).cpu()
+        log_probs = code_log_probs(model.recommender, history, model.codes(wanted))
+        parts = model.ranker.parts(history, wanted)
+    return log_probs.squeeze(1).cpu(), parts
 
 
 def _step(

@@ -5,7 +5,7 @@ and new items need: item embeddings and the tokenizer's encoder and decoder.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.decoding import RANKERS, BatchFields
+from recbole_etegrec.decoding import RANKERS, BatchFields, ranking_of
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.model_card import model_card
@@ -99,6 +99,8 @@ def _export(directory: RunDirectory, folder: Path, config_dict: dict[str, Any] |
     catalogue = Catalogue.from_dataset(dataset)
     try:
         with atomic_directory(folder) as fresh:
+            if model.recommender.item_head is not None:
+                model.recommender.item_head.finish()
             state = {f"recommender.{k}": v for k, v in model.recommender.state_dict().items()}
             state["codes.table"] = model.codes.table
             save_file({k: v.cpu().contiguous() for k, v in state.items()}, fresh / _WEIGHTS)
@@ -158,9 +160,13 @@ def _check_description(folder: Path, description: dict[str, Any]) -> None:
 
 def _description(config: Config, model: ETEGRecLlama) -> dict[str, Any]:
     """All that is needed to build the model but its weights."""
+    spec, head = model.spec, model.recommender.item_head
+    if head is not None:  # its vectors are one table, which holds items that were added, too
+        spec = replace(spec, head_vectors=len(head.table))
+    options = {**ranker_options(config), **model.ranker.chosen}
     return {
-        "recommender": asdict(model.spec),
-        "ranker": {"name": config["ranking"], "options": ranker_options(config)},
+        "recommender": asdict(spec),
+        "ranker": {"name": ranking_of(config), "options": options},
         "fields": model.fields._asdict(),
         "n_items": model.n_items,
         "max_history": model.max_history,

@@ -16,7 +16,12 @@ from recbole_etegrec.recommender import autocast
 
 
 class Recommendation(NamedTuple):
-    """One item of a ranking; ``log p(item | history)`` is in nats."""
+    """One item of a ranking.
+
+    Attributes:
+        log_probability: its score, in nats: ``log p(item | history)`` where codes alone or the item
+            head alone rank, and a weighted sum of both where they rank together.
+    """
 
     item: str
     title: str | None

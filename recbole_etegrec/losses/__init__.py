@@ -7,6 +7,7 @@ in ``properties/model/ETEGRecLlama.yaml``.
 from collections.abc import Mapping
 from typing import Any
 
+from recbole_etegrec.losses.item import ITEM, item_loss
 from recbole_etegrec.losses.objective import ForwardPass, Objective
 from recbole_etegrec.losses.psa import PSA, preference_semantic_alignment
 from recbole_etegrec.losses.quantization import QUANTIZATION, quantization_loss
@@ -16,6 +17,7 @@ from recbole_etegrec.losses.sia import SIA, sequence_item_alignment
 # The order is that in which weighted losses are summed, recorded and shown.
 OBJECTIVES: dict[str, Objective] = {
     "recommendation": RECOMMENDATION,
+    "item": ITEM,
     "sia": SIA,
     "psa": PSA,
     "quantization": QUANTIZATION,
@@ -47,6 +49,7 @@ __all__ = [
     "OBJECTIVES",
     "ForwardPass",
     "Objective",
+    "item_loss",
     "objective_weights",
     "preference_semantic_alignment",
     "quantization_loss",

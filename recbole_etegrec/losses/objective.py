@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from recbole_etegrec.data import SequenceBatch
-from recbole_etegrec.recommender import RecommenderOutput
+from recbole_etegrec.recommender import Candidates, RecommenderOutput
 from recbole_etegrec.tokenizer import Quantization, TokenizerOutput
 
 OUTPUTS = {*RecommenderOutput._fields, "items", "sequence"}
@@ -23,6 +23,10 @@ class ForwardPass:
         logits: of the targets' codes ``[n, L, C]``.
         sequence_latent: of the history before each target, in code space ``[n, d_c]``.
         preference_latent: of the same, in item embedding space ``[n, d_z]``.
+        item_query: of the item head ``[n, d]``.
+        candidate_vectors: of the items that targets are told from ``[S, d]``.
+        target_vectors: of the targets ``[n, d]``.
+        candidates: those items.
         items: the tokenizer's output for the distinct targets of the whole step ``[U, ...]``.
         sequence: ``sequence_latent``, quantized ``[n, ...]``.
         logsumexp_over_processes: combines ``[U]`` of this process with those of the others, which
@@ -34,6 +38,10 @@ class ForwardPass:
     logits: torch.Tensor | None = None
     sequence_latent: torch.Tensor | None = None
     preference_latent: torch.Tensor | None = None
+    item_query: torch.Tensor | None = None
+    candidate_vectors: torch.Tensor | None = None
+    target_vectors: torch.Tensor | None = None
+    candidates: Candidates | None = None
     items: TokenizerOutput | None = None
     sequence: Quantization | None = None
     logsumexp_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -59,14 +67,15 @@ class Objective:
     Attributes:
         loss: takes a :class:`ForwardPass`, and `options` by name; returns the micro-batch's share
             of the loss: shares sum to the mean over the step.
-        needs: which of `logits`, `sequence_latent`, `preference_latent`, `items` and `sequence` it
-            reads of the forward pass.
+        needs: what it reads of the forward pass: outputs of the recommender by their names,
+            `items`, `sequence`.
         trains: the modules, ``tokenizer`` or ``recommender``, in whose epochs it counts.
         title: what reports call it.
         unit: of its values.
         weight: the config key of its weight, or the weight itself.
         aligned: whether it ties the modules to each other: it then starts after ``warm_epochs``,
             and does not count while one of the modules is settled.
+        part: the config key of the part of the model without which it does not count.
         options: the config keys that its function takes.
         reaches: the kinds of parts of the model that must learn by it, as `--check` names them.
 
@@ -81,6 +90,7 @@ class Objective:
     unit: str
     weight: str | float = 1.0
     aligned: bool = False
+    part: str | None = None
     options: tuple[str, ...] = ()
     reaches: tuple[str, ...] = ()
 
@@ -95,5 +105,7 @@ class Objective:
 
     def weight_in(self, config: Mapping[str, Any]) -> float:
         """Its weight by a config; 0 where the config says nothing of it."""
+        if self.part and not config[self.part]:
+            return 0.0
         weight = config[self.weight] if isinstance(self.weight, str) else self.weight
         return weight or 0.0

@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from recbole_etegrec.config import Config, properties_dir
-from recbole_etegrec.decoding import RANKERS
+from recbole_etegrec.decoding import RANKERS, ranking_of
 from recbole_etegrec.recommender import RecommenderSpec, Tuning
 from recbole_etegrec.recommender.base_model import (
     check_length,
@@ -14,13 +14,19 @@ from recbole_etegrec.recommender.base_model import (
 
 
 def recommender_spec(
-    config: Config, semantic_hidden_size: int, e_dim: int, *, shapes_only: bool = False
+    config: Config,
+    semantic_hidden_size: int,
+    e_dim: int,
+    *,
+    n_items: int = 0,
+    shapes_only: bool = False,
 ) -> RecommenderSpec:
     """What the recommender of a config is made of.
 
     Args:
         semantic_hidden_size: width of the item embeddings.
         e_dim: width of the tokenizer's codebooks, for not all tokenizers follow the config's.
+        n_items: items, the padding item included, for an item head.
         shapes_only: whether no weights are wanted: the shapes of some base models come with the
             package, and their hub is not asked.
 
@@ -36,6 +42,8 @@ def recommender_spec(
         "semantic_hidden_size": semantic_hidden_size,
         "max_position_embeddings": _tokens(config),
         "base_config": base,
+        "head_items": n_items if config["item_head"] else 0,
+        "head_vectors": None,
         # Weights that learn are fp32 under any precision; frozen ones need no more than it.
         "base_precision": "fp32" if config["tuning"] == "full" else config["precision"],
     }
@@ -59,7 +67,7 @@ def tuning_of(config: Config) -> Tuning:
 
 def ranker_options(config: Config) -> dict[str, Any]:
     """The options of the ranker that a config names, by the keys that it says it reads."""
-    return {key: config[key] for key in RANKERS[config["ranking"]].keys}
+    return {key: config[key] for key in RANKERS[ranking_of(config)].keys}
 
 
 def check_base_model(config: Config) -> None:

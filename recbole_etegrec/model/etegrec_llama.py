@@ -15,10 +15,16 @@ from recbole.utils import InputType
 from recbole_etegrec.config import Config
 from recbole_etegrec.config.checks import launched_with
 from recbole_etegrec.data import SequenceBatch, load_item_embedding
-from recbole_etegrec.decoding import RANKERS, BatchFields
+from recbole_etegrec.decoding import RANKERS, BatchFields, ranking_of
 from recbole_etegrec.losses import OBJECTIVES, ForwardPass, objective_weights
 from recbole_etegrec.model.build import ranker_options, recommender_spec, tuning_of
-from recbole_etegrec.recommender import RecommenderOutput, build_recommender, empty_recommender
+from recbole_etegrec.recommender import (
+    Candidates,
+    RecommenderOutput,
+    build_recommender,
+    draw_candidates,
+    empty_recommender,
+)
 from recbole_etegrec.storage.digests import tensor_digest
 from recbole_etegrec.tokenizer import (
     TOKENIZERS,
@@ -68,6 +74,7 @@ class ETEGRecLlama(SequentialRecommender):
         self.loss_options = {
             name: {key: config[key] for key in objective.options}
             for name, objective in OBJECTIVES.items()
+            if objective.part is None or config[objective.part]
         }
         self.loss_weights = objective_weights(config, "recommender")
         self.exclude_history = bool(config["exclude_history"])
@@ -90,6 +97,7 @@ class ETEGRecLlama(SequentialRecommender):
             config,
             item_embedding.shape[1],
             self.tokenizer.quantizer.codebooks.shape[-1],
+            n_items=self.n_items,
             shapes_only=item_embedding.is_meta,
         )
         if item_embedding.is_meta:
@@ -105,7 +113,9 @@ class ETEGRecLlama(SequentialRecommender):
         self.codes = ItemCodes(
             n_items=self.n_items, code_length=config["code_length"], code_num=config["code_num"]
         )
-        self.ranker = RANKERS[config["ranking"]](
+        self.item_sample = config["item_sample"]
+        self.take_item_embedding(item_embedding)
+        self.ranker = RANKERS[ranking_of(config)](
             self.recommender, self.codes, self.fields, **ranker_options(config)
         )
         self._neighbours: Neighbours | None = None
@@ -123,6 +133,18 @@ class ETEGRecLlama(SequentialRecommender):
         place = self.item_embedding.device
         self.tokenizer.to(device).start(self.item_embedding[1:].to(device), self.seed)
         self.tokenizer.to(place)
+
+    def _apply(self, fn, recurse=True):
+        """Let the item head read the embeddings where they have moved."""
+        super()._apply(fn, recurse)
+        self.take_item_embedding(self.item_embedding)
+        return self
+
+    def take_item_embedding(self, item_embedding: torch.Tensor) -> None:
+        """Take embeddings of all items ``[N, d_z]`` in place of the present ones."""
+        self.item_embedding = item_embedding
+        if self.recommender.item_head is not None:
+            self.recommender.item_head.lend(item_embedding)
 
     def digest_frozen(self) -> str | None:
         """A hash of the weights that never learn; None if all do.
@@ -164,14 +186,15 @@ class ETEGRecLlama(SequentialRecommender):
 
         The log-probability of an item is a product over all codes of each level, whichever of
         them stand for items, and is not divided among the items there are. So no other item's
-        changes, and a beam may still have less room for it.
+        changes, and a beam may still have less room for it. The item head, too, leaves the others
+        their log-probabilities, and scores new items by their embeddings.
 
         Raises:
             ValueError: one of them has the codes of another item.
         """
         self.codes.append(codes)
         embedding = item_embedding.to(self.item_embedding)
-        self.item_embedding = torch.cat([self.item_embedding, embedding])
+        self.take_item_embedding(torch.cat([self.item_embedding, embedding]))
         self.n_items += len(codes)
         self._neighbours = None
 
@@ -246,17 +269,20 @@ class ETEGRecLlama(SequentialRecommender):
         The mean is over the step's targets, or over its distinct targets (``quantization``).
 
         Args:
-            names: of the objectives wanted; only what they need is computed.
+            names: of the objectives wanted; only what they need is computed. Those of parts that
+                the model has not are left out.
             recommender: as wrapped for training.
             logsumexp_over_processes: see :class:`ForwardPass`.
         """
-        objectives = {name: OBJECTIVES[name] for name in names}
+        objectives = {name: OBJECTIVES[name] for name in names if name in self.loss_options}
         needs = {need for objective in objectives.values() for need in objective.needs}
         outputs: dict[str, torch.Tensor] = {}
+        candidates = None
+        if "item_query" in needs:
+            candidates = draw_candidates(self.n_items, self.item_sample, batch.items.device)
         if needs != {"items"}:
-            recommender = recommender or self.recommender
-            output = recommender(self.codes(batch.items), batch.target_index)
-            outputs = output._asdict()
+            output = self.read(batch, recommender, candidates)
+            outputs = {name: value for name, value in output._asdict().items() if value is not None}
         items = sequence = None
         if not needs.isdisjoint({"items", "sequence"}):
             items, sequence = self.tokenizer(
@@ -269,6 +295,7 @@ class ETEGRecLlama(SequentialRecommender):
             **outputs,
             items=items,
             sequence=sequence,
+            candidates=candidates,
             logsumexp_over_processes=logsumexp_over_processes,
         )
         shares = {
@@ -282,6 +309,23 @@ class ETEGRecLlama(SequentialRecommender):
             first = next(name for name, one in objectives.items() if one.reads_sequences)
             shares[first] = shares[first] + 0.0 * sum(value.sum() for value in unused)
         return shares
+
+    def read(
+        self,
+        batch: SequenceBatch,
+        recommender: Callable[..., RecommenderOutput] | None = None,
+        candidates: Candidates | None = None,
+    ) -> RecommenderOutput:
+        """Run a micro-batch through the recommender.
+
+        Args:
+            recommender: as wrapped for training.
+            candidates: the items that the item head is to tell targets from; None: it is not asked.
+        """
+        recommender, codes = recommender or self.recommender, self.codes(batch.items)
+        if self.recommender.item_head is None:
+            return recommender(codes, batch.target_index)
+        return recommender(codes, batch.target_index, items=batch.items, candidates=candidates)
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """What the recommender minimises in alternation, of RecBole's own prefix rows.

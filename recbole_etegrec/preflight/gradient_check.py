@@ -18,7 +18,7 @@ from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.losses import OBJECTIVES
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.recommender import autocast
+from recbole_etegrec.recommender import ItemHead, autocast
 from recbole_etegrec.runs.checks import advice
 from recbole_etegrec.storage.digests import tensor_digest
 from recbole_etegrec.storage.run_directory import RunDirectory
@@ -100,6 +100,7 @@ class GradientCheck:
                 for s in self.stages
             )
             for loss in OBJECTIVES
+            if any(loss in found for found in self.losses.values())
         ]
         verdict = ["OK: all that must learn does, and nothing else moved"] if self.ok else []
         sections = [
@@ -200,6 +201,8 @@ def model_parts(model: ETEGRecLlama) -> dict[str, Part]:
         ("PSA adapter", recommender.dec_adapter),
     ):
         parts[name] = part("recommender", name, module.parameters())
+    for name, parameters in _item_head(recommender.item_head).items():
+        parts[name] = part("recommender", name, parameters)
     table = "collision table"
     parts[table] = part("recommender", table, [embedding.collision_table])
     for name, module in recommender.sequence_parts.items():
@@ -208,6 +211,15 @@ def model_parts(model: ETEGRecLlama) -> dict[str, Part]:
             name = "decoder, LoRA"
         parts[name] = part("recommender", "backbone", learning.values())
     return {name: part for name, part in parts.items() if part.parameters}
+
+
+def _item_head(head: ItemHead | None) -> dict[str, list[nn.Parameter]]:
+    """The parameters of an item head by what they are for."""
+    if head is None:
+        return {}
+    parts = {"item query": head.query, "item projector": head.project, "item entry": head.enter}
+    found = {name: list(module.parameters()) for name, module in parts.items() if module}
+    return {**found, "free vectors": [head.free]}
 
 
 def _check_epoch(
@@ -266,7 +278,7 @@ def _look_at_scale(
     codes, targets = model.codes(batch.items), model.codes(batch.targets)
     with autocast(config["precision"], config["device"].type):
         tokens = recommender.code_embedding.embed(codes[codes.any(dim=2)])
-        logits = recommender(codes, batch.target_index).logits  # [n, L, C]
+        logits = model.read(batch).logits  # [n, L, C]
     own = recommender.backbone.token_rms
     enters = float(tokens.square().mean().sqrt())
     report.scale = [

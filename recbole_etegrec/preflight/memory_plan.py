@@ -100,6 +100,7 @@ class MemoryPlan:
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self.mode:
             without_data(self.model)
+            self.model.take_item_embedding(self.model.item_embedding)
         self.weights = {name: sum(map(_bytes, ts)) for name, ts in self._groups().items()}
         self.passing = 0  # what is there while its layer computes alone
         if config["tuning"] == "qlora":
@@ -199,7 +200,8 @@ class MemoryPlan:
 
     @torch.no_grad()
     def _rank(self, users: int) -> None:
-        ranker, batch = self.model.eval().ranker, self._longest_histories(users)
+        # In training a model forgets what it has made to rank with.
+        ranker, batch = self.model.train().eval().ranker, self._longest_histories(users)
         with autocast(self.config["precision"], "cpu"):
             if self.candidates > 1:
                 ranker.score(batch, torch.ones(users, self.candidates, dtype=torch.long))
@@ -273,7 +275,7 @@ class MemoryPlan:
                     knob = f"set eval_batch_size to {users}"
                     break
             else:
-                knob = "lower num_beams or MAX_ITEM_LIST_LENGTH"
+                knob = "lower num_beams, candidates or MAX_ITEM_LIST_LENGTH"
             raise UserError(f"{_too_much('evaluation', self.evaluation.total, limit)}: {knob}")
 
     def _training_knob(self, limit: int) -> str:

@@ -4,6 +4,7 @@ from recbole_etegrec.recommender.backbone import BACKBONES
 from recbole_etegrec.recommender.build import build_recommender, empty_recommender
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
 from recbole_etegrec.recommender.encoder_decoder import EncoderDecoder
+from recbole_etegrec.recommender.item_head import Candidates, ItemHead, draw_candidates
 from recbole_etegrec.recommender.precision import PRECISIONS, autocast
 from recbole_etegrec.recommender.recommender import (
     EncodedHistory,
@@ -14,9 +15,11 @@ from recbole_etegrec.recommender.spec import RecommenderSpec, Tuning
 
 __all__ = [
     "BACKBONES",
+    "Candidates",
     "CodeEmbedding",
     "EncodedHistory",
     "EncoderDecoder",
+    "ItemHead",
     "PRECISIONS",
     "Recommender",
     "RecommenderOutput",
@@ -24,5 +27,6 @@ __all__ = [
     "Tuning",
     "autocast",
     "build_recommender",
+    "draw_candidates",
     "empty_recommender",
 ]

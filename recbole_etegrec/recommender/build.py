@@ -5,7 +5,9 @@ from dataclasses import replace
 import torch
 from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
 
+from recbole_etegrec.errors import UserError
 from recbole_etegrec.recommender.backbone import (
     BACKBONES,
     add_residual_dropout,
@@ -14,6 +16,7 @@ from recbole_etegrec.recommender.backbone import (
 from recbole_etegrec.recommender.base_model import add_lora, drop_token_table, load_base_model
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
 from recbole_etegrec.recommender.encoder_decoder import EncoderDecoder
+from recbole_etegrec.recommender.item_head import ItemHead
 from recbole_etegrec.recommender.precision import PRECISIONS
 from recbole_etegrec.recommender.recommender import Recommender
 from recbole_etegrec.recommender.spec import RecommenderSpec, Tuning
@@ -103,11 +106,32 @@ def _assemble(backbone: PreTrainedModel, spec: RecommenderSpec, tuning: Tuning) 
     elif tuning.kind == "frozen":
         backbone.requires_grad_(False)
     kind = EncoderDecoder if backbone.config.is_encoder_decoder else Recommender
-    return kind(
+    recommender = kind(
         backbone,
         embedding,
         semantic_hidden_size=spec.semantic_hidden_size,
         dropout=spec.dropout,
         alignment_pooling=spec.alignment_pooling,
+        init_std=spec.init_std,
+    )
+    if spec.head_items:  # last, so that all else starts as without one
+        recommender.item_head = _item_head(spec, backbone.config)
+    return recommender
+
+
+def _item_head(spec: RecommenderSpec, config: PreTrainedConfig) -> ItemHead:
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"item_head (True) is for decoders, and backbone ({spec.backbone}) has an encoder: "
+            "set it to False"
+        )
+    return ItemHead(
+        items=spec.head_items,
+        hidden_size=config.hidden_size,
+        content_width=spec.semantic_hidden_size,
+        finished=spec.head_vectors,
+        enters=spec.item_input,
+        dropout=spec.item_dropout,
+        vector_dropout=spec.item_vector_dropout,
         init_std=spec.init_std,
     )

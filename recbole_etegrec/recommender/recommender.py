@@ -1,6 +1,7 @@
 """The recommender: codes of a history in, logits of the next item's codes out.
 
-It knows codes, not items, and nothing of training stages. Layout of a sequence of items, four
+It knows codes, and items by their vectors alone where it has a head for them; nothing of training
+stages. Layout of a sequence of items, four
 codes each: ``[c0 c1 c2 c3 | c0 c1 c2 c3 | ...]``. Code ``j`` of an item is predicted from the
 state of the token before it, so the state of an item's last code predicts the next item's first.
 """
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from recbole_etegrec.recommender.backbone import (
@@ -20,6 +22,7 @@ from recbole_etegrec.recommender.backbone import (
     residual_dtype,
 )
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
+from recbole_etegrec.recommender.item_head import Candidates, ItemHead
 
 
 class RecommenderOutput(NamedTuple):
@@ -29,11 +32,17 @@ class RecommenderOutput(NamedTuple):
         logits: of the target's codes, teacher-forced ``[n, L, C]``.
         sequence_latent: for SIA, in code space ``[n, d_c]``.
         preference_latent: for PSA, in item embedding space ``[n, d_z]``.
+        item_query: of the item head ``[n, d]``; it and the next two where candidates are given.
+        candidate_vectors: of the candidates ``[S, d]``.
+        target_vectors: of the targets ``[n, d]``.
     """
 
     logits: torch.Tensor
     sequence_latent: torch.Tensor
     preference_latent: torch.Tensor
+    item_query: torch.Tensor | None = None
+    candidate_vectors: torch.Tensor | None = None
+    target_vectors: torch.Tensor | None = None
 
 
 class EncodedHistory(NamedTuple):
@@ -65,6 +74,9 @@ class Recommender(nn.Module):
         alignment_pooling: the state SIA and PSA read: ``last`` (the last history token, which has
             seen the whole history) or ``mean`` over the history's tokens.
         init_std: standard deviation of the adapters' initial weights.
+
+    Attributes:
+        item_head: predicts items beside their codes; None unless it is given one.
     """
 
     def __init__(
@@ -86,11 +98,13 @@ class Recommender(nn.Module):
         self.alignment_pooling = alignment_pooling
         self.enc_adapter = _adapter(hidden_size, code_embedding.codebooks.shape[-1], init_std)
         self.dec_adapter = _adapter(hidden_size, semantic_hidden_size, init_std)
+        self.item_head: ItemHead | None = None
 
     @property
     def heads(self) -> list[nn.Module]:
         """All but the backbone."""
-        return [self.code_embedding, self.enc_adapter, self.dec_adapter]
+        heads = [self.code_embedding, self.enc_adapter, self.dec_adapter]
+        return heads if self.item_head is None else [*heads, self.item_head]
 
     @property
     def sequence_parts(self) -> dict[str, nn.Module]:
@@ -102,6 +116,8 @@ class Recommender(nn.Module):
         codes: torch.Tensor,
         target_index: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        items: torch.Tensor | None = None,
+        candidates: Candidates | None = None,
     ) -> RecommenderOutput:
         """Predict many items of each sequence in one pass.
 
@@ -111,9 +127,11 @@ class Recommender(nn.Module):
                 position ``t`` predicts item ``t + 1``.
             attention_mask: which items are real ``[B, T]``. Without it, padding must be on the
                 right, where causality hides it.
+            items: ids of the items ``[B, T]``, for the item head.
+            candidates: the items that the item head is to tell targets from; None: it is not asked.
         """
         length = codes.shape[-1]
-        embeddings = self.code_embedding.embed(codes).flatten(1, 2)[:, :-1]  # nothing follows
+        embeddings = self._embed(codes, items).flatten(1, 2)[:, :-1]  # nothing follows
         token_mask = token_mask_of(attention_mask, length)
         hidden = self._run(embeddings, token_mask if token_mask is None else token_mask[:, :-1])
         # States of the tokens just before each target code: a shift by L - 1 tokens.
@@ -122,30 +140,65 @@ class Recommender(nn.Module):
         state = before[:, 0]
         if self.alignment_pooling == "mean":
             state = _mean_states(hidden, length, token_mask).index_select(0, target_index)
-        return RecommenderOutput(
+        output = RecommenderOutput(
             self.code_embedding.logits(before), self.enc_adapter(state), self.dec_adapter(state)
         )
+        if candidates is None:
+            return output
+        targets = items[:, 1:].flatten().index_select(0, target_index)
+        return output._replace(**self._ask_for_items(before[:, 0], targets, candidates))
+
+    def _ask_for_items(
+        self, state: torch.Tensor, targets: torch.Tensor, candidates: Candidates
+    ) -> dict[str, torch.Tensor]:
+        """The outputs of the item head, by name."""
+        head = self.item_head
+        if candidates.whole:
+            vectors = head.vectors()[1:]
+            own = F.embedding(targets - 1, vectors)
+        else:
+            vectors, own = head.vectors(candidates.ids), head.vectors(targets)
+        return {
+            "item_query": head.ask(state),
+            "candidate_vectors": vectors,
+            "target_vectors": own,
+        }
 
     @torch.no_grad()
-    def match_scale(self, codes: torch.Tensor, target_index: torch.Tensor) -> None:
+    def match_scale(
+        self, codes: torch.Tensor, target_index: torch.Tensor, items: torch.Tensor | None = None
+    ) -> None:
         """Let codes enter at the scale of the backbone's own tokens, and logits leave at 1.
 
         Three factors do it, found on a batch as in :meth:`forward`: of the collision table, whose
         rows become as long as those of the codebooks; of the projector into the backbone; of the
         projector out of it, after which the logits of a position deviate by 1 from their mean.
+        Vectors of items enter at the scale of codes.
         """
         embedding = self.code_embedding
         embedding.collision_table *= _rms(embedding.codebooks) / _rms(embedding.collision_table)
         own = self.backbone.token_rms
         embedding.scid_projector.weight *= own / _rms(embedding.embed(codes[codes.any(dim=2)]))
-        logits = self(codes, target_index).logits
+        if self.item_head is not None and self.item_head.enter is not None:
+            self.item_head.enter.weight *= own / _rms(self.item_head.entry(items[items > 0]))
+        with_items = {} if self.item_head is None else {"items": items}
+        logits = self(codes, target_index, **with_items).logits
         embedding.output_projector.weight /= _rms(logits - logits.mean(dim=-1, keepdim=True))
 
-    def encode_history(self, codes: torch.Tensor, attention_mask: torch.Tensor) -> EncodedHistory:
-        """Run histories ``[B, T, L]``, padded on either side, and keep their cache."""
+    def encode_history(
+        self,
+        codes: torch.Tensor,
+        attention_mask: torch.Tensor,
+        items: torch.Tensor | None = None,
+    ) -> EncodedHistory:
+        """Run histories ``[B, T, L]``, padded on either side, and keep their cache.
+
+        Args:
+            items: ids of the items ``[B, T]``, for the item head.
+        """
         cache = new_cache()
         visible = token_mask_of(attention_mask, codes.shape[-1])
-        hidden = self._run(self.code_embedding.embed(codes).flatten(1, 2), visible, cache)
+        hidden = self._run(self._embed(codes, items).flatten(1, 2), visible, cache)
         position = torch.arange(visible.shape[1], device=codes.device)
         last = (visible * position).argmax(dim=1)
         state = hidden[torch.arange(len(codes), device=codes.device), last].float()
@@ -189,6 +242,14 @@ class Recommender(nn.Module):
                 **cached(self.backbone, history.cache),
             )
         return output.last_hidden_state.float()
+
+    def _embed(self, codes: torch.Tensor, items: torch.Tensor | None) -> torch.Tensor:
+        """Tokens of items ``[B, T, L, H]``; an item's vector enters at its last."""
+        tokens = self.code_embedding.embed(codes)
+        if self.item_head is None or self.item_head.enter is None:
+            return tokens
+        last = tokens[:, :, -1:] + self.item_head.entry(items).unsqueeze(2)
+        return torch.cat([tokens[:, :, :-1], last], dim=2)
 
     def _run(
         self,

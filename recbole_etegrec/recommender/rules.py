@@ -22,6 +22,11 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
     yield from _base_model_rules(config["base_model"], config["tuning"])
     if config["backbone"] == "t5":
         yield from _encoder_decoder_rules(config)
+    yield (
+        config["item_head"] and config["backbone"] == "t5",
+        "item_head (True) is for decoders, and backbone (t5) is an encoder and a decoder: set it "
+        "to False",
+    )
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     yield (
         not config["head_size"] and hidden % heads != 0,

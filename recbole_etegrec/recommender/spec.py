@@ -28,6 +28,11 @@ class RecommenderSpec:
         dropout: on the input embeddings and the final states.
         residual_dropout: on what attention and MLP add to the residual stream.
         alignment_pooling: the state that SIA and PSA read, ``last`` or ``mean``.
+        head_items: items that the item head learns, the padding item included; 0: no head.
+        head_vectors: items of its finished table of vectors, in an export; none: it has no table.
+        item_input: whether vectors of items enter the backbone.
+        item_dropout: on the state that the head reads.
+        item_vector_dropout: share of the items that do without their free vectors in a step.
     """
 
     code_length: int
@@ -48,6 +53,11 @@ class RecommenderSpec:
     dropout: float
     residual_dropout: float
     alignment_pooling: str
+    head_items: int = 0
+    head_vectors: int | None = None
+    item_input: bool = False
+    item_dropout: float = 0.0
+    item_vector_dropout: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,20 +153,27 @@ def load_model(model: ETEGRecLlama, path: Path) -> None:
     Its tokenizer is then the one that gave the items their codes.
 
     Raises:
-        UserError: if there is no such folder, or the model has another pretrained decoder or
-            other shapes.
+        UserError: if there is no such folder, or the model has another pretrained decoder, other
+            parts or other shapes.
     """
     state, description = read_model(path)
     check_frozen(model, description["frozen"])
     own = model.state_dict()
+    other = state.keys() ^ (own.keys() - model.frozen_names)
+    if other:
+        raise UserError(
+            f"run_dir: {path} and a model of these keys differ in parts, first {min(other)}: keep "
+            "the parts of the run, such as its backbone and item_head"
+        )
     for name, tensor in state.items():
-        if name in own and own[name].shape != tensor.shape:
+        if own[name].shape != tensor.shape:
             raise UserError(
                 f"run_dir: {name} of {path} is {list(tensor.shape)}, with these keys and files "
                 f"{list(own[name].shape)}: keep the dataset, its filters and the sizes of the run"
             )
     restore(model, state)
     model.tokenizer_of_record.give(model.tokenizer)
+    model.ranker.take(description.get("ranking", {}))
 
 
 def check_frozen(model: ETEGRecLlama, expected: str | None) -> None:

@@ -124,7 +124,7 @@ class Engine:
         }
         model.tokenizer.requires_grad_(False)
         # Processes that share no cache may have made them with other rounding.
-        model.item_embedding = self._from_main(model.item_embedding)
+        model.take_item_embedding(self._from_main(model.item_embedding))
         self._share(model.tokenizer)
         self.max_items = max(config["max_tokens"] // config["code_length"], 1)
         self.captures = _captured_kinds(config, self.accelerator)
@@ -349,8 +349,10 @@ class Engine:
         """Scale the projectors to the backbone (``projector_init: matched``), on one batch."""
         batch = batch.to(self.device)
         self.model.recommender.eval()
-        self.model.recommender.match_scale(self.model.codes(batch.items), batch.target_index)
-        self._share(self.model.recommender.code_embedding)
+        recommender = self.model.recommender
+        recommender.match_scale(self.model.codes(batch.items), batch.target_index, batch.items)
+        for head in recommender.heads:
+            self._share(head)
 
     def sum_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum of what each process has, on all of them."""
@@ -410,6 +412,7 @@ def parameter_groups(module: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 _PARTS = {  # a part of a parameter's name → what its gradient norm is reported as
+    "item_head": "item_head",
     "lora_": "lora",
     "encoder.": "encoder",
     "decoder.": "decoder",

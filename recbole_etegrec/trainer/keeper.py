@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -52,6 +53,11 @@ class Keeper:
         """Take the present model for the best."""
         self.best_state = checkpoint.trained_state(self.engine.model)
         self.best_description = description
+        self._write_best()
+
+    def describe_best(self, **more: Any) -> None:
+        """Say more of the best model in its description."""
+        self.best_description = {**self.best_description, **more}
         self._write_best()
 
     def make_sure_of_best(self) -> None:

@@ -17,7 +17,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data.item_loader import ItemLoader, seed_of
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.errors import Interrupted, UserError
-from recbole_etegrec.evaluation.evaluate import evaluate, sample_users
+from recbole_etegrec.evaluation.evaluate import evaluate, evaluate_each, sample_users
 from recbole_etegrec.model.etegrec_llama import ETEGRecLlama
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import checkpoint
@@ -116,7 +116,7 @@ class ETEGRecTrainer(AbstractTrainer):
             checkpoint.restore(self.model, self.keeper.best_state)
             if valid_data is None:
                 return None, None
-            self.best_valid_result = self._evaluate(valid_data, "Validation, all users")
+            self.best_valid_result = self._settle_ranking(valid_data)
         self.best_valid_score = self._score(self.best_valid_result)
         return self.best_valid_score, self.best_valid_result
 
@@ -317,6 +317,30 @@ class ETEGRecTrainer(AbstractTrainer):
                 show_progress=self.show_progress,
                 title=title,
             )
+
+    def _settle_ranking(self, valid_data: AbstractDataLoader) -> dict:
+        """Metrics of the best model, with what its ranker has left to validation chosen by them."""
+        ranker, title = self.model.ranker, "Validation, all users"
+        trials = ranker.trials()
+        if not trials:
+            return self._evaluate(valid_data, title)
+        with out_of_memory_explained(title.lower(), EVALUATION_KNOBS):
+            results = evaluate_each(
+                self.model,
+                trials,
+                valid_data,
+                self.loaders["sequences"]._dataset,
+                self.config,
+                show_progress=self.show_progress,
+                title=title,
+            )
+        best = (max if self.bigger else min)(
+            range(len(trials)), key=lambda number: self._score(results[number])
+        )
+        ranker.take(trials[best].chosen)
+        logger.info("ranking: %s, chosen on validation", ranker.chosen)
+        self.keeper.describe_best(ranking=ranker.chosen)
+        return results[best]
 
     def _score(self, result: dict) -> float:
         return calculate_valid_score(result, self.config["valid_metric"].lower())

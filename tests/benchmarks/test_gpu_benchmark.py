@@ -31,7 +31,7 @@ def test_useful_flops_are_those_torch_counts_when_nothing_is_padded(tiny_data, t
     batch = SequenceBatch(items, index, targets, targets, index, len(index), items.numel(), 1)
     with FlopCounterMode(display=False) as counter:
         output = model.recommender(model.codes(batch.items), batch.target_index)
-        sum(part.sum() for part in output).backward()
+        sum(part.sum() for part in output[:3]).backward()
     rows, tokens = len(batch.items), batch.items.shape[1] * 4 - 1
     hidden = rows * tokens * (tokens - 1) // 2  # pairs that eager computes, and masks
     spared = 12 * TINY["hidden_size"] * TINY["num_hidden_layers"] * hidden

@@ -6,6 +6,7 @@ from recbole.data import create_dataset, data_preparation
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.seen_items import settle_history
+from recbole_etegrec.decoding import RANKERS
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.quick_start import run
 from tests.helpers import small_config, small_data, small_model
@@ -55,9 +56,10 @@ def test_no_model_removes_anything_when_history_is_kept(tiny_data):
         assert all(history is None for _, history, *_ in loader)
 
 
-@pytest.mark.parametrize("ranking", ["beam", "exact"])
+@pytest.mark.parametrize("ranking", RANKERS)
 def test_model_ranks_no_item_of_the_history_when_it_is_excluded(ranking, tiny_data):
-    values = {"exclude_history": True, "ranking": ranking}
+    values = {"exclude_history": True, "ranking": ranking, "candidates": 20}
+    values["item_head"] = ranking in ("fused", "head")
     model, loaders = small_model(small_config(tiny_data, **values))
     for interaction, excluded, *_ in loaders.test:
         scores = model.ranker.score_all(interaction, excluded)

@@ -15,9 +15,10 @@ CLOSE = {"atol": 1e-5, "rtol": 0}
 @pytest.fixture(params=RANKERS)
 def ranker(request) -> CodeRanker:
     kind = RANKERS[request.param]
-    options = dict.fromkeys(kind.keys, 12)
+    options = {"num_beams": 12, "candidates": 12, "item_score_weight": 1.5}
     codes = small_item_codes(n_items=N_ITEMS, code_num=12)
-    return kind(small_recommender(code_num=12), codes, FIELDS, **options)
+    recommender = small_recommender(code_num=12, head_items=N_ITEMS + 1)
+    return kind(recommender, codes, FIELDS, **{key: options[key] for key in kind.keys})
 
 
 @pytest.fixture

@@ -90,6 +90,7 @@ def test_exported_model_recommends_as_the_run_when_nothing_else_is_there(kind, d
 def test_exported_model_needs_no_base_model_when_it_had_one(name, tuning, data, tmp_path):
     base = saved(tmp_path / "base", name)
     values = {"base_model": base, "tuning": tuning, "lora_r": 4, "finetune_learning_rate": 0.01}
+    values["item_head"] = name == "llama"
     run_dir = trained(data, tmp_path / "run", **values)
     export_run(run_dir, str(tmp_path / "out"))
     assert_recommends_as(run_dir, tmp_path / "out")

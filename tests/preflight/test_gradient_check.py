@@ -41,6 +41,16 @@ def test_check_finds_nothing_wrong_when_all_learns(codebook_update, checkpointin
     assert "OK" in str(report)
 
 
+@pytest.mark.parametrize("sample", [10, 1000])
+def test_check_looks_at_the_item_head_when_there_is_one(sample, tiny_data):
+    report = checked(tiny_data, item_head=True, item_sample=sample, projector_init="matched")
+    assert report.ok, report.problems
+    assert report.losses["final"].keys() == {"recommendation", "item"}
+    for name in ("item query", "item projector", "item entry", "free vectors"):
+        cells = report.cells[name]
+        assert cells["tokenizer"] == "-" and "-" not in (cells["recommender"], cells["final"])
+
+
 def test_check_leaves_alignment_out_when_the_run_never_comes_to_it(tiny_data):
     report = checked(tiny_data, epochs=2, warm_epochs=2)
     assert report.ok, report.problems

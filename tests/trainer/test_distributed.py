@@ -41,6 +41,7 @@ SAMPLED = {"eval_args": {"mode": "uni20"}, "epochs": 2}
 NO_PSA = {"psa_weight": 0.0, "eval_batch_size": 64, "projector_init": "matched"}
 LORA = {"tuning": "lora", "lora_r": 4, "lora_dropout": 0.0, "projector_init": "matched"}
 LORA |= {"learning_rate": 5e-4, "finetune_learning_rate": 5e-4}
+HEAD = {"item_head": True, "candidates": 20, "projector_init": "matched", "epochs": 2}
 CHANGES = {
     "shared": {"codebook_update": "shared"},
     "tokenizer_only": {"codebook_update": "tokenizer_only"},
@@ -53,6 +54,7 @@ CHANGES = {
     },
     "sampled": SAMPLED,
     "lora": LORA,
+    "head": HEAD,
     "whole": NO_PSA,
     "micro_batches": {**NO_PSA, "gradient_accumulation_steps": 2},
 }
@@ -128,7 +130,7 @@ def one_process(tiny_data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def two_processes(tiny_data, tmp_path_factory) -> Path:
     """The folder with the runs of two processes, by name, and ``NAME.RANK.json`` of each."""
-    names = ("shared", "tokenizer_only", "encoder", "lora", "micro_batches")
+    names = ("shared", "tokenizer_only", "encoder", "lora", "head", "micro_batches")
     folder = plan(tiny_data, tmp_path_factory.mktemp("two"), names)
     ended = launch(WORKER, "record", folder)
     assert ended.code == 0, ended.output
@@ -168,6 +170,7 @@ def assert_same_outcome(first: Path, second: Path) -> None:
         assert result_of(first)[key] == result_of(second)[key], key
     one, two = (json.loads((d / "best" / "model.json").read_text()) for d in (first, second))
     assert (one["epoch"], one["codes"]) == (two["epoch"], two["codes"])
+    assert one.get("ranking") == two.get("ranking")
 
 
 def test_small_run_has_unequal_shares_when_two_processes_split_it(tiny_data):
@@ -195,9 +198,11 @@ def test_run_trains_the_same_when_two_processes_share_it(name, one_process, two_
     assert lines[-1]["recommendation"] < lines[4]["recommendation"]
 
 
-def test_run_trains_the_same_when_two_processes_share_an_encoder(one_process, two_processes):
-    assert_same_training(one_process / "encoder", two_processes / "encoder")
-    assert_same_outcome(one_process / "encoder", two_processes / "encoder")
+@pytest.mark.parametrize("name", ["encoder", "head"])
+def test_run_trains_the_same_when_two_processes_share_other_parts(name, one_process, two_processes):
+    assert_same_training(one_process / name, two_processes / name)
+    assert_same_outcome(one_process / name, two_processes / name)
+    assert ("item" in epochs_of(two_processes / name)[-1]) == (name == "head")
 
 
 @pytest.mark.parametrize("name", ["shared", "tokenizer_only", "lora"])
@@ -235,7 +240,7 @@ def test_script_ranks_the_same_sampled_items_when_launched_twofold(
     assert 0 < result_of(tmp_path / "run")["test_result"]["recall@5"] < 1
 
 
-@pytest.mark.parametrize("name", ["shared", "lora"])
+@pytest.mark.parametrize("name", ["shared", "lora", "head"])
 def test_run_trains_nearly_the_same_when_the_backbone_is_sharded(
     name, one_process, tiny_data, tmp_path
 ):

@@ -402,7 +402,7 @@ def test_fit_warms_finetuning_up_and_decays_to_zero_when_a_share_is_given(tiny_d
 
 
 def test_fit_ends_near_the_losses_of_fp32_when_precision_is_bf16(tiny_data, tmp_path):
-    values = {**ALIGNED, "epochs": 4, "finetune_epochs": 4, "max_tokens": 600}
+    values = {**ALIGNED, "epochs": 4, "finetune_epochs": 4, "max_tokens": 600, "item_head": True}
     full = fit(tiny_data, tmp_path / "fp32", **values)
     half = fit(tiny_data, tmp_path / "bf16", precision="bf16", **values)
     assert [line["skipped"] for line in half] == [0] * 8

@@ -28,6 +28,10 @@ VALUES = {
     **SMALL_MODEL,
     "dropout": 0.2,
     "residual_dropout": 0.1,
+    "item_head": True,
+    "item_dropout": 0.3,
+    "item_vector_dropout": 0.2,
+    "item_sample": 25,
     "tokenizer_epochs": 23,
     "epochs": 4,
     "cycle_epochs": 2,
@@ -47,7 +51,7 @@ VALUES = {
 }
 EPOCH_20 = "epoch 19 (pretraining), before its evaluation"
 STEP = "recbole_etegrec.trainer.engine:Engine.step"
-RANKING = "recbole_etegrec.decoding:BeamRanker.best"
+RANKING = "recbole_etegrec.decoding:FusedRanker.best"
 RECORD = "recbole_etegrec.storage.run_directory:RunDirectory.append_metrics"
 SAVE_FILE = "recbole_etegrec.trainer.checkpoint:save_file"
 RENAME = "os:replace"

@@ -1,0 +1,189 @@
+"""Ranking by the item head, alone or together with the codes.
+
+The head scores the whole catalogue at the price of one matrix product, so it proposes; codes are
+then scored for what it proposes alone, as branches behind the shared history.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from recbole.data.interaction import Interaction
+
+from recbole_etegrec.config import Config
+from recbole_etegrec.data.seen_items import HistoryIndex
+from recbole_etegrec.decoding.batch import BatchFields
+from recbole_etegrec.decoding.ranker import CodeRanker, Part, Ranking, needs_all_scores
+from recbole_etegrec.decoding.scoring import score_items
+from recbole_etegrec.recommender import EncodedHistory, Recommender
+from recbole_etegrec.tokenizer import ItemCodes
+
+WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # of the item head, tried on validation
+
+
+class HeadRanker(CodeRanker):
+    """Ranks all items by the item head alone."""
+
+    @staticmethod
+    def rules(config: Config) -> Iterator[tuple[bool, str]]:
+        """There must be a head."""
+        yield (
+            not config["item_head"],
+            f"ranking ({config['ranking']}) needs an item head: train with item_head: True",
+        )
+
+    def best(
+        self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
+    ) -> Ranking:
+        """See :class:`Ranker`."""
+        scores, items = self.score_all(interaction, excluded).topk(min(k, self.width(k)))
+        return Ranking(items.masked_fill(scores.isneginf(), 0), scores)
+
+    def score_all(
+        self, interaction: Interaction, excluded: HistoryIndex | None = None
+    ) -> torch.Tensor:
+        """See :class:`Ranker`."""
+        return self._log_probs(self.encode(interaction), excluded)
+
+    def width(self, k: int) -> int:
+        """All items, whatever ``k`` is."""
+        return len(self.codes.table) - 1
+
+    def parts(self, history: EncodedHistory, items: torch.Tensor) -> dict[str, Part]:
+        """See :class:`CodeRanker`."""
+        log_probs = self.recommender.item_head.log_probs(history.state)
+        return {"item head": Part(1.0, log_probs.gather(1, items))}
+
+    def _log_probs(self, history: EncodedHistory, excluded: HistoryIndex | None) -> torch.Tensor:
+        """Of all items by the head ``[B, N]``, -inf of those that are not to be ranked."""
+        log_probs = self.recommender.item_head.log_probs(history.state)
+        if len(self.codes.trie) < log_probs.shape[1] - 1:  # items without codes
+            absent = torch.ones_like(log_probs[0], dtype=torch.bool)
+            absent[self.codes.trie.items] = False
+            log_probs.masked_fill_(absent, -torch.inf)
+        if excluded is not None:
+            log_probs[self.on_device(excluded)] = -torch.inf
+        return log_probs
+
+
+class Proposals(NamedTuple):
+    """What the head proposes, with both scores ``[B, K]``; the head's is -inf where K is too many.
+
+    Attributes:
+        items: ids.
+        codes: sums of the log-probabilities of their codes.
+        head: log-probabilities by the item head.
+    """
+
+    items: torch.Tensor
+    codes: torch.Tensor
+    head: torch.Tensor
+
+
+class FusedRanker(HeadRanker):
+    """Ranks what the item head proposes by ``sum_j log p(code_j) + a log p_head(item)``.
+
+    Args:
+        candidates: items that the head proposes, at least.
+        item_score_weight: the weight ``a``; None: it is left to validation, and 1 until then.
+    """
+
+    keys = ("candidates", "item_score_weight")
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        codes: ItemCodes,
+        fields: BatchFields,
+        *,
+        candidates: int,
+        item_score_weight: float | None,
+    ):
+        super().__init__(recommender, codes, fields)
+        self.candidates = candidates
+        self.given = item_score_weight is not None
+        self.weight = float(item_score_weight) if self.given else 1.0
+        self._memory: dict[str, Any] | None = None
+
+    @staticmethod
+    def rules(config: Config) -> Iterator[tuple[bool, str]]:
+        """Candidates must hold what is measured."""
+        yield from HeadRanker.rules(config)
+        candidates, largest = config["candidates"], max(config["topk"])
+        yield (
+            candidates < largest,
+            f"candidates ({candidates}) must be >= max(topk) ({largest}): raise candidates or "
+            "lower topk",
+        )
+        yield needs_all_scores(config)
+
+    def best(
+        self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
+    ) -> Ranking:
+        """See :class:`Ranker`."""
+        found = self._propose(interaction, self.width(k), excluded)
+        scores, order = self._fuse(found).topk(min(k, found.items.shape[1]))
+        items = found.items.gather(1, order)
+        return Ranking(items.masked_fill(scores.isneginf(), 0), scores)
+
+    def score_all(
+        self, interaction: Interaction, excluded: HistoryIndex | None = None
+    ) -> torch.Tensor:
+        """See :class:`Ranker`; finite are the scores of ``candidates`` items at most."""
+        found = self._propose(interaction, self.width(1), excluded)
+        shape = len(found.items), len(self.codes.table)
+        scores = found.head.new_full(shape, -torch.inf)
+        return scores.scatter_(1, found.items, self._fuse(found))
+
+    def width(self, k: int) -> int:
+        """See :class:`Ranker`."""
+        return min(max(k, self.candidates), len(self.codes.table) - 1)
+
+    def parts(self, history: EncodedHistory, items: torch.Tensor) -> dict[str, Part]:
+        """See :class:`CodeRanker`."""
+        head = super().parts(history, items)["item head"]
+        codes = score_items(self.recommender, history, self.codes(items))
+        return {"codes": Part(1.0, codes), "item head": Part(self.weight, head.log_probs)}
+
+    def trials(self) -> list["FusedRanker"]:
+        """Rankers of the weights in `WEIGHTS`, if none is given.
+
+        They score a batch once for all of them, so each batch is to be ranked by all in turn, and
+        nothing may be trained meanwhile.
+        """
+        if self.given:
+            return []
+        memory: dict[str, Any] = {}
+        rankers = [copy.copy(self) for _ in WEIGHTS]
+        for ranker, weight in zip(rankers, WEIGHTS, strict=True):
+            ranker.weight, ranker._memory = weight, memory
+        return rankers
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """See :class:`CodeRanker`."""
+        return {} if self.given else {"item_score_weight": self.weight}
+
+    def take(self, chosen: dict[str, float]) -> None:
+        """See :class:`CodeRanker`; a weight that was given stays."""
+        if not self.given and "item_score_weight" in chosen:
+            self.weight = chosen["item_score_weight"]
+
+    def _fuse(self, found: Proposals) -> torch.Tensor:
+        return found.codes + self.weight * found.head
+
+    @torch.no_grad()
+    def _propose(
+        self, interaction: Interaction, width: int, excluded: HistoryIndex | None
+    ) -> Proposals:
+        memory = self._memory
+        if memory and memory["of"] is interaction and memory["width"] == width:
+            return memory["found"]
+        history = self.encode(interaction)
+        head, items = self._log_probs(history, excluded).topk(width)
+        codes = score_items(self.recommender, history, self.codes(items))
+        found = Proposals(items, codes, head)
+        if memory is not None:
+            memory.update(of=interaction, width=width, found=found)
+        return found

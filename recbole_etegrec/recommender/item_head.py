@@ -1,0 +1,172 @@
+"""The item head: the state that predicts an item's first code also predicts the item itself.
+
+Items share codes, so what is special about one item has no place in them; here each item has a
+vector of its own. It is a projection of the item's embedding, which never learns, and a free
+vector: ``v_i = project(z_i) + r_i``. The vector scores its item, and enters beside its last code.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Candidates(NamedTuple):
+    """The items that targets are told from in a micro-batch.
+
+    Attributes:
+        ids: item ids, ascending ``[S]``.
+        share: of the catalogue's items that are among them; 1 for all.
+    """
+
+    ids: torch.Tensor
+    share: float
+
+    @property
+    def whole(self) -> bool:
+        """Whether they are the catalogue, each item once."""
+        return self.share == 1
+
+
+def draw_candidates(n_items: int, most: int, device: torch.device) -> Candidates:
+    """The catalogue, or a random sample of it where it has more items than `most`.
+
+    One item is drawn from each of ``most`` equal stretches of the catalogue, so that each item is
+    expected as often as any other, and a sample as large as the catalogue is the catalogue. An
+    item on the border of two stretches may come twice.
+
+    Args:
+        n_items: items, the padding item included.
+    """
+    count = n_items - 1
+    if count <= most:
+        return Candidates(torch.arange(1, n_items, device=device), 1.0)
+    place = torch.arange(most, device=device, dtype=torch.float64)
+    place += torch.rand(most, device=device, dtype=torch.float64)
+    ids = 1 + (place * (count / most)).long().clamp_max(count - 1)
+    return Candidates(ids, most / count)
+
+
+class ItemHead(nn.Module):
+    """Scores all items of a catalogue from one state, ``query(s) . v_i``.
+
+    Free vectors start at 0, so the head starts from content. Items beyond those that it was made
+    for, which came later, have no free vector.
+
+    Args:
+        items: that it learns, the padding item included; the softmax is over them.
+        hidden_size: width of a state ``H``.
+        content_width: width of item embeddings ``d_z``; vectors are as wide, or ``H`` if less.
+        finished: rows of a table of vectors in place of content and free vectors, as
+            :meth:`finish` makes it; None: there is none.
+        enters: whether vectors enter the backbone.
+        dropout: on the state that is read.
+        vector_dropout: share of the items that do without their free vectors, drawn anew in each
+            training step, so that content alone learns to rank too.
+        init_std: standard deviation of the initial numbers of vectors and of ``enter``.
+    """
+
+    def __init__(
+        self,
+        *,
+        items: int,
+        hidden_size: int,
+        content_width: int,
+        finished: int | None = None,
+        enters: bool,
+        dropout: float,
+        vector_dropout: float,
+        init_std: float,
+    ):
+        super().__init__()
+        self.items, self.vector_dropout = items, vector_dropout
+        self._content: torch.Tensor | None = None  # no buffer: it moves with its owner
+        self._kept: tuple[list[int], torch.Tensor] | None = None
+        width = min(hidden_size, content_width)
+        self.dropout = nn.Dropout(dropout)
+        self.query = _linear(hidden_size, width, hidden_size**-0.5)
+        self.enter = _linear(width, hidden_size, init_std) if enters else None
+        if finished is None:
+            # Embeddings are of unit mean square: vectors begin with numbers of about init_std.
+            self.project = _linear(content_width, width, init_std * content_width**-0.5)
+            self.free = nn.Parameter(torch.zeros(items, width))
+            self.table = None
+        else:
+            self.table = nn.Parameter(torch.empty(finished, width), requires_grad=False)
+
+    def train(self, mode: bool = True) -> "ItemHead":
+        """See `nn.Module`; what learns will have other vectors."""
+        if mode:
+            self._kept = None
+        return super().train(mode)
+
+    def lend(self, content: torch.Tensor) -> None:
+        """Let the head read embeddings of all items ``[N, d_z]``; it keeps no copy."""
+        self._content, self._kept = content, None
+
+    def finish(self) -> None:
+        """Make one table of the vectors of all items; content is not needed any more."""
+        with torch.no_grad():
+            self.table = nn.Parameter(self.all_vectors().clone(), requires_grad=False)
+        self._content = self._kept = None
+        del self.project, self.free
+
+    def vectors(self, items: torch.Tensor | None = None) -> torch.Tensor:
+        """Vectors of items ``[...]``, or of all of them: ``[..., d]``, in fp32."""
+        if self.table is not None:
+            return self.table if items is None else F.embedding(items, self.table)
+        content, free = self._content, self._free_of_all()
+        if items is not None:
+            content, free = F.embedding(items, content), F.embedding(items, free)
+        if self.training and self.vector_dropout:
+            free = free * (torch.rand_like(free[..., :1]) >= self.vector_dropout)
+        return self._project(content) + free
+
+    @torch.no_grad()
+    def all_vectors(self) -> torch.Tensor:
+        """Vectors of all items ``[N, d]`` to rank with, which are kept until they are others."""
+        if self.table is not None:
+            return self.table
+        # Whatever is written into a tensor raises its version.
+        versions = [t._version for t in (self._content, self.project.weight, self.free)]
+        if self._kept is None or self._kept[0] != versions:
+            self._kept = versions, self._project(self._content) + self._free_of_all()
+        return self._kept[1]
+
+    def entry(self, items: torch.Tensor) -> torch.Tensor:
+        """What vectors of items ``[...]`` add to the token of their last code ``[..., H]``."""
+        return self.enter(self.vectors(items)).float()
+
+    def ask(self, state: torch.Tensor) -> torch.Tensor:
+        """The query of states ``[n, H]``: ``[n, d]``, in fp32."""
+        return self.query(self.dropout(state)).float()
+
+    @torch.no_grad()
+    def log_probs(self, state: torch.Tensor) -> torch.Tensor:
+        """``log p(item | history)`` of all items, in nats ``[B, N]``; of the padding item -inf.
+
+        The softmax is over the items that the head learned. So items that came later take
+        nothing from the others, and have a score of the same scale.
+        """
+        query = self.ask(state)
+        with torch.autocast(query.device.type, enabled=False):
+            scores = query @ self.all_vectors().T
+        scores -= scores[:, 1 : self.items].logsumexp(dim=1, keepdim=True)
+        scores[:, 0] = -torch.inf
+        return scores
+
+    def _free_of_all(self) -> torch.Tensor:
+        """Free vectors, 0 for items that came later."""
+        later = len(self._content) - len(self.free)
+        return F.pad(self.free, (0, 0, 0, later)) if later else self.free
+
+    def _project(self, content: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(content.device.type, enabled=False):
+            return self.project(content)
+
+
+def _linear(width_in: int, width_out: int, std: float) -> nn.Linear:
+    layer = nn.Linear(width_in, width_out, bias=False)
+    nn.init.normal_(layer.weight, std=std)
+    return layer

@@ -1,0 +1,132 @@
+"""The item head alone, and as a part of a recommender."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from recbole_etegrec.errors import UserError
+from recbole_etegrec.recommender import Candidates, RecommenderSpec, empty_recommender
+from tests.helpers import small_config, small_item_head, small_model, small_recommender
+
+ITEMS = 12  # the padding item included
+CLOSE = {"atol": 1e-5, "rtol": 0}
+
+
+def test_vectors_are_projected_content_and_a_free_vector():
+    head = small_item_head(ITEMS)
+    content = head._content
+    expected = content @ head.project.weight.T + head.free
+    torch.testing.assert_close(head.vectors(), expected, **CLOSE)
+    items = torch.tensor([[3, 1], [0, 11]])
+    torch.testing.assert_close(head.vectors(items), expected[items], **CLOSE)
+    with torch.no_grad():
+        assert torch.equal(head.vectors(items), head.all_vectors()[items])
+
+
+def test_vectors_follow_what_has_been_learned_or_lent():
+    head = small_item_head(ITEMS)
+    first = head.all_vectors()
+    assert head.all_vectors() is first
+    with torch.no_grad():
+        head.free += 1
+    second = head.all_vectors()
+    torch.testing.assert_close(second, first + 1, **CLOSE)
+    assert head.train().eval().all_vectors() is not second
+    head.lend(torch.zeros(ITEMS + 2, 10))
+    assert torch.equal(head.all_vectors(), F.pad(head.free, (0, 0, 0, 2)))
+
+
+def test_log_probabilities_are_a_softmax_over_the_items_that_were_learned():
+    head = small_item_head(ITEMS)
+    state = torch.randn(3, 16)
+    before = head.log_probs(state)
+    assert before[:, 0].isneginf().all()
+    torch.testing.assert_close(before[:, 1:].exp().sum(dim=1), torch.ones(3), **CLOSE)
+    later = torch.randn(2, 10)
+    head.lend(torch.cat([head._content, later]))
+    after = head.log_probs(state)
+    torch.testing.assert_close(after[:, :ITEMS], before, **CLOSE)
+    own = head.ask(state) @ head.project(later).T - head.ask(state) @ head.all_vectors()[1:2].T
+    torch.testing.assert_close(after[:, ITEMS:], own + before[:, 1:2], **CLOSE)
+
+
+def test_finished_head_scores_as_the_one_it_was():
+    head = small_item_head(ITEMS)
+    head.lend(torch.randn(ITEMS + 3, 10))
+    state, items = torch.randn(2, 16), torch.tensor([1, ITEMS + 2])
+    with torch.no_grad():
+        before = head.log_probs(state), head.entry(items)
+        head.finish()
+        assert head.state_dict().keys() == {"query.weight", "enter.weight", "table"}
+        torch.testing.assert_close((head.log_probs(state), head.entry(items)), before, **CLOSE)
+
+
+def test_free_vectors_are_left_out_by_item_when_dropped_in_training():
+    torch.manual_seed(0)
+    head = small_item_head(400, vector_dropout=0.3).train()
+    content = head.project(head._content)
+    by_content = (head.vectors() == content).all(dim=1)
+    assert 0.2 < by_content.float().mean() < 0.4
+    whole = content + head.free
+    assert torch.equal(head.eval().vectors(), whole)
+    head.vector_dropout = 1.0
+    torch.testing.assert_close(head.train().vectors(), content, **CLOSE)
+
+
+@pytest.mark.parametrize("enters", [True, False])
+def test_outputs_do_not_see_later_items(enters):
+    recommender = small_recommender(head_items=ITEMS)
+    if not enters:
+        recommender.item_head.enter = None
+    items = torch.randint(1, ITEMS, (3, 8))
+    codes = torch.randint(0, 8, (3, 8, 4))
+    other = items.clone()
+    other[:, 5:] = other[:, 5:] % (ITEMS - 1) + 1
+    index = torch.tensor([[row * 7 + t for t in range(4)] for row in range(3)]).flatten()
+    candidates = Candidates(torch.arange(1, ITEMS), 1.0)
+    with torch.no_grad():
+        first, second = (
+            recommender(codes, index, items=x, candidates=candidates) for x in (items, other)
+        )
+        for before, after in zip(first, second, strict=True):
+            assert torch.equal(before, after)
+        seen = index[-1:] + 3  # reads the items that have changed
+        moved = [
+            recommender(codes, seen, items=x, candidates=candidates).item_query
+            for x in (items, other)
+        ]
+    assert (moved[0] - moved[1]).abs().max().gt(1e-4) == enters
+
+
+def test_whole_sequence_and_encoded_history_ask_alike():
+    recommender = small_recommender(head_items=ITEMS)
+    items, codes = torch.randint(1, ITEMS, (2, 6)), torch.randint(0, 8, (2, 6, 4))
+    candidates = Candidates(torch.arange(1, ITEMS), 1.0)
+    with torch.no_grad():
+        output = recommender(codes, torch.tensor([4, 9]), items=items, candidates=candidates)
+        mask = torch.ones(2, 5, dtype=torch.bool)
+        history = recommender.encode_history(codes[:, :-1], mask, items[:, :-1])
+        torch.testing.assert_close(
+            output.item_query, recommender.item_head.ask(history.state), **CLOSE
+        )
+    head = recommender.item_head
+    torch.testing.assert_close(output.candidate_vectors, head.vectors()[1:], **CLOSE)
+    torch.testing.assert_close(output.target_vectors, head.vectors(items[:, -1]), **CLOSE)
+
+
+def test_all_else_starts_as_without_a_head_when_there_is_one(tiny_data):
+    without, _ = small_model(small_config(tiny_data))
+    with_head, _ = small_model(small_config(tiny_data, item_head=True))
+    assert without.recommender.item_head is None
+    own = with_head.state_dict()
+    more = own.keys() - without.state_dict().keys()
+    names = {"query.weight", "enter.weight", "project.weight", "free"}
+    assert more == {f"recommender.item_head.{name}" for name in names}
+    for name, tensor in without.state_dict().items():
+        assert torch.equal(own[name], tensor)
+
+
+def test_head_is_refused_when_the_backbone_has_an_encoder(tiny_data):
+    values = vars(small_model(small_config(tiny_data, model="ETEGRec"))[0].spec)
+    with pytest.raises(UserError, match="item_head .True. is for decoders, and backbone .t5."):
+        empty_recommender(RecommenderSpec(**{**values, "head_items": 5}), keep_buffers=True)
