@@ -155,7 +155,7 @@ class Recommender(nn.Module):
         head = self.item_head
         if candidates.whole:
             vectors = head.vectors()[1:]
-            own = F.embedding(targets - 1, vectors)
+            own = F.embedding((targets - 1).clamp_min(0), vectors)  # padding is of no matter
         else:
             vectors, own = head.vectors(candidates.ids), head.vectors(targets)
         return {

@@ -9,15 +9,16 @@ from tests.helpers import small_config, small_model, whole_steps
 from tests.trainer.trainers import WEIGHTS
 
 
-@pytest.fixture(scope="module")
-def setting(tiny_data):
-    return small_model(small_config(tiny_data, max_tokens=400))
+@pytest.fixture(scope="module", params=[False, True], ids=["codes", "item head"])
+def setting(request, tiny_data):
+    return small_model(small_config(tiny_data, max_tokens=400, item_head=request.param))
 
 
 @pytest.mark.parametrize("trains", ["recommender", "tokenizer"])
 def test_losses_and_gradients_stay_when_a_step_is_padded(setting, trains):
     model, loaders = setting
-    stage = Stage("alternation", trains, WEIGHTS[trains])
+    weights = WEIGHTS[trains] | ({"item": 0.3} if trains == "recommender" else {})
+    stage = Stage("alternation", trains, weights)
     module = getattr(model, trains).requires_grad_(True)
 
     def losses_of(batch) -> tuple[dict, list]:
