@@ -108,7 +108,10 @@ class CodeRanker(Ranker):
     def score(self, interaction: Interaction, items: torch.Tensor) -> torch.Tensor:
         """The sum of the parts of the score of each item; see :class:`Ranker`."""
         parts = self.parts(self.encode(interaction), items).values()
-        return sum(part.weight * part.log_probs for part in parts)
+        scores = sum(part.weight * part.log_probs for part in parts)
+        if len(self.codes.left_out):
+            scores = scores.masked_fill(torch.isin(items, self.codes.left_out), -torch.inf)
+        return scores
 
     def parts(self, history: EncodedHistory, items: torch.Tensor) -> dict[str, Part]:
         """What the scores of given items ``[B, n]`` after histories are made of, by name.

@@ -20,6 +20,7 @@ from recbole_etegrec.data import create_recbole_dataset
 from recbole_etegrec.data.dataset_files import check_dataset_counts
 from recbole_etegrec.data.identity import Identity, known_ids
 from recbole_etegrec.data.seen_items import settle_history
+from recbole_etegrec.errors import UserError
 from recbole_etegrec.evaluation.collector import RankingCollector
 from recbole_etegrec.runs.identity import items_gone, write_identity
 from recbole_etegrec.runs.recbole_model import load_best, save_best
@@ -65,6 +66,10 @@ def load_baseline(config: Config, run_dir: RunDirectory, identity: Identity) -> 
         dataset, *loaders = _prepare(config)
     gone = items_gone(identity, changes, dataset)
     model = _make_model(config, loaders[0])
+    if not isinstance(model, torch.nn.Module):
+        raise UserError(
+            f"run_dir {run_dir.path}: {config['model']} cannot be kept without a pickle"
+        )
     load_best(model, run_dir, config["device"])
     if len(gone):
         _leave_out(model, torch.from_numpy(gone))

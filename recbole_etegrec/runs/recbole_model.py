@@ -33,18 +33,16 @@ def save_best(model: AbstractRecommender, run_dir: RunDirectory) -> None:
     """Write the weights of a model, and what else it has learned, to ``best/``.
 
     Raises:
-        TrainingError: they cannot be written.
+        OSError: they cannot be written.
+        TrainingError: the model keeps what is no plain data.
     """
     tensors = {_MODEL + name: value for name, value in model.state_dict().items()}
     others = _packed(model.other_parameter(), _MORE, tensors)
     whole = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    try:
-        with atomic_directory(run_dir.best) as fresh:
-            save_file(whole, fresh / _WEIGHTS)
-            (fresh / _OTHERS).write_text(json.dumps(others), "utf-8")
-            write_checksums(fresh)
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{run_dir.best}: cannot be written ({error}): make room") from error
+    with atomic_directory(run_dir.best) as fresh:
+        save_file(whole, fresh / _WEIGHTS)
+        (fresh / _OTHERS).write_text(json.dumps(others), "utf-8")
+        write_checksums(fresh)
 
 
 def load_best(model: AbstractRecommender, run_dir: RunDirectory, device: torch.device) -> None:
