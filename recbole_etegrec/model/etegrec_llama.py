@@ -20,6 +20,7 @@ from recbole_etegrec.losses import OBJECTIVES, ForwardPass, objective_weights
 from recbole_etegrec.model.build import ranker_options, recommender_spec, tuning_of
 from recbole_etegrec.recommender import (
     Candidates,
+    Recommender,
     RecommenderOutput,
     build_recommender,
     draw_candidates,
@@ -93,18 +94,7 @@ class ETEGRecLlama(SequentialRecommender):
             code_num=config["code_num"],
         )
         self.tokenizer_of_record = TokenizerOfRecord(self.tokenizer)
-        self.spec = recommender_spec(
-            config,
-            item_embedding.shape[1],
-            self.tokenizer.quantizer.codebooks.shape[-1],
-            n_items=self.n_items,
-            shapes_only=item_embedding.is_meta,
-        )
-        if item_embedding.is_meta:
-            self.recommender = empty_recommender(self.spec, tuning_of(config), keep_buffers=False)
-        else:
-            device = "cpu" if launched_with("FSDP") else config["device"]
-            self.recommender = build_recommender(self.spec, tuning_of(config), device)
+        self.recommender = self._make_recommender(config, shapes_only=item_embedding.is_meta)
         backbone = self.recommender.backbone
         learns = {name for name, p in backbone.named_parameters() if p.requires_grad}
         self.frozen_names = {
@@ -127,6 +117,20 @@ class ETEGRecLlama(SequentialRecommender):
             self.rebuild_codes()
         # RecBole's stock trainer optimises every parameter that wants a gradient.
         self.tokenizer.requires_grad_(False)
+
+    def _make_recommender(self, config: Config, *, shapes_only: bool) -> Recommender:
+        """The recommender that the config asks for, for this tokenizer and these items."""
+        self.spec = recommender_spec(
+            config,
+            self.item_embedding.shape[1],
+            self.tokenizer.quantizer.codebooks.shape[-1],
+            n_items=self.n_items,
+            shapes_only=shapes_only,
+        )
+        if shapes_only:
+            return empty_recommender(self.spec, tuning_of(config), keep_buffers=False)
+        device = "cpu" if launched_with("FSDP") else config["device"]
+        return build_recommender(self.spec, tuning_of(config), device)
 
     def _start_codebooks(self, device: torch.device) -> None:
         """Find the first codebooks where that is quick; all stays where it was."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import FullyShardedDataParallelPlugin, broadcast, gather_object
 from torch import nn
 from torch.distributed import ReduceOp
 from torch.distributed.fsdp import (
@@ -101,16 +101,7 @@ class Engine:
             config["optimizer"], model.recommender, config["weight_decay"], on_gpu=on_gpu
         )
         if plugin:
-            # What ranking and code updates read outside `forward` is small and stays whole.
-            plugin.ignored_modules = model.recommender.heads
-            plugin.cpu_ram_efficient_loading = False  # it would replace those very parameters
-            if plugin.mixed_precision_policy is not None:
-                # Gradients are summed, and logits leave the model, in fp32.
-                plugin.mixed_precision_policy = MixedPrecisionPolicy(
-                    param_dtype=plugin.mixed_precision_policy.param_dtype,
-                    reduce_dtype=torch.float32,
-                    output_dtype=torch.float32,
-                )
+            _keep_whole(plugin, model.recommender.heads)
         self.recommender, self.optimizers["recommender"] = self.accelerator.prepare(
             model.recommender, optimizer
         )
@@ -421,6 +412,19 @@ _PARTS = {  # a part of a parameter's name → what its gradient norm is reporte
     "_projector": "projectors",
     "_adapter": "adapters",
 }
+
+
+def _keep_whole(plugin: FullyShardedDataParallelPlugin, heads: list[nn.Module]) -> None:
+    """Have FSDP leave alone what ranking and code updates read outside `forward`; it is small."""
+    plugin.ignored_modules = heads
+    plugin.cpu_ram_efficient_loading = False  # it would replace those very parameters
+    if plugin.mixed_precision_policy is not None:
+        # Gradients are summed, and logits leave the model, in fp32.
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=plugin.mixed_precision_policy.param_dtype,
+            reduce_dtype=torch.float32,
+            output_dtype=torch.float32,
+        )
 
 
 def _captured_kinds(config: Config, accelerator: Accelerator) -> tuple[bool, ...]:
