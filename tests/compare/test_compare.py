@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from recbole_etegrec.cli import main
-from recbole_etegrec.compare.command import compare, worker_environment
+from recbole_etegrec.compare.command import Compared, compare, worker_environment
 from recbole_etegrec.compare.measures import per_user_file, write_error, write_measures
 from recbole_etegrec.compare.plan import Plan, PlannedRun, make_plan, read_ablation
 from recbole_etegrec.compare.table import write_table
@@ -186,15 +187,33 @@ def test_compare_refuses_a_folder_with_files_of_others(tiny_data, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def started(values: dict[str, str]) -> subprocess.Popen:
+    """The comparison in a process of its own."""
+    code = "import sys; from recbole_etegrec.cli import main; sys.exit(main(sys.argv[1:]))"
+    line = ["compare", *(f"--{key}={value}" for key, value in values.items())]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, "-c", code, *line], **quiet)
+
+
+def compared_after_workers(values: dict[str, str]) -> Compared:
+    """The comparison again, once the workers of one that was killed have ended."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return compare(values)
+        except UserError as error:
+            assert "another process is writing to it" in str(error)
+            assert time.monotonic() < until
+            time.sleep(0.2)
+
+
 @pytest.mark.slow
 def test_compare_is_refused_while_another_or_its_worker_lives_and_goes_on_after(
     tiny_data, tmp_path
 ):
     values = arguments_of_pop(tiny_data, tmp_path / "out")
     (run,) = make_plan(values).runs
-    code = "import sys; from recbole_etegrec.cli import main; sys.exit(main(sys.argv[1:]))"
-    line = ["compare", *(f"--{key}={value}" for key, value in values.items())]
-    other = subprocess.Popen([sys.executable, "-c", code, *line], stdout=subprocess.DEVNULL)
+    other = started(values)
     try:
         while not (run.path / "config.yaml").exists():  # its worker has begun
             assert other.poll() is None
@@ -204,16 +223,32 @@ def test_compare_is_refused_while_another_or_its_worker_lives_and_goes_on_after(
     finally:
         other.kill()
         other.wait()
-    until = time.monotonic() + 60
-    while True:
-        try:
-            table, failed = compare(values)
-            break
-        except UserError as error:  # its worker lives on
-            assert str(error).startswith(f"run_dir {run.path}: another process is writing to it")
-            assert time.monotonic() < until
-            time.sleep(0.2)
+    table, failed = compared_after_workers(values)
     assert not failed and "| Pop | 2020 |" in table
+
+
+@pytest.mark.slow
+def test_compare_has_the_same_results_when_it_was_killed_before(tiny_data, tmp_path):
+    def results(out: Path) -> list[dict]:
+        rows = json.loads((out / "comparison.json").read_text())["tables"]["kept"]
+        timed = ("seconds", "memory_gib", "users_per_second")
+        return [
+            {name: value for name, value in row["columns"].items() if name not in timed}
+            for row in rows
+        ]
+
+    begun = time.monotonic()
+    whole = arguments_of_pop(tiny_data, tmp_path / "whole")
+    assert started(whole).wait() == 0
+    seconds = time.monotonic() - begun
+    for seed in range(2):
+        values = arguments_of_pop(tiny_data, tmp_path / str(seed))
+        killed = started(values)
+        time.sleep(random.Random(seed).uniform(0.2, 1) * seconds)
+        killed.kill()
+        killed.wait()
+        assert not compared_after_workers(values).failed
+        assert results(Path(values["out"])) == results(tmp_path / "whole")
 
 
 @pytest.mark.slow
