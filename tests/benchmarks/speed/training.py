@@ -12,7 +12,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data.loader import SequenceBatch, SequenceLoader
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.quick_start import load_data
-from recbole_etegrec.runs.baseline import _prepare, _trainer
+from recbole_etegrec.runs.baseline import _make_model, _prepare, _trainer
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.schedule import Stage
@@ -128,8 +128,8 @@ def sasrec(values: dict, dataset: str) -> Work:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = RunDirectory(folder)
         config = Config("SASRec", dataset, config_dict={k: values[k] for k in names if k in values})
-        model, _, train_data, *_ = _prepare(config, run_dir)
-        trainer = _trainer(config, model, run_dir)
+        _, train_data, *_ = _prepare(config)
+        trainer = _trainer(config, _make_model(config, train_data), run_dir)
     batch = next(iter(train_data))
     return Work(
         lambda: trainer._train_epoch([batch], 0),
