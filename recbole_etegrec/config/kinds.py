@@ -12,6 +12,7 @@ from reprlib import Repr
 from typing import Any
 
 from recbole_etegrec.errors import nearest
+from recbole_etegrec.storage.printable import one_line
 
 LARGEST = 2**31 - 1  # of whole numbers without a maximum of their own
 _FINITE = 1e100  # more than any quantity here; products of such numbers are finite too
@@ -29,8 +30,7 @@ def shown(value: Any) -> str:
     Texts have no quotation marks, unless they are empty or could be taken for a number.
     """
     if isinstance(value, str):
-        text = value.encode("utf-8", "replace").decode()
-        text = _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+        text = one_line(value.encode("utf-8", "replace").decode())
         if len(text) > 120:
             return f"{text[:100]}... of {len(text)} characters"
         return f"'{text}'" if not text.strip() or text[0] in "-+.0123456789" else text

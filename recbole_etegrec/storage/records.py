@@ -7,7 +7,7 @@ whose other values have the last shape, if one is said.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,7 @@ def read_json(path: Path, shape: Any = dict) -> Any:
     Raises:
         UserError: it cannot be read, or does not have the shape.
     """
-    try:
-        return checked(json.loads(path.read_text("utf-8")), shape)
-    except _UNREADABLE as error:
-        raise damaged(path, error) from error
+    return _read(path, json.loads, shape)
 
 
 def read_yaml(path: Path, shape: Any = dict) -> Any:
@@ -38,8 +35,12 @@ def read_yaml(path: Path, shape: Any = dict) -> Any:
     Raises:
         UserError: it cannot be read, or does not have the shape.
     """
+    return _read(path, yaml.safe_load, shape)
+
+
+def _read(path: Path, parse: Callable[[str], Any], shape: Any) -> Any:
     try:
-        return checked(yaml.safe_load(path.read_text("utf-8")), shape)
+        return checked(parse(path.read_text("utf-8")), shape)
     except _UNREADABLE as error:
         raise damaged(path, error) from error
 
