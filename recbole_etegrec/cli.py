@@ -22,7 +22,7 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} --resume=RUN_DIR
        {program} --plan [the arguments of a run]
        {program} --check [the arguments of a run]
-       {program} compare --models=A,B [--seeds=1,2] [--ablations=X,Y] [--KEY=VALUE ...]
+       {program} compare --models=A,B,A+OVERLAY [--seeds=1,2] [--ablations=X,Y] [--KEY=VALUE ...]
        {program} codes RUN_DIR [--item=TOKEN]
        {program} recommend RUN_DIR --users=A,B|--users-file=FILE|--all|--history=X,Y [--k=10]
            [--exclude-history] [--split=valid|test] [--out=FILE.parquet|FILE.csv|FILE.jsonl]
@@ -43,7 +43,7 @@ other arguments goes on if that run has begun, and starts it if not.
 `--plan` prints the memory that the run would take, and refuses what does not fit.
 `--check` takes a few steps on one batch and prints whether all that must learn does.
 `compare` trains models on one dataset with each seed and writes one table; again, it goes on. It
-ends with 1 where a run has failed.
+ends with 1 where a run has failed. SASRec+tuned is SASRec with --config_files=tuned/SASRec.
 `codes` prints how well a finished run codes its items, and the items near to one.
 `recommend` ranks for users after all they have done, or after items; with --out, again, it goes on.
 `explain` prints how likely each code of a recommended item is, and the others there were.
@@ -173,7 +173,8 @@ def _prepare(arguments: Sequence[str]) -> None:
 
 def _compare(arguments: Sequence[str]) -> None:
     values = parse_arguments(arguments)
-    models = [name.strip() for name in values.get("models", "").split(",") if name.strip()]
+    named = [name.partition("+")[0].strip() for name in values.get("models", "").split(",")]
+    models = [name for name in named if name]
     models += [DEFAULT_MODEL] if "ablations" in values else []
     if models:
         files = values.get("config_files", "").split()

@@ -18,6 +18,7 @@ from recbole_etegrec.config import (
     properties_dir,
     read_config_files,
 )
+from recbole_etegrec.config.models import STANDS_ON
 from recbole_etegrec.config.values import EACH, UnknownKeyError
 from recbole_etegrec.data.dataset_files import repeated_user
 from recbole_etegrec.data.input_files import require_files
@@ -36,7 +37,7 @@ class PlannedRun(NamedTuple):
     """One model with one seed.
 
     Attributes:
-        label: the model and its ablation, the row of the table that the run counts for.
+        label: the model and its overlay, the row of the table that the run counts for.
         path: its directory; the name holds a hash of the configuration.
     """
 
@@ -67,7 +68,7 @@ def make_plan(values: Mapping[str, str]) -> Plan:
     """The runs that a command line asks for; none has started yet.
 
     Raises:
-        UserError: an unknown model, key, ablation or file, a configuration that contradicts
+        UserError: an unknown model, key, overlay or file, a configuration that contradicts
             itself, or no such dataset.
     """
     for key, instead in _NOT_TAKEN.items():
@@ -132,26 +133,43 @@ def _check_presplit(runs: list[PlannedRun]) -> None:
 
 def _rows(models: list[str], ablations: list[str]) -> list[tuple[str, str, dict[str, Any]]]:
     """Label, model and changed keys of each row of the table."""
-    if not models and not ablations:
+    rows = []
+    for named in dict.fromkeys([*models, *(f"{DEFAULT_MODEL}+{name}" for name in ablations)]):
+        model, plus, overlay = (part.strip() for part in named.partition("+"))
+        changes = read_overlay(model, overlay) if plus else {}
+        rows.append((f"{model} + {overlay}" if plus else model, model, changes))
+    if not rows:
         raise UserError("compare: --models=A,B,... missing")
-    rows = [(model, model, {}) for model in models]
-    for name in ablations:
-        rows.append((f"{DEFAULT_MODEL} + {name}", DEFAULT_MODEL, read_ablation(name)))
     return rows
 
 
-def read_ablation(name: str) -> dict[str, Any]:
-    """The keys that an overlay of `properties/ablation/` changes.
+def read_overlay(model: str, name: str) -> dict[str, Any]:
+    """The keys that an overlay of a model changes.
+
+    It is `properties/NAME/MODEL.yaml`, or one of `properties/ablation/`, which are for all models
+    of the plugin.
 
     Raises:
         UserError: there is no such overlay.
     """
-    known = [path.stem for path in sorted((properties_dir() / "ablation").glob("*.yaml"))]
+    known = overlays(model)
     if name not in known:
-        raise UserError(
-            f"ablation '{name}': must be one of {', '.join(known)}{nearest(name, known)}"
-        )
-    return read_config_files([find_config_file(f"ablation/{name}")])
+        exist = f"must be one of {', '.join(known)}" if known else "there is none for this model"
+        raise UserError(f"{model}+{name}: no overlay '{name}'; {exist}{nearest(name, known)}")
+    return read_config_files([find_config_file(known[name])])
+
+
+def overlays(model: str) -> dict[str, str]:
+    """The overlays of a model by name, each as `--config_files` takes it."""
+    known = {}
+    if model in STANDS_ON:
+        known = {file.stem: f"ablation/{file.stem}" for file in _shipped("ablation/*")}
+    of_it = [file.parent.name for file in _shipped(f"*/{model}") if file.parent.name != "model"]
+    return known | {name: f"{name}/{model}" for name in of_it}
+
+
+def _shipped(pattern: str) -> list[Path]:
+    return sorted(properties_dir().glob(f"{pattern}.yaml"))
 
 
 def _config(model: str, dataset: str, values: dict[str, Any]) -> Config:

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from recbole_etegrec.config import DEFAULT_MODEL
 from recbole_etegrec.report.charts import Axis, Band, Bar, Series, bar_chart, line_chart
 
 _TICKS = (1, 2, 5)
@@ -62,5 +63,5 @@ def _log(seconds: float) -> float:
 
 
 def _short(label: str) -> str:
-    """Shorten an ablation's label to its own name, as long labels are cut."""
-    return label.partition(" ")[2] or label
+    """Leave out the model that most overlays are of, as long labels are cut."""
+    return label.removeprefix(f"{DEFAULT_MODEL} ")

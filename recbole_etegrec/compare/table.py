@@ -115,7 +115,7 @@ def _compare_users(rows: list[dict], records: list[dict], history: str, metric: 
 
 
 def _is_own(row: dict[str, Any]) -> bool:
-    """Whether a row is of the plugin's models; an ablation is named after its model."""
+    """Whether a row is of the plugin's models; one with an overlay begins with its model."""
     return row["model"].partition(" ")[0] in STANDS_ON
 
 

@@ -18,7 +18,7 @@ import pytest
 from recbole_etegrec.cli import main
 from recbole_etegrec.compare.command import Compared, compare, worker_environment
 from recbole_etegrec.compare.measures import per_user_file, write_error, write_measures
-from recbole_etegrec.compare.plan import Plan, PlannedRun, make_plan, read_ablation
+from recbole_etegrec.compare.plan import Plan, PlannedRun, make_plan, read_overlay
 from recbole_etegrec.compare.table import write_table
 from recbole_etegrec.compare.worker import work
 from recbole_etegrec.config import Config, properties_dir
@@ -301,6 +301,11 @@ def test_compare_gives_the_same_table_when_runs_go_side_by_side(tiny_data, tmp_p
         ({"models": "Pop,ETEGRecLlama", "num_beam": "4"}, "did you mean 'num_beams'?"),
         ({"models": "Pop,ETEGRecLlama", "num_beams": "4"}, "must be >= max(topk) (20)"),
         ({"models": "Pop", "ablations": "no_sai"}, "did you mean 'no_sia'?"),
+        ({"models": "Pop,SASRec+tunned"}, "must be one of tuned; did you mean 'tuned'?"),
+        ({"models": "SASRec+no_sia"}, "SASRec+no_sia: no overlay 'no_sia'; must be one of tuned"),
+        ({"models": "Pop+tuned"}, "Pop+tuned: no overlay 'tuned'; there is none for this model"),
+        ({"models": "SASRec+"}, "SASRec+: no overlay ''; must be one of tuned"),
+        ({"models": "SASREC+tuned"}, "unknown model 'SASREC'"),
         ({"models": "Pop", "seeds": "1,two"}, "seeds (1,two): must be whole numbers"),
         ({"models": "Pop", "jobs": "0"}, "jobs (0): must be a whole number above 0"),
         ({"models": "Pop", "seed": "1"}, "--seed is not taken: give --seeds"),
@@ -364,12 +369,37 @@ def test_plan_adds_a_row_an_ablation_when_they_are_named(tiny_data, tmp_path):
     assert plan.runs[2].config["sia_weight"] == 0.0  # an ablation wins
 
 
+def test_plan_gives_overlays_to_their_models_alone_when_they_are_named(tiny_data, tmp_path):
+    values = {"dataset": "tiny", "data_path": tiny_data, "out": str(tmp_path)}
+    models = "SASRec, SASRec + tuned,ETEGRec+no_sia,ETEGRecLlama+no_sia"
+    plan = make_plan({**values, "models": models, "ablations": "no_sia"})
+    assert [run.label for run in plan.runs] == [
+        "SASRec",
+        "SASRec + tuned",
+        "ETEGRec + no_sia",
+        "ETEGRecLlama + no_sia",
+    ]
+    assert plan.runs[1].path.name.startswith("SASRec+tuned-2020-")
+    tuned = plan.runs[1].config.inputs
+    alone = Config("SASRec", "tiny", ["tuned/SASRec"]).inputs
+    for key, value in read_overlay("SASRec", "tuned").items():
+        assert tuned[key] == alone[key] == value
+    assert plan.runs[2].config["sia_weight"] == 0.0
+
+
+@pytest.mark.parametrize("model", ["SASRec", "FDSA"])
+def test_tuned_overlay_has_keys_of_its_model_alone_when_it_is_read(model):
+    tuned = read_overlay(model, "tuned")
+    assert tuned
+    assert Config(model, "tiny", [f"tuned/{model}"]).inputs.items() >= tuned.items()
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablation_changes_its_keys_alone_when_it_is_an_overlay(name):
     plain = Config("ETEGRecLlama", "tiny").inputs
     changed = Config("ETEGRecLlama", "tiny", [f"ablation/{name}"]).inputs
     assert {key for key in plain if plain[key] != changed[key]} == ABLATIONS[name]
-    assert read_ablation(name).keys() == ABLATIONS[name]
+    assert read_overlay("ETEGRecLlama", name).keys() == ABLATIONS[name]
 
 
 def test_ablations_are_all_known_here_when_the_folder_is_listed():
