@@ -124,6 +124,7 @@ KEYS: dict[str, Key] = {
     # Batches
     "max_tokens": integer(1),
     "gradient_accumulation_steps": integer(1, 10_000),
+    "step_targets": optional(integer(1)),
     "training_rows": choice("sequences", "prefixes"),
     "window_overlap": share(),
     "cut_probability": number(least=0, most=1),

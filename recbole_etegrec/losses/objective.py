@@ -47,10 +47,10 @@ class ForwardPass:
     logsumexp_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def mean_over_targets(self, loss: torch.Tensor) -> torch.Tensor:
-        """This micro-batch's share of the mean over the step's targets of a loss ``[n]``."""
+        """This micro-batch's share of the mean over targets of a loss ``[n]``."""
         real = self.batch.real_targets
         loss = loss if real is None else loss.masked_fill(~real, 0.0)
-        return loss.sum() / self.batch.step_targets
+        return loss.sum() / self.batch.divisor
 
     def mean_over_items(self, loss: torch.Tensor) -> torch.Tensor:
         """This micro-batch's share of the mean over the step's distinct targets of ``[U]``."""
@@ -66,7 +66,8 @@ class Objective:
 
     Attributes:
         loss: takes a :class:`ForwardPass`, and `options` by name; returns the micro-batch's share
-            of the loss: shares sum to the mean over the step.
+            of the loss: shares sum to the mean over the step, or, where targets are summed over, to
+            what the step adds to the mean over the epoch.
         needs: what it reads of the forward pass: outputs of the recommender by their names,
             `items`, `sequence`.
         trains: the modules, ``tokenizer`` or ``recommender``, in whose epochs it counts.

@@ -167,7 +167,7 @@ class ETEGRecTrainer(AbstractTrainer):
 
     def _match_scale(self) -> None:
         if self.config["projector_init"] == "matched":
-            self.engine.match_scale(self.loaders["sequences"].first_step())
+            self.engine.match_scale(self.loaders["sequences"].first_part())
 
     def _enter(self, phase: Phase) -> None:
         """Begin a phase, with the weights that it starts from."""

@@ -232,7 +232,7 @@ def test_everything_uses_the_new_codes_when_the_tokenizer_was_trained(tiny_data,
 def test_training_batch_uses_the_new_codes_when_the_table_changed(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run")
     stage, model = Stage("alternation", "recommender", RECOMMENDATION), trainer.model
-    batch = whole_steps(trainer.loaders["sequences"])[0]
+    batch = whole_steps(trainer.loaders["sequences"])[0]._replace(targets_a_step=None)
     with torch.no_grad():
         before = trainer.engine.losses(batch, stage)["recommendation"]
         swapped = model.codes.table[1:].flip(0).clone()
