@@ -130,6 +130,36 @@ class Engine:
                 parameter.requires_grad_(name == trains)
                 parameter.grad = None
 
+    def norms_of(
+        self, name: str, micro_batches: list[SequenceBatch], stage: Stage
+    ) -> dict[str, float]:
+        """The norms by group of what one weighted objective gives in a step; nothing moves.
+
+        The wrapper, which would wait for gradients of all parameters, takes no part.
+        """
+        parameters = self.parameters[stage.trains]
+        recommender = self.model.recommender
+        if stage.trains != "recommender":
+            recommender = torch.no_grad()(recommender)
+        for batch in micro_batches:
+            batch = batch.to(self.device)
+            loss = self.model.losses([name], batch, recommender, self._logsumexp())[name]
+            loss = stage.weights[name] * loss
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None and parameter.grad is not None:
+                    gradient = parameter.grad + gradient
+                parameter.grad = parameter.grad if gradient is None else gradient
+        self._add_up(parameters)
+        order = self.clip.get("norm_type", 2.0)
+        norms = {
+            group: self._total_norm([p.grad for p in of_group if p.grad is not None], order)
+            for group, of_group in self.groups[stage.trains].items()
+        }
+        for parameter in parameters:
+            parameter.grad = None
+        return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
+
     def losses(self, batch: SequenceBatch, stage: Stage) -> dict[str, torch.Tensor]:
         """The losses that a stage weights, as shares of those of the step."""
         recommender = self.recommender
@@ -160,9 +190,10 @@ class Engine:
             losses |= dict(zip(part.weights, result.losses, strict=True))
             norms.append(result.norms)
             skipped = skipped | result.skipped
-            self.model.copy_codebooks(
-                to="recommender" if part.trains == "tokenizer" else "tokenizer"
-            )
+            if self.model.ties_codebooks:
+                self.model.copy_codebooks(
+                    to="recommender" if part.trains == "tokenizer" else "tokenizer"
+                )
         return StepResult(
             torch.stack([losses[name] for name in stage.weights]), torch.cat(norms), skipped
         )
