@@ -230,18 +230,19 @@ class SequenceLoader:
             counts = end - supervised_from
             targets = self.items[np.repeat(supervised_from, counts) + place_in_run(counts)]
             distinct = np.unique(targets)
-            micro_batches = self._parts(rows) * self.micro_batches
+            parts = self._parts(rows)
             yield [
                 SequenceBatch(
                     *map(torch.from_numpy, self._gather(rows, share, distinct)),
                     step_targets=len(targets),
                     step_items=int((end - start).sum()),
-                    micro_batches=micro_batches,
+                    micro_batches=parts * self.micro_batches,
                     targets_a_step=self.targets_a_step,
                 )
                 for share in (
-                    rows[number::micro_batches]
-                    for number in range(self.rank, micro_batches, self.processes)
+                    rows[part::parts][number :: self.micro_batches]
+                    for part in range(parts)  # the same on any number of processes
+                    for number in range(self.rank, self.micro_batches, self.processes)
                 )
             ]
 
