@@ -90,7 +90,10 @@ def embedding_of(data_path: str, dataset: str = "tiny", **more) -> np.ndarray:
 
 def whole_steps(loader: SequenceLoader) -> list[SequenceBatch]:
     """The steps of a loader that is not split, each as its one batch."""
-    return [batch for (batch,) in loader]
+    budget, loader.max_items = loader.max_items, 10**9  # no step is computed in parts
+    steps = [batch for (batch,) in loader]
+    loader.max_items = budget
+    return steps
 
 
 def micro_batches_of(

@@ -31,7 +31,7 @@ WIDEST = 2**16  # of layers and vectors
 LONGEST = 100_000  # epochs
 
 SOURCES = ("collaborative", "file", "sasrec", "text")
-PHASES = ("pretraining", "alternation", "joint", "final", "final_from_scratch")
+PHASES = ("pretraining", "alternation", "joint", "final", "polish", "final_from_scratch")
 
 KEYS: dict[str, Key] = {
     # Item embeddings
@@ -85,7 +85,7 @@ KEYS: dict[str, Key] = {
     "projector_init": choice("normal", "matched"),
     "dropout": share(),
     "residual_dropout": share(),
-    "codebook_update": choice("shared", "tokenizer_only"),
+    "codebook_update": choice("shared", "separate", "tokenizer_only"),
     "alignment_pooling": choice("last", "mean"),
     "item_head": boolean(),
     "item_input": boolean(),
@@ -94,6 +94,7 @@ KEYS: dict[str, Key] = {
     # Losses
     "sia_weight": weight(),
     "psa_weight": weight(),
+    "psa_fixed_weight": weight(),
     "psa_temperature": above_zero(),
     "item_weight": above_zero(),
     "item_smoothing": share(),
@@ -104,6 +105,7 @@ KEYS: dict[str, Key] = {
     "cycle_epochs": integer(1, LONGEST),
     "warm_epochs": integer(0, LONGEST),
     "finetune_epochs": integer(0, LONGEST),
+    "finetune_from": choice("best", "last"),
     "alternation_tokenizer_learning_rate": above_zero(),
     "learning_rate": above_zero(),
     "finetune_learning_rate": optional(above_zero()),
@@ -124,6 +126,7 @@ KEYS: dict[str, Key] = {
     # Batches
     "max_tokens": integer(1),
     "gradient_accumulation_steps": integer(1, 10_000),
+    "step_targets": optional(integer(1)),
     "training_rows": choice("sequences", "prefixes"),
     "window_overlap": share(),
     "cut_probability": number(least=0, most=1),

@@ -7,8 +7,12 @@ here, on the CPU, so that nothing has to be read back from the device for it.
 An optimizer step is one batch, however it is split: into micro-batches when gradients are
 accumulated, over processes when there are several. Which windows a step holds depends on the
 seed, the epoch and the budget alone, so a run trains the same on any number of processes.
+
+Every target of an epoch weighs the same, in whatever rows and steps it comes: what a step sums
+over its targets is divided by the number that a step of the epoch has on average.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -32,6 +36,8 @@ class SequenceBatch(NamedTuple):
         step_targets: targets of the whole step; a number, or a tensor of it ``[]``.
         step_items: items of the whole step, padding not counted.
         micro_batches: of the step, on all processes.
+        targets_a_step: the mean of `step_targets` over the epoch, by which sums over targets are
+            divided; a number, or a tensor of it ``[]``; None: `step_targets` itself is taken.
         real_targets: which of the targets count ``[n]``; None for all.
         real_distinct: which of the distinct targets there are ``[U]``; None for all.
     """
@@ -44,6 +50,7 @@ class SequenceBatch(NamedTuple):
     step_targets: int | torch.Tensor
     step_items: int
     micro_batches: int
+    targets_a_step: float | torch.Tensor | None = None
     real_targets: torch.Tensor | None = None
     real_distinct: torch.Tensor | None = None
 
@@ -52,6 +59,11 @@ class SequenceBatch(NamedTuple):
         return SequenceBatch(
             *(x.to(device, non_blocking=True) if torch.is_tensor(x) else x for x in self)
         )
+
+    @property
+    def divisor(self) -> float | torch.Tensor:
+        """What sums over targets are divided by."""
+        return self.step_targets if self.targets_a_step is None else self.targets_a_step
 
 
 def make_windows(sequences: Windows, max_history: int, stride: int) -> Windows:
@@ -131,12 +143,18 @@ class SequenceLoader:
     The micro-batches are those of one process, as :meth:`split` says; by default one holds the
     whole step. ``loader._dataset`` is RecBole's training dataset, as in RecBole's own loaders.
 
+    Steps of sequences are filled up to `max_tokens`. Long prefixes would make steps of few targets
+    so: steps of prefixes have equally many, and those of more tokens are computed in several parts.
+
     Args:
         dataset: the training part.
-        max_tokens: padded code tokens in a step at most, over all its micro-batches.
+        max_tokens: padded code tokens at most in a step, or part of one, over all its
+            micro-batches.
         code_length: tokens an item.
         training_rows: ``sequences``, windows in which all items are targets, or ``prefixes``, one
-            window a target, which the next two do not change.
+            window a target, which the last two do not change.
+        step_targets: targets of a step of prefixes; none: as many as there were on average if
+            steps were filled up to `max_tokens`.
         window_overlap: share of a window that repeats the one before, in [0, 1), for users with
             more interactions than a window holds.
         cut_probability: share of windows cut at a random item in each epoch.
@@ -152,11 +170,14 @@ class SequenceLoader:
         window_overlap: float,
         cut_probability: float,
         seed: int,
+        step_targets: int | None = None,
     ):
         self._dataset = dataset
         self.items = dataset.inter_feat[dataset.iid_field].numpy()
         stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
-        if training_rows == "prefixes":
+        self.step_targets = step_targets
+        self.by_prefix = training_rows == "prefixes"
+        if self.by_prefix:
             self.whole = make_prefixes(dataset.windows, dataset.max_item_list_len)
         else:
             self.whole = make_windows(dataset.windows, dataset.max_item_list_len, stride)
@@ -171,11 +192,11 @@ class SequenceLoader:
         """Give this process its share of each step.
 
         Args:
-            micro_batches: of a step on each process.
+            micro_batches: of a step, or part of one, on each process.
             rank: of this process.
         """
         self.micro_batches = micro_batches * processes
-        self.own = range(rank, self.micro_batches, processes)
+        self.processes, self.rank = processes, rank
 
     def draw(self, epoch: int) -> None:
         """Draw the cuts and steps of an epoch; the next iteration yields them."""
@@ -187,7 +208,14 @@ class SequenceLoader:
         shuffled = rng.permutation(len(lengths))
         order = shuffled[np.argsort(lengths[shuffled], kind="stable")]
         steps = split_by_budget(order, lengths[order], self.max_items)
+        if self.by_prefix:
+            number = len(steps)
+            if self.step_targets is not None:
+                number = max(round(len(order) / self.step_targets), 1)
+            steps = np.array_split(order, number)
         self.steps = [steps[i] for i in rng.permutation(len(steps))]
+        targets = (self.windows.end - self.windows.supervised_from).sum()
+        self.targets_a_step = float(targets / max(len(steps), 1))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -202,34 +230,44 @@ class SequenceLoader:
             counts = end - supervised_from
             targets = self.items[np.repeat(supervised_from, counts) + place_in_run(counts)]
             distinct = np.unique(targets)
+            parts = self._parts(rows)
             yield [
                 SequenceBatch(
-                    *map(torch.from_numpy, self._gather(rows, number, distinct)),
+                    *map(torch.from_numpy, self._gather(rows, share, distinct)),
                     step_targets=len(targets),
                     step_items=int((end - start).sum()),
-                    micro_batches=self.micro_batches,
+                    micro_batches=parts * self.micro_batches,
+                    targets_a_step=self.targets_a_step,
                 )
-                for number in self.own
+                for share in (
+                    rows[part::parts][number :: self.micro_batches]
+                    for part in range(parts)  # the same on any number of processes
+                    for number in range(self.rank, self.micro_batches, self.processes)
+                )
             ]
 
-    def first_step(self) -> SequenceBatch:
-        """The first step of the epoch as one batch, the same on every process."""
-        micro_batches, own = self.micro_batches, self.own
+    def first_part(self) -> SequenceBatch:
+        """The first step of the epoch, or part of one, the same batch on every process."""
+        split = self.micro_batches, self.processes, self.rank
         self.split()
-        (batch,) = next(self.iterate())
-        self.micro_batches, self.own = micro_batches, own
+        batch = next(self.iterate())[0]
+        self.micro_batches, self.processes, self.rank = split
         return batch
 
     def largest_micro_batch(self) -> SequenceBatch:
         """The micro-batch of the epoch in which most tokens are read, padding included."""
         tokens = (self.windows.end - self.windows.start) * self.code_length - 1  # not the last
-        own = (rows[:: self.micro_batches] for rows in self.steps)
+        own = (rows[:: self._parts(rows) * self.micro_batches] for rows in self.steps)
         sizes = [tokens[rows].max() * len(rows) for rows in own]
         return next(self.iterate(int(np.argmax(sizes))))[0]
 
-    def _gather(self, rows: np.ndarray, number: int, distinct: np.ndarray) -> tuple:
-        """One micro-batch of a step as right-padded arrays."""
-        own = rows[number :: self.micro_batches]
+    def _parts(self, rows: np.ndarray) -> int:
+        """The parts that the windows of a step are computed in, each within the budget."""
+        longest = (self.windows.end[rows] - self.windows.start[rows]).max()
+        return math.ceil(len(rows) / max(self.max_items // longest, 1))
+
+    def _gather(self, rows: np.ndarray, own: np.ndarray, distinct: np.ndarray) -> tuple:
+        """Those windows of a step that are a micro-batch's own, as right-padded arrays."""
         # Every process takes part in every step: where there are fewer windows than micro-batches,
         # some hold a window without targets.
         start, end, supervised_from = (

@@ -11,7 +11,9 @@ from recbole_etegrec.data.loader import SequenceBatch
 _EVERY = 12  # widths up to this one are all taken; further ones are a seventh apart
 
 
-def pad_batch(batch: SequenceBatch, max_items: int, n_items: int) -> SequenceBatch:
+def pad_batch(
+    batch: SequenceBatch, max_items: int, n_items: int, max_rows: int | None = None
+) -> SequenceBatch:
     """A step that is one batch, with rows and columns of padding.
 
     It is as wide as one of a few widths, and has as many rows of it as the step's budget allows,
@@ -22,9 +24,10 @@ def pad_batch(batch: SequenceBatch, max_items: int, n_items: int) -> SequenceBat
         batch: on the CPU.
         max_items: the budget of the loader.
         n_items: items of the catalogue, and the padding item.
+        max_rows: that a step has, where it is not filled up to the budget.
     """
     shortest, width = _span(batch.items.shape[1])
-    most = max_items // width
+    most = min(max_items // width, max_rows or max_items)
     rows = most if len(batch.items) <= most else max(max_items // shortest, len(batch.items))
     places = rows * (width - 1)
     old_width = batch.items.shape[1] - 1
@@ -44,6 +47,7 @@ def pad_batch(batch: SequenceBatch, max_items: int, n_items: int) -> SequenceBat
         distinct=F.pad(batch.distinct, (0, distinct - known)),
         distinct_index=spread(batch.distinct_index),
         step_targets=torch.tensor(float(batch.step_targets)),
+        targets_a_step=torch.tensor(float(batch.divisor)),
         step_items=0,
         micro_batches=batch.micro_batches,
         real_targets=spread(torch.ones_like(index, dtype=torch.bool)),

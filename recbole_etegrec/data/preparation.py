@@ -74,6 +74,7 @@ def data_preparation(
         training_rows=config["training_rows"],
         window_overlap=config["window_overlap"],
         cut_probability=config["cut_probability"],
+        step_targets=config["step_targets"],
         seed=config["seed"],
     )
     loaders = {True: FullSortEvalDataLoader, False: SampledLoader}

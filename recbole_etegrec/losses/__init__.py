@@ -9,7 +9,7 @@ from typing import Any
 
 from recbole_etegrec.losses.item import ITEM, item_loss
 from recbole_etegrec.losses.objective import ForwardPass, Objective
-from recbole_etegrec.losses.psa import PSA, preference_semantic_alignment
+from recbole_etegrec.losses.psa import PSA, PSA_FIXED, preference_semantic_alignment
 from recbole_etegrec.losses.quantization import QUANTIZATION, quantization_loss
 from recbole_etegrec.losses.recommendation import RECOMMENDATION, recommendation_loss
 from recbole_etegrec.losses.sia import SIA, sequence_item_alignment
@@ -20,6 +20,7 @@ OBJECTIVES: dict[str, Objective] = {
     "item": ITEM,
     "sia": SIA,
     "psa": PSA,
+    "psa_fixed": PSA_FIXED,
     "quantization": QUANTIZATION,
 }
 

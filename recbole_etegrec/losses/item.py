@@ -121,7 +121,7 @@ def _loss(forward: ForwardPass, item_smoothing: float) -> torch.Tensor:
         smoothing=item_smoothing,
         real=forward.batch.real_targets,
     )
-    return loss / forward.batch.step_targets
+    return loss / forward.batch.divisor
 
 
 ITEM = Objective(

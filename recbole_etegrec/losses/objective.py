@@ -10,7 +10,7 @@ from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.recommender import Candidates, RecommenderOutput
 from recbole_etegrec.tokenizer import Quantization, TokenizerOutput
 
-OUTPUTS = {*RecommenderOutput._fields, "items", "sequence"}
+OUTPUTS = {*RecommenderOutput._fields, "embeddings", "items", "sequence"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class ForwardPass:
         candidate_vectors: of the items that targets are told from ``[S, d]``.
         target_vectors: of the targets ``[n, d]``.
         candidates: those items.
+        embeddings: of the distinct targets of the whole step ``[U, d_z]``.
         items: the tokenizer's output for the distinct targets of the whole step ``[U, ...]``.
         sequence: ``sequence_latent``, quantized ``[n, ...]``.
         logsumexp_over_processes: combines ``[U]`` of this process with those of the others, which
@@ -42,15 +43,16 @@ class ForwardPass:
     candidate_vectors: torch.Tensor | None = None
     target_vectors: torch.Tensor | None = None
     candidates: Candidates | None = None
+    embeddings: torch.Tensor | None = None
     items: TokenizerOutput | None = None
     sequence: Quantization | None = None
     logsumexp_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def mean_over_targets(self, loss: torch.Tensor) -> torch.Tensor:
-        """This micro-batch's share of the mean over the step's targets of a loss ``[n]``."""
+        """This micro-batch's share of the mean over targets of a loss ``[n]``."""
         real = self.batch.real_targets
         loss = loss if real is None else loss.masked_fill(~real, 0.0)
-        return loss.sum() / self.batch.step_targets
+        return loss.sum() / self.batch.divisor
 
     def mean_over_items(self, loss: torch.Tensor) -> torch.Tensor:
         """This micro-batch's share of the mean over the step's distinct targets of ``[U]``."""
@@ -66,15 +68,16 @@ class Objective:
 
     Attributes:
         loss: takes a :class:`ForwardPass`, and `options` by name; returns the micro-batch's share
-            of the loss: shares sum to the mean over the step.
+            of the loss: shares sum to the mean over the step, or, where targets are summed over, to
+            what the step adds to the mean over the epoch.
         needs: what it reads of the forward pass: outputs of the recommender by their names,
-            `items`, `sequence`.
+            `embeddings`, `items`, `sequence`.
         trains: the modules, ``tokenizer`` or ``recommender``, in whose epochs it counts.
         title: what reports call it.
         unit: of its values.
         weight: the config key of its weight, or the weight itself.
-        aligned: whether it ties the modules to each other: it then starts after ``warm_epochs``,
-            and does not count while one of the modules is settled.
+        aligned: whether it ties the modules to each other: it then trains the tokenizer once the
+            recommender has learnt by it, and after ``warm_epochs``.
         part: the config key of the part of the model without which it does not count.
         options: the config keys that its function takes.
         reaches: the kinds of parts of the model that must learn by it, as `--check` names them.

@@ -1,7 +1,9 @@
 """Preference-semantic alignment (PSA): a user's preference resembles the target it precedes.
 
 Source: ETEGRec (SIGIR 2025), Eq. 16. Departure from the printed formula: its stray sign is mended,
-for the text asks for a contrastive loss.
+for the text asks for a contrastive loss. UniGRec (2026) has the same loss with the items'
+embeddings, which stay as they are, in the place of the tokenizer's reconstructions: it then trains
+the recommender alone, and does not end with the tokenizer's training.
 """
 
 from collections.abc import Callable
@@ -23,8 +25,9 @@ def preference_semantic_alignment(
 ) -> torch.Tensor:
     """PSA: symmetric InfoNCE between preference latents and reconstructed targets ``[n]``, in nats.
 
-    Cosine similarity; the negatives are the other distinct targets of the step one way, and the
-    latents of other targets the other way. Two latents of one target are never negatives.
+    The sum of its two directions. Cosine similarity; the negatives are the other distinct targets
+    of the step one way, and the latents of other targets the other way. Two latents of one target
+    are never negatives.
 
     Args:
         preference: latents before each target ``[n, d_z]``.
@@ -53,20 +56,28 @@ def preference_semantic_alignment(
     if logsumexp_over_processes is not None:
         others = logsumexp_over_processes(others)
     to_preference = torch.logaddexp(own, others.index_select(0, item_index)) - own
-    return (to_item + to_preference) / 2
+    return to_item + to_preference
 
 
-def _loss(forward: ForwardPass, psa_temperature: float) -> torch.Tensor:
+def _against(vectors: torch.Tensor, forward: ForwardPass, temperature: float) -> torch.Tensor:
     loss = preference_semantic_alignment(
         forward.preference_latent,
-        forward.items.reconstruction,
+        vectors,
         forward.batch.distinct_index,
-        psa_temperature,
+        temperature,
         forward.logsumexp_over_processes,
         forward.batch.real_targets,
         forward.batch.real_distinct,
     )
     return forward.mean_over_targets(loss)
+
+
+def _loss(forward: ForwardPass, psa_temperature: float) -> torch.Tensor:
+    return _against(forward.items.reconstruction, forward, psa_temperature)
+
+
+def _fixed_loss(forward: ForwardPass, psa_temperature: float) -> torch.Tensor:
+    return _against(forward.embeddings, forward, psa_temperature)
 
 
 PSA = Objective(
@@ -77,6 +88,17 @@ PSA = Objective(
     unit="nats",
     weight="psa_weight",
     aligned=True,
+    options=("psa_temperature",),
+    reaches=("PSA adapter",),
+)
+
+PSA_FIXED = Objective(
+    _fixed_loss,
+    needs={"preference_latent", "embeddings"},
+    trains=("recommender",),
+    title="PSA against item embeddings",
+    unit="nats",
+    weight="psa_fixed_weight",
     options=("psa_temperature",),
     reaches=("PSA adapter",),
 )

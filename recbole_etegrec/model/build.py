@@ -60,7 +60,7 @@ def tuning_of(config: Config) -> Tuning:
         lora_alpha=config["lora_alpha"],
         lora_dropout=config["lora_dropout"],
         lora_target_modules=tuple(config["lora_target_modules"]),
-        train_codebooks=config["codebook_update"] == "shared",
+        train_codebooks=config["codebook_update"] != "tokenizer_only",
         gradient_checkpointing=config["gradient_checkpointing"],
     )
 

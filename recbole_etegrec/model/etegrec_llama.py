@@ -52,6 +52,8 @@ class ETEGRecLlama(SequentialRecommender):
         start_codes: whether items get codes from k-means; a model to be loaded has its own.
 
     Attributes:
+        ties_codebooks: whether the recommender's code tables are the tokenizer's codebooks; else
+            they start from them, and are its own from then on.
         tokenizer_of_record: what gave the items their present codes; ``tokenizer`` may have moved
             on since.
         spec: what the recommender is made of.
@@ -93,6 +95,7 @@ class ETEGRecLlama(SequentialRecommender):
             levels=config["code_length"] - 1,
             code_num=config["code_num"],
         )
+        self.ties_codebooks = config["codebook_update"] != "separate"
         self.tokenizer_of_record = TokenizerOfRecord(self.tokenizer)
         self.recommender = self._make_recommender(config, shapes_only=item_embedding.is_meta)
         backbone = self.recommender.backbone
@@ -115,6 +118,7 @@ class ETEGRecLlama(SequentialRecommender):
         if start_codes and not item_embedding.is_meta:
             self._start_codebooks(config["device"])
             self.rebuild_codes()
+            self.copy_codebooks(to="recommender")
         # RecBole's stock trainer optimises every parameter that wants a gradient.
         self.tokenizer.requires_grad_(False)
 
@@ -175,14 +179,15 @@ class ETEGRecLlama(SequentialRecommender):
         )
 
     def rebuild_codes(self) -> CodeHealth:
-        """Give every item its codes anew; table, trie and code embedding follow."""
+        """Give every item its codes anew; table, trie and tied code tables follow."""
         return self.set_codes(self.semantic_codes())
 
     def set_codes(self, semantic_codes: torch.Tensor) -> CodeHealth:
-        """Take semantic codes of all items ``[N - 1, L - 1]``, and the tokenizer's codebooks."""
+        """Take semantic codes of all items ``[N - 1, L - 1]``; tied code tables follow."""
         health = self.codes.rebuild(semantic_codes)
         self.tokenizer_of_record.take(self.tokenizer)
-        self.copy_codebooks(to="recommender")
+        if self.ties_codebooks:
+            self.copy_codebooks(to="recommender")
         return health
 
     def append_items(self, item_embedding: torch.Tensor, codes: torch.Tensor) -> None:
@@ -287,16 +292,17 @@ class ETEGRecLlama(SequentialRecommender):
         if needs != {"items"}:
             output = self.read(batch, recommender, candidates)
             outputs = {name: value for name, value in output._asdict().items() if value is not None}
-        items = sequence = None
+        embeddings, items, sequence = self.item_embedding[batch.distinct], None, None
         if not needs.isdisjoint({"items", "sequence"}):
             items, sequence = self.tokenizer(
-                self.item_embedding[batch.distinct],
+                embeddings,
                 outputs["sequence_latent"] if "sequence" in needs else None,
             )
         forward = ForwardPass(
             batch,
             self.codes(batch.targets),
             **outputs,
+            embeddings=embeddings,
             items=items,
             sequence=sequence,
             candidates=candidates,

@@ -169,7 +169,7 @@ class MemoryPlan:
         self.train_data.split(micro_batches, self.processes)
         batch = self.train_data.largest_micro_batch()
         self.train_data.split(self.config["gradient_accumulation_steps"], self.processes)
-        passes = min(micro_batches, 2)
+        passes = min(batch.micro_batches // self.processes, 2)
         activations = self._trace(lambda: self._step(batch, checkpointing, passes))
         static = sum(self.weights.values()) + self.optimizer + self.buckets
         total = static + max(activations + self.passing, self.gradients + self.update)

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 class CodeEmbedding(nn.Module):
     """Codebook rows into the backbone, and logits over them out of it.
 
-    Level ``l < L - 1`` holds the tokenizer's codebook ``l``; the last level is the table of the
-    collision codes, which only the recommender has. There are no separate code heads: logits are
-    ``output_projector(h) . e^l``, so the recommendation loss reaches the codebooks.
+    Level ``l < L - 1`` holds the tokenizer's codebook ``l``, or starts from it; the last level is
+    the table of the collision codes, which only the recommender has. There are no separate code
+    heads: logits are ``output_projector(h) . e^l``, so the recommendation loss reaches the tables.
 
     Args:
         code_length: levels ``L``.

@@ -1,8 +1,8 @@
 """The tokenizer of record: the one that gave the items the codes that they have.
 
-The recommendation loss moves the codebooks on after codes were given (``codebook_update: shared``),
-and by the moved ones many items would get other codes. So what gave the codes is kept with them, to
-give new items theirs.
+Where the recommendation loss moves the codebooks on after codes were given (``codebook_update:
+shared``), by the moved ones many items would get other codes. So what gave the codes is kept with
+them, to give new items theirs.
 """
 
 import torch

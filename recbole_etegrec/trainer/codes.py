@@ -58,10 +58,12 @@ def rebuild_codes(engine: Engine) -> dict[str, Any]:
     """
     model = engine.model
     health = replace(engine.set_codes(), **model.fidelity())
-    logger.info("codes: %s", health)
-    code_num = model.codes.code_num
+    items, code_num = model.n_items - 1, model.codes.code_num
+    logger.info(
+        "codes: %s; %d of %d items have new ones", health, round(health.changed * items), items
+    )
     for level, perplexity in enumerate(health.perplexity):
-        if perplexity < _COLLAPSED * min(code_num, model.n_items - 1):
+        if perplexity < _COLLAPSED * min(code_num, items):
             logger.warning(
                 "codebook %d has collapsed: its items use as many codes as %.1f of equal use "
                 "would be (%d there are); lower the learning rates of the tokenizer",

@@ -6,6 +6,7 @@ here, so it needs no wrapper of its own.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -45,7 +46,7 @@ class StepResult(NamedTuple):
     """What one step gives.
 
     Attributes:
-        losses: of this process's micro-batches; over all processes they sum to the step's means.
+        losses: of this process's micro-batches; over all processes they sum to those of the step.
         norms: of the gradients of the stage's groups, before clipping, the same on each process.
         skipped: whether a gradient was not finite, so that no parameter moved ``[]``.
     """
@@ -77,7 +78,6 @@ class Engine:
         self.accelerator = Accelerator(
             mixed_precision="no" if config["precision"] == "fp32" else config["precision"],
             cpu=not config["use_gpu"],
-            gradient_accumulation_steps=config["gradient_accumulation_steps"],
             log_with=make_trackers(config, run_dir),
         )
         self.device = self.accelerator.device
@@ -118,6 +118,7 @@ class Engine:
         model.take_item_embedding(self._from_main(model.item_embedding))
         self._share(model.tokenizer)
         self.max_items = max(config["max_tokens"] // config["code_length"], 1)
+        self.by_prefix = config["training_rows"] == "prefixes"
         self.captures = _captured_kinds(config, self.accelerator)
         self.captured = CapturedStep(self._gradients_of, self.device, on=bool(self.captures))
 
@@ -129,8 +130,38 @@ class Engine:
                 parameter.requires_grad_(name == trains)
                 parameter.grad = None
 
+    def norms_of(
+        self, name: str, micro_batches: list[SequenceBatch], stage: Stage
+    ) -> dict[str, float]:
+        """The norms by group of what one weighted objective gives in a step; nothing moves.
+
+        The wrapper, which would wait for gradients of all parameters, takes no part.
+        """
+        parameters = self.parameters[stage.trains]
+        recommender = self.model.recommender
+        if stage.trains != "recommender":
+            recommender = torch.no_grad()(recommender)
+        for batch in micro_batches:
+            batch = batch.to(self.device)
+            loss = self.model.losses([name], batch, recommender, self._logsumexp())[name]
+            loss = stage.weights[name] * loss
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                if gradient is not None and parameter.grad is not None:
+                    gradient = parameter.grad + gradient
+                parameter.grad = parameter.grad if gradient is None else gradient
+        self._add_up(parameters)
+        order = self.clip.get("norm_type", 2.0)
+        norms = {
+            group: self._total_norm([p.grad for p in of_group if p.grad is not None], order)
+            for group, of_group in self.groups[stage.trains].items()
+        }
+        for parameter in parameters:
+            parameter.grad = None
+        return dict(zip(norms, torch.stack(list(norms.values())).tolist(), strict=True))
+
     def losses(self, batch: SequenceBatch, stage: Stage) -> dict[str, torch.Tensor]:
-        """The losses that a stage weights, as shares of their means over the step."""
+        """The losses that a stage weights, as shares of those of the step."""
         recommender = self.recommender
         if stage.trains != "recommender":
             recommender = torch.no_grad()(recommender)
@@ -159,19 +190,21 @@ class Engine:
             losses |= dict(zip(part.weights, result.losses, strict=True))
             norms.append(result.norms)
             skipped = skipped | result.skipped
-            self.model.copy_codebooks(
-                to="recommender" if part.trains == "tokenizer" else "tokenizer"
-            )
+            if self.model.ties_codebooks:
+                self.model.copy_codebooks(
+                    to="recommender" if part.trains == "tokenizer" else "tokenizer"
+                )
         return StepResult(
             torch.stack([losses[name] for name in stage.weights]), torch.cat(norms), skipped
         )
 
     def _step(self, micro_batches: list[SequenceBatch], stage: Stage) -> StepResult:
         of_sequences = micro_batches[0].items.numel() > 0
-        if of_sequences in self.captures:
+        if of_sequences in self.captures and len(micro_batches) == 1:
             (batch,) = micro_batches
             if of_sequences:
-                batch = pad_batch(batch, self.max_items, self.model.n_items)
+                rows = math.ceil(batch.divisor) if self.by_prefix else None
+                batch = pad_batch(batch, self.max_items, self.model.n_items, rows)
             # Stages that compute the same have the same recordings.
             kind = Stage("", stage.trains, stage.weights, clip=stage.clip)
             result, gradients = self.captured(batch, kind)
@@ -213,14 +246,15 @@ class Engine:
         """Losses and clipped gradients of a step."""
         total = torch.zeros(len(stage.weights), device=self.device)
         wrapped = stage.trains == "recommender"
-        for batch in micro_batches:
+        for number, batch in enumerate(micro_batches, 1):
             batch = batch.to(self.device)
-            with self.accelerator.accumulate(self.recommender) if wrapped else nullcontext():
+            more = wrapped and number < len(micro_batches)  # gradients are summed with the last
+            with self.accelerator.no_sync(self.recommender) if more else nullcontext():
                 losses = self.losses(batch, stage)
                 loss = sum(weight * losses[name] for name, weight in stage.weights.items())
                 if wrapped:
-                    # The wrapper averages over processes, accelerate over micro-batches.
-                    self.accelerator.backward(loss * batch.micro_batches)
+                    # The wrapper averages over processes.
+                    self.accelerator.backward(loss * self.accelerator.num_processes)
                 else:
                     loss.backward()
             total += torch.stack([losses[name].detach().float() for name in stage.weights])

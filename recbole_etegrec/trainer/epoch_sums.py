@@ -36,7 +36,7 @@ class EpochSums:
 
     def add(self, result: StepResult, batch: SequenceBatch, code_length: int) -> None:
         """Add a step, of which `batch` is a micro-batch."""
-        values = torch.cat([result.losses * batch.step_targets, result.norms])
+        values = torch.cat([result.losses * batch.divisor, result.norms])
         self.sums += values.masked_fill(result.skipped, 0.0)
         self.left_out[0] += result.skipped
         self.left_out[1] += result.skipped * batch.step_targets

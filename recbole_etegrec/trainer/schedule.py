@@ -15,6 +15,7 @@ from typing import Any
 from recbole_etegrec.losses import OBJECTIVES, objective_weights
 from recbole_etegrec.tokenizer import TOKENIZERS
 
+_POLISH = 0.1  # of the learning rate of alternation, as in the paper
 _PRETRAINING_SAVES = 20  # epochs of pretraining, which are short, between two checkpoints
 
 Values = Mapping[str, Any]
@@ -35,6 +36,7 @@ class Stage:
         measure_codes: whether the codes that items would get are measured after it.
         rebuild_codes: whether items get new codes after it.
         evaluate: whether the validation metric is measured after it.
+        aligns: the modules that objectives which tie both to each other train in it.
         clip: whether gradients are clipped as ``clip_grad_norm`` says.
         save: whether a checkpoint is written after it.
     """
@@ -47,6 +49,7 @@ class Stage:
     measure_codes: bool = False
     rebuild_codes: bool = False
     evaluate: bool = False
+    aligns: tuple[str, ...] = ("tokenizer", "recommender")
     clip: bool = True
     save: bool = True
 
@@ -55,7 +58,7 @@ class Stage:
         """The keys of the learning rates that have moved what learns in its phase."""
         if self.phase == "pretraining":
             return ("tokenizer_learning_rate",)
-        if self.phase.startswith("final"):
+        if self.phase.startswith("final") or self.phase == "polish":
             return ("learning_rate", "finetune_learning_rate")
         return ("learning_rate", "alternation_tokenizer_learning_rate")
 
@@ -65,9 +68,17 @@ class Stage:
         if self.trains != "both":
             return (self,)
         return tuple(
-            replace(self, trains=module, weights=_of_module(self.weights, module))
+            replace(self, trains=module, weights=self._weights_of(module))
             for module in ("tokenizer", "recommender")
         )
+
+    def _weights_of(self, module: str) -> dict[str, float]:
+        return {
+            name: weight
+            for name, weight in self.weights.items()
+            if module in OBJECTIVES[name].trains
+            and (module in self.aligns or not OBJECTIVES[name].aligned)
+        }
 
     @property
     def reads_sequences(self) -> bool:
@@ -103,7 +114,8 @@ class Phase:
 def pretraining(config: Values) -> Phase:
     """The tokenizer alone, on items alone; none for one that k-means has made already.
 
-    Its loss is not clipped. Codes that no item uses are revived after each epoch but the last.
+    Its loss is not clipped. Codes that no item uses are revived after each epoch but the last. It
+    ends at a rate of 0, so that its codes are settled.
     """
     epochs = config["tokenizer_epochs"] if TOKENIZERS[config["tokenizer"]].pretrains else 0
     weights = objective_weights(config, "tokenizer", aligned=False, sequences=False)
@@ -120,15 +132,16 @@ def pretraining(config: Values) -> Phase:
         for epoch in range(1, epochs + 1)
     )
     rates = {"tokenizer": config["tokenizer_learning_rate"]}
-    return Phase("pretraining", stages, rates, loader="items")
+    return Phase("pretraining", stages, rates, "cosine", loader="items")
 
 
 def alternation(config: Values) -> Phase:
     """Cycles of a tokenizer epoch, new codes, then recommender epochs.
 
     The tokenizer minimises ``L_SQ + mu SIA + lambda PSA``, the recommender
-    ``L_REC + mu SIA + lambda PSA``. Metrics are taken at the end of a cycle, when the recommender
-    has caught up with the new codes.
+    ``L_REC + mu SIA + lambda PSA``. The adapters of SIA and PSA must have learnt before a tokenizer
+    is aligned to them: it is after ``warm_epochs`` and one epoch of the recommender at least.
+    Metrics are taken at the end of a cycle, when the recommender has caught up with the new codes.
     """
     return _cycles("alternation", config, joint=False)
 
@@ -143,13 +156,18 @@ def joint(config: Values) -> Phase:
 
 
 def final(config: Values) -> Phase:
-    """The recommender alone, from the best model on: ``L_REC`` and settled codes."""
-    return _final("final", config, starts_from="best")
+    """The recommender alone, on settled codes: ``L_REC``."""
+    return _final("final", config, config["finetune_from"])
+
+
+def polish(config: Values) -> Phase:
+    """As the final phase, but with SIA and PSA as in alternation, and at a tenth of its rate."""
+    return _final("polish", config, config["finetune_from"], aligned=True, rate=_POLISH)
 
 
 def final_from_scratch(config: Values) -> Phase:
     """As the final phase, but a new recommender learns the best model's codes."""
-    return _final("final_from_scratch", config, starts_from="fresh")
+    return _final("final_from_scratch", config, "fresh")
 
 
 SCHEDULES: dict[str, Callable[[Values], Phase]] = {
@@ -157,6 +175,7 @@ SCHEDULES: dict[str, Callable[[Values], Phase]] = {
     "alternation": alternation,
     "joint": joint,
     "final": final,
+    "polish": polish,
     "final_from_scratch": final_from_scratch,
 }
 
@@ -170,19 +189,22 @@ def _cycles(phase: str, config: Values, *, joint: bool) -> Phase:
     """The phase that alternates, or trains both modules in each step."""
     shared = config["codebook_update"] == "shared"
     cycle, epochs, stages = config["cycle_epochs"], config["epochs"], []
+    recommender = objective_weights(config, "recommender")
     for epoch in range(epochs):
         position = epoch % cycle
-        tokenizer, recommender = (
-            objective_weights(config, module, aligned=epoch >= config["warm_epochs"])
-            for module in ("tokenizer", "recommender")
-        )
+        met = any(stage.trains != "tokenizer" for stage in stages)  # the recommender has learnt
+        aligned = met and epoch >= config["warm_epochs"]
+        tokenizer = objective_weights(config, "tokenizer", aligned=aligned)
         last = position == cycle - 1 or epoch == epochs - 1
         if position == 0 and cycle > 1:
             if not joint:
                 stages.append(Stage(phase, "tokenizer", tokenizer, rebuild_codes=True))
         elif position == 1 and joint:
             weights = _in_order({**tokenizer, **recommender})
-            stages.append(Stage(phase, "both", weights, rebuild_codes=True, evaluate=last))
+            aligns = ("tokenizer", "recommender") if aligned else ("recommender",)
+            stages.append(
+                Stage(phase, "both", weights, rebuild_codes=True, evaluate=last, aligns=aligns)
+            )
         else:
             stages.append(
                 Stage(phase, "recommender", recommender, share_codebooks=shared, evaluate=last)
@@ -194,20 +216,23 @@ def _cycles(phase: str, config: Values, *, joint: bool) -> Phase:
     return Phase(phase, tuple(stages), rates, warmup=config["warmup_steps"])
 
 
-def _final(phase: str, config: Values, starts_from: str) -> Phase:
+def _final(
+    phase: str, config: Values, starts_from: str, *, aligned: bool = False, rate: float = 1.0
+) -> Phase:
+    """A phase of the recommender alone.
+
+    Args:
+        rate: what part of alternation's learning rate it has, where no rate of its own is given.
+    """
     epochs, every = config["finetune_epochs"], config["eval_step"]
-    weights = objective_weights(config, "recommender", aligned=False)
+    weights = objective_weights(config, "recommender", aligned=aligned)
     stages = tuple(
         Stage(phase, "recommender", weights, evaluate=epoch % every == 0 or epoch == epochs)
         for epoch in range(1, epochs + 1)
     )
-    rates = {"recommender": config["finetune_learning_rate"] or config["learning_rate"]}
+    rates = {"recommender": config["finetune_learning_rate"] or rate * config["learning_rate"]}
     warmup = config["warmup_steps"]
     return Phase(phase, stages, rates, "cosine", warmup, starts_from)
-
-
-def _of_module(weights: Mapping[str, float], module: str) -> dict[str, float]:
-    return {name: w for name, w in weights.items() if module in OBJECTIVES[name].trains}
 
 
 def _in_order(weights: Mapping[str, float]) -> dict[str, float]:

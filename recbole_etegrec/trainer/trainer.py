@@ -25,6 +25,7 @@ from recbole_etegrec.trainer.checkpoint import Progress
 from recbole_etegrec.trainer.codes import follow_up, rebuild_codes
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.epoch_sums import EpochSums, log_epoch
+from recbole_etegrec.trainer.gradient_shares import gradient_shares
 from recbole_etegrec.trainer.interruption import Interruption
 from recbole_etegrec.trainer.keeper import Keeper
 from recbole_etegrec.trainer.memory import (
@@ -163,11 +164,12 @@ class ETEGRecTrainer(AbstractTrainer):
     def settle_codes(self) -> None:
         """Give items the codes that the recommender will first meet, and fit its scale to them."""
         self.keeper.record({"phase": "codes", **rebuild_codes(self.engine)})
+        self.model.copy_codebooks(to="recommender")
         self._match_scale()
 
     def _match_scale(self) -> None:
         if self.config["projector_init"] == "matched":
-            self.engine.match_scale(self.loaders["sequences"].first_step())
+            self.engine.match_scale(self.loaders["sequences"].first_part())
 
     def _enter(self, phase: Phase) -> None:
         """Begin a phase, with the weights that it starts from."""
@@ -260,8 +262,7 @@ class ETEGRecTrainer(AbstractTrainer):
             out_of_memory_explained(f"{stage.phase} ({stage.trains})", TRAINING_KNOBS),
         ):
             for step, micro_batches in enumerate(bar, first):
-                rank = self.accelerator.process_index  # each has dropout of its own
-                torch.manual_seed(seed_of(self.config["seed"], progress.number, step, rank))
+                self._seed(step)
                 result = engine.step(micro_batches, stage)
                 sums.add(result, micro_batches[0], self.config["code_length"])
                 for part, scheduler in zip(stage.parts, schedulers, strict=True):
@@ -285,10 +286,26 @@ class ETEGRecTrainer(AbstractTrainer):
             **counts,
         }
         log_epoch(record, engine.device)
+        record |= self._gradient_shares(stage, loader)
         record |= follow_up(engine, stage, loader)
         progress.trained, progress.epoch = True, {"record": record}
         if stage.save:
             self.keeper.save_last()
+
+    def _seed(self, step: int) -> None:
+        """Let the dropout of a step follow from its number; each process has its own."""
+        rank = self.accelerator.process_index
+        torch.manual_seed(seed_of(self.config["seed"], self.progress.number, step, rank))
+
+    def _gradient_shares(
+        self, stage: Stage, loader: SequenceLoader | ItemLoader
+    ) -> dict[str, float]:
+        """What :func:`gradient_shares` finds at the end of an epoch, on its first step."""
+        if not stage.reads_sequences:
+            return {}
+        self._seed(len(loader))
+        with out_of_memory_explained(f"{stage.phase} ({stage.trains})", TRAINING_KNOBS):
+            return gradient_shares(self.engine, next(loader.iterate()), stage)
 
     # Validation ---------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ def prefix_loader(
     """
     loader = SequenceLoader(
         dataset,
-        max_tokens=code_length,
+        max_tokens=10**9,  # steps are one part, whatever their rows
         code_length=code_length,
         training_rows="prefixes",
         window_overlap=0.0,
@@ -45,6 +45,7 @@ def prefix_loader(
         order = order[np.argsort(lengths[order], kind="stable")]
     steps = [order[i : i + rows] for i in range(0, len(order), rows)]
     loader.steps = [steps[i] for i in rng.permutation(len(steps))]
+    loader.targets_a_step = len(order) / len(steps)
     return loader
 
 

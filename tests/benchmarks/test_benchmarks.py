@@ -74,7 +74,7 @@ def test_prefix_rows_have_the_loss_of_whole_sequences_when_padding_is_masked(tin
 
             with torch.no_grad():
                 loss = model.losses(["recommendation"], batch, recommender)["recommendation"]
-            total += float(loss) * batch.step_targets
+            total += float(loss) * batch.divisor
             targets += batch.step_targets
         sums.append((targets, total / targets))
     assert sums[0][0] == sums[1][0]

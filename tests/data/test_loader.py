@@ -13,6 +13,7 @@ from recbole_etegrec.data.loader import (
     split_by_budget,
 )
 from recbole_etegrec.data.sequences import Windows, whole_sequences
+from recbole_etegrec.losses import ForwardPass
 from tests.helpers import beauty_path, micro_batches_of, small_config, small_data, whole_steps
 
 
@@ -194,6 +195,64 @@ def test_loader_draws_from_seed_and_epoch_alone_when_asked_again(tiny_data):
     assert batches_of(other, 0) != epochs[0]
     # Other batches, not only another order of them.
     assert {str(b) for b in epochs[0]} != {str(b) for b in epochs[1]}
+
+
+# What a target weighs ---------------------------------------------------------------------------
+
+
+def weights_of(loader: SequenceLoader) -> torch.Tensor:
+    """By how much the loss of each target counts in the step that it comes in ``[targets]``."""
+    found = []
+    for step in loader:
+        for batch in step:
+            loss = torch.zeros(len(batch.targets), requires_grad=True)
+            ForwardPass(batch, batch.targets).mean_over_targets(loss).backward()
+            found.append(loss.grad)
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize("step_targets", [None, 30])
+@pytest.mark.parametrize("rows", ["sequences", "prefixes"])
+def test_targets_weigh_the_same_when_an_epoch_is_over(rows, step_targets, micro_batches, tiny_data):
+    loader = tiny_loader(tiny_data, training_rows=rows, step_targets=step_targets)
+    loader.split(micro_batches)
+    for epoch in range(2):
+        loader.draw(epoch)
+        weights = weights_of(loader)
+        # Together they weigh what as many means over steps do.
+        expected = torch.full_like(weights, len(loader) / len(weights))
+        torch.testing.assert_close(weights, expected)
+        numbers = [step[0].step_targets for step in loader]
+        if rows == "prefixes":
+            assert max(numbers) - min(numbers) <= 1
+            assert step_targets is None or abs(np.mean(numbers) - step_targets) < 3
+
+
+def test_targets_weigh_the_same_when_data_is_beauty(tmp_path):
+    for rows, ratio in (("sequences", 2.5), ("prefixes", 1.01)):
+        values = {"embedding_cache": str(tmp_path), "training_rows": rows}
+        loader = small_data(small_config(beauty_path(), "Beauty", **values))[1].train
+        steps = list(loader)
+        assert sum(step[0].step_targets for step in steps) == 131_413
+        assert {step[0].divisor for step in steps} == {131_413 / len(steps)}
+        # The last steps of a width may hold few rows.
+        numbers = np.percentile([step[0].step_targets for step in steps], [2, 98])
+        assert numbers[1] / numbers[0] < ratio
+
+
+def test_steps_of_prefixes_are_computed_in_parts_when_they_exceed_the_budget(tiny_data):
+    loader = tiny_loader(tiny_data, training_rows="prefixes", step_targets=40)
+    parts = []
+    for step, whole in zip(loader, whole_steps(loader), strict=True):
+        assert all(batch.items.numel() * 4 <= 400 or len(batch.items) == 1 for batch in step)
+        assert {batch.micro_batches for batch in step} == {len(step)}
+        assert sum(len(batch.targets) for batch in step) == len(whole.targets)
+        parts.append(len(step))
+    assert min(parts) == 1 < max(parts)
+    ranks = micro_batches_of(loader, 1, 2)
+    for one, other, alone in zip(*ranks, parts, strict=True):
+        assert len(one) == len(other) == alone
 
 
 # Pieces of a step ---------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def slow_psa(
             for n in (row, *others)
         ]
         total = total + torch.logsumexp(torch.stack(similarity), 0) - similarity[0]
-        found.append(total / 2)
+        found.append(total)
     return torch.stack(found)
 
 

@@ -52,8 +52,11 @@ def test_config_takes_what_a_model_leaves_open_from_the_one_it_is_derived_from()
     assert (etegrec["backbone"], tiger["backbone"]) == ("t5", "t5")
     assert tiger["schedule"] == ["pretraining", "final"]
     assert (tiger["sia_weight"], tiger["psa_weight"]) == (0, 0)
-    alternation = etegrec["epochs"] // etegrec["cycle_epochs"]
-    assert tiger["finetune_epochs"] == alternation + etegrec["finetune_epochs"]
+    assert etegrec["schedule"] == ["pretraining", "alternation", "polish"]
+    for data in ("ml-100k", "Beauty"):
+        etegrec, tiger = (Config(m, data) for m in MODELS)
+        alternation = etegrec["epochs"] - etegrec["epochs"] // etegrec["cycle_epochs"]
+        assert tiger["finetune_epochs"] == alternation + etegrec["finetune_epochs"]
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,15 @@ def test_check_looks_at_the_item_head_when_there_is_one(sample, tiny_data):
 
 
 def test_check_leaves_alignment_out_when_the_run_never_comes_to_it(tiny_data):
-    report = checked(tiny_data, epochs=2, warm_epochs=2)
+    report = checked(tiny_data, epochs=2)
     assert report.ok, report.problems
-    assert report.losses["recommender"].keys() == {"recommendation"}
-    assert set(report.cells["SIA adapter"].values()) == {"-"}
+    assert report.losses["tokenizer"].keys() == {"quantization"}
+    assert report.losses["recommender"].keys() == {"recommendation", "sia", "psa"}
+    assert report.cells["SIA adapter"]["final"] == "-"
+    report = checked(tiny_data, schedule=["pretraining", "alternation", "polish"], epochs=3)
+    assert report.ok, report.problems
+    assert report.losses["tokenizer"].keys() == {"sia", "psa", "quantization"}
+    assert report.losses["polish"].keys() == report.losses["recommender"].keys()
 
 
 def test_check_looks_at_both_modules_when_they_learn_in_the_same_steps(tiny_data):

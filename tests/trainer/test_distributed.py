@@ -50,7 +50,17 @@ CHANGES = {
         "model": "ETEGRec",
         "MAX_ITEM_LIST_LENGTH": 10,
         "max_tokens": 1024,
+        "step_targets": 60,
+        "learning_rate": 0.001,
+        "cycle_epochs": 2,
         "finetune_epochs": 0,
+    },
+    "separate": {
+        "codebook_update": "separate",
+        "schedule": ["pretraining", "alternation", "polish"],
+        "epochs": 3,
+        "finetune_epochs": 1,
+        "psa_fixed_weight": 0.01,
     },
     "sampled": SAMPLED,
     "lora": LORA,
@@ -130,7 +140,7 @@ def one_process(tiny_data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def two_processes(tiny_data, tmp_path_factory) -> Path:
     """The folder with the runs of two processes, by name, and ``NAME.RANK.json`` of each."""
-    names = ("shared", "tokenizer_only", "encoder", "lora", "head", "micro_batches")
+    names = ("shared", "tokenizer_only", "separate", "encoder", "lora", "head", "micro_batches")
     folder = plan(tiny_data, tmp_path_factory.mktemp("two"), names)
     ended = launch(WORKER, "record", folder)
     assert ended.code == 0, ended.output
@@ -157,7 +167,7 @@ def assert_same_training(first: Path, second: Path) -> None:
         for key in one:
             if key == "seconds":
                 continue
-            if key in rounded or key.startswith("norm_"):
+            if key in rounded or key.startswith(("norm_", "share_")):
                 tolerance = 1e-4 if key in rounded else 1e-3
                 assert one[key] == pytest.approx(two[key], rel=tolerance), (one["epoch"], key)
             else:
@@ -194,11 +204,11 @@ def test_run_trains_the_same_when_two_processes_share_it(name, one_process, two_
         *["recommender"] * 2,
     ]
     assert all(line["skipped"] == 0 for line in lines[3:])
-    assert all({"sia", "psa"} <= line.keys() for line in lines[3:7])
+    assert all({"sia", "psa"} <= line.keys() for line in lines[4:7])
     assert lines[-1]["recommendation"] < lines[4]["recommendation"]
 
 
-@pytest.mark.parametrize("name", ["encoder", "head"])
+@pytest.mark.parametrize("name", ["separate", "encoder", "head"])
 def test_run_trains_the_same_when_two_processes_share_other_parts(name, one_process, two_processes):
     assert_same_training(one_process / name, two_processes / name)
     assert_same_outcome(one_process / name, two_processes / name)

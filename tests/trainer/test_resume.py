@@ -240,6 +240,22 @@ def test_resume_gives_the_unbroken_outcome_when_the_run_was_killed_while_saving(
     assert_same(run_dir, unbroken)
 
 
+def test_resume_gives_the_unbroken_outcome_when_code_tables_are_separate(
+    start, tiny_data, tmp_path
+):
+    values = {"codebook_update": "separate", "finetune_from": "last", "psa_fixed_weight": 0.01}
+    values |= {"schedule": ["pretraining", "alternation", "polish"], "save_steps": 1}
+    code, written = start(*arguments(tiny_data, tmp_path / "unbroken", **values))
+    assert code == 0, written
+    run_dir = tmp_path / "run"
+    for trap in (after_pretraining(30), Trap(STEP, 18)):
+        code, _ = start(*arguments(tiny_data, run_dir, **values), "--resume", trap=trap)
+        assert code == -signal.SIGKILL
+    assert "(polish)" in stand_of(run_dir)
+    go_on(start, run_dir)
+    assert_same(run_dir, outcome_of(tmp_path / "unbroken"))
+
+
 def test_resume_gives_the_unbroken_outcome_when_killed_again_and_again(
     start, unbroken, tiny_data, tmp_path
 ):

@@ -28,8 +28,8 @@ def tokenizer_stage(aligned: bool = True) -> Stage:
     return Stage("alternation", "tokenizer", weights, rebuild_codes=True)
 
 
-def recommender_stage(evaluate: bool, aligned: bool = True, phase: str = "alternation") -> Stage:
-    weights = {"recommendation": 1.0, **(ALIGNED if aligned else {})}
+def recommender_stage(evaluate: bool, phase: str = "alternation") -> Stage:
+    weights = {"recommendation": 1.0, **ALIGNED}
     return Stage(phase, "recommender", weights, share_codebooks=True, evaluate=evaluate)
 
 
@@ -43,13 +43,17 @@ BOTH = Stage(
 
 
 def test_alternation_takes_turns_when_a_cycle_has_two_epochs():
-    assert alternate(6, 2) == [tokenizer_stage(), recommender_stage(True)] * 3
+    first, *others = alternate(6, 2)
+    assert first == tokenizer_stage(aligned=False)
+    assert [first, *others[1:]] == [first, *[tokenizer_stage(), recommender_stage(True)] * 2]
+    assert others[0] == recommender_stage(True)
 
 
-def test_alternation_starts_alignment_late_when_there_are_warm_epochs():
+def test_alternation_aligns_the_tokenizer_late_when_there_are_warm_epochs():
+    """The recommender learns to be aligned to from its first epoch on."""
     assert alternate(6, 2, warm=3) == [
         tokenizer_stage(aligned=False),
-        recommender_stage(True, aligned=False),
+        recommender_stage(True),
         tokenizer_stage(aligned=False),
         recommender_stage(True),
         tokenizer_stage(),
@@ -58,10 +62,12 @@ def test_alternation_starts_alignment_late_when_there_are_warm_epochs():
 
 
 def test_alternation_evaluates_at_the_end_of_a_cycle_when_it_has_four_epochs():
-    cycle = [tokenizer_stage(), *(recommender_stage(last) for last in (False, False, True))]
-    assert alternate(8, 4) == cycle * 2
+    first = tokenizer_stage(aligned=False)
+    rest = [recommender_stage(last) for last in (False, False, True)]
+    assert alternate(8, 4) == [first, *rest, tokenizer_stage(), *rest]
     # A cycle cut short is evaluated too.
-    assert alternate(7, 4) == cycle + [*cycle[:2], recommender_stage(True)]
+    cut = [recommender_stage(False), recommender_stage(True)]
+    assert alternate(7, 4) == [first, *rest, tokenizer_stage(), *cut]
 
 
 def test_alternation_trains_the_recommender_alone_when_a_cycle_has_one_epoch():
@@ -69,25 +75,31 @@ def test_alternation_trains_the_recommender_alone_when_a_cycle_has_one_epoch():
 
 
 def test_alternation_ends_with_new_codes_when_its_last_epoch_is_the_tokenizers():
-    assert alternate(1, 2) == [tokenizer_stage()]
+    assert alternate(1, 2) == [tokenizer_stage(aligned=False)]
     assert alternate(3, 2) == [*alternate(2, 2), tokenizer_stage()]
 
 
-def test_alternation_keeps_the_tokenizers_codebooks_when_it_alone_moves_them():
-    stages = phase_of("alternation", codebook_update="tokenizer_only").stages
+@pytest.mark.parametrize("update", ["separate", "tokenizer_only"])
+def test_alternation_keeps_the_tokenizers_codebooks_when_it_alone_moves_them(update):
+    stages = phase_of("alternation", codebook_update=update).stages
     assert not any(stage.share_codebooks for stage in stages)
 
 
 def test_joint_phase_takes_no_turns():
-    assert alternate(6, 2, phase="joint") == [BOTH] * 3
-    cycle = [replace(BOTH, evaluate=False), recommender_stage(True, phase="joint")]
-    assert alternate(6, 3, phase="joint") == cycle * 2
+    first = replace(BOTH, aligns=("recommender",))
+    assert alternate(6, 2, phase="joint") == [first, BOTH, BOTH]
+    last = recommender_stage(True, phase="joint")
+    first, other = (replace(stage, evaluate=False) for stage in (first, BOTH))
+    assert alternate(6, 3, phase="joint") == [first, last, other, last]
 
 
 def test_stage_has_a_part_for_each_module_when_both_learn():
     tokenizer, recommender = BOTH.parts
     assert (tokenizer.trains, recommender.trains) == ("tokenizer", "recommender")
     assert tokenizer.weights == {**ALIGNED, "quantization": 1.0}
+    assert recommender.weights == {"recommendation": 1.0, **ALIGNED}
+    tokenizer, recommender = replace(BOTH, aligns=("recommender",)).parts
+    assert tokenizer.weights == {"quantization": 1.0}
     assert recommender.weights == {"recommendation": 1.0, **ALIGNED}
     assert recommender_stage(True).parts == (recommender_stage(True),)
 
@@ -104,7 +116,7 @@ def test_phases_have_no_stages_when_there_are_no_epochs():
 
 def test_pretraining_revives_codes_after_each_epoch_but_the_last_when_it_runs():
     phase = phase_of("pretraining", tokenizer_epochs=41)
-    assert (phase.loader, phase.warmup, phase.course) == ("items", 0, "constant")
+    assert (phase.loader, phase.warmup, phase.course) == ("items", 0, "cosine")
     assert [stage.revive for stage in phase.stages] == [True] * 40 + [False]
     saved = [epoch for epoch, stage in enumerate(phase.stages, 1) if stage.save]
     assert saved == [20, 40]
@@ -123,6 +135,24 @@ def test_final_phase_evaluates_every_few_epochs_and_last_when_it_runs(epochs, st
         for epoch in range(1, epochs + 1)
     ]
     assert (phase.course, phase.starts_from) == ("cosine", "best")
+    assert phase_of("final", finetune_from="last").starts_from == "last"
+
+
+def test_polish_keeps_alignment_at_a_tenth_of_the_rate_when_none_is_given():
+    values = {"learning_rate": 0.003, "finetune_epochs": 2, "finetune_from": "last"}
+    phase = phase_of("polish", **values)
+    assert all(stage.weights == {"recommendation": 1.0, **ALIGNED} for stage in phase.stages)
+    assert phase.learning_rates["recommender"] == pytest.approx(0.0003)
+    assert (len(phase.stages), phase.course, phase.starts_from) == (2, "cosine", "last")
+    given = phase_of("polish", finetune_learning_rate=0.002)
+    assert given.learning_rates == {"recommender": 0.002}
+
+
+def test_alignment_with_fixed_vectors_trains_the_recommender_to_the_end():
+    weights = {"sia_weight": 0.0, "psa_weight": 0.0, "psa_fixed_weight": 0.05}
+    for name in ("alternation", "final", "polish"):
+        for stage in phase_of(name, **weights).stages:
+            assert ("psa_fixed" in stage.weights) == (stage.trains == "recommender")
 
 
 def test_final_phase_learns_as_fast_as_alternation_when_no_rate_of_its_own_is_given():

@@ -7,8 +7,9 @@ import torch
 
 from recbole_etegrec.losses import OBJECTIVES
 from recbole_etegrec.trainer import ETEGRecTrainer
+from recbole_etegrec.trainer.checkpoint import load_model
 from recbole_etegrec.trainer.schedule import Stage
-from tests.helpers import changed_since, parameters_of, whole_steps
+from tests.helpers import changed_since, parameters_of, small_model, whole_steps
 from tests.trainer.trainers import (
     BOOKS,
     METRICS,
@@ -84,6 +85,42 @@ def test_recommender_stage_leaves_the_tokenizer_when_it_alone_moves_codebooks(ti
     changed, names, codes_changed = changes(trainer, stage)
     assert changed == of_module(names, "recommender") - {BOOKS}
     assert not codes_changed
+
+
+def test_code_tables_part_from_the_codebooks_when_they_are_separate(tiny_data, tmp_path):
+    values = {"codebook_update": "separate", "alternation_tokenizer_learning_rate": 0.05}
+    trainer = ready_trainer(tiny_data, tmp_path / "run", weight_decay=0.0, **values)
+    model = trainer.model
+    tables, books = (model.get_parameter(name) for name in (BOOKS, TOKENIZER_BOOKS))
+    assert torch.equal(tables, books)  # they start from them
+    changed, names, codes_changed = changes(
+        trainer, Stage("alternation", "recommender", WEIGHTS["recommender"])
+    )
+    assert changed == of_module(names, "recommender")
+    assert not codes_changed
+    tokenizer = Stage("alternation", "tokenizer", WEIGHTS["tokenizer"], rebuild_codes=True)
+    changed, _, codes_changed = changes(trainer, tokenizer)
+    assert changed == of_module(names, "tokenizer")
+    assert codes_changed
+    both = Stage("joint", "both", WEIGHTS["both"], rebuild_codes=True)
+    assert changes(trainer, both)[0] == names
+    assert not torch.equal(tables, books)
+    codes = model.tokenizer.encode(model.item_embedding[1:])
+    assert torch.equal(codes, model.codes.table[1:, :-1])
+
+
+@pytest.mark.parametrize("update", ["shared", "separate", "tokenizer_only"])
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_saved_tokenizer_gives_the_saved_codes_when_training_is_over(
+    name, update, tiny_data, tmp_path
+):
+    values = {"codebook_update": update, "finetune_from": name, "epochs": 4}
+    trainer, loaders = make_trainer(tiny_data, tmp_path / "run", learning_rate=0.02, **values)
+    trainer.fit(loaders.train, loaders.valid)
+    other = small_model(trainer.config)[0]
+    load_model(other, trainer.run_dir.best)
+    codes = other.tokenizer.encode(other.item_embedding[1:])
+    assert torch.equal(codes, other.codes.table[1:, :-1])
 
 
 def test_final_stage_leaves_the_tokenizer_when_codebooks_are_shared(tiny_data, tmp_path):
@@ -232,7 +269,7 @@ def test_everything_uses_the_new_codes_when_the_tokenizer_was_trained(tiny_data,
 def test_training_batch_uses_the_new_codes_when_the_table_changed(tiny_data, tmp_path):
     trainer = ready_trainer(tiny_data, tmp_path / "run")
     stage, model = Stage("alternation", "recommender", RECOMMENDATION), trainer.model
-    batch = whole_steps(trainer.loaders["sequences"])[0]
+    batch = whole_steps(trainer.loaders["sequences"])[0]._replace(targets_a_step=None)
     with torch.no_grad():
         before = trainer.engine.losses(batch, stage)["recommendation"]
         swapped = model.codes.table[1:].flip(0).clone()

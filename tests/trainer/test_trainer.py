@@ -81,7 +81,7 @@ def test_trainer_records_the_means_of_weighted_losses_when_nothing_moves(
             targets += step[0].step_targets
             for batch in step:
                 for name, share in trainer.engine.losses(batch, stage).items():
-                    total[name] += share.item() * batch.step_targets
+                    total[name] += share.item() * batch.divisor
     assert record["targets"] == targets
     assert {name for name in OBJECTIVES if name in record} == set(total)
     for name, value in total.items():

@@ -82,7 +82,7 @@ class Bench:
         """Takes steps of the model, whatever their size."""
         started = time.perf_counter()
         engine = Engine(self.base, self.model, RunDirectory(self.folder))
-        engine.match_scale(self.loaders(self.base)[0].first_step())
+        engine.match_scale(self.loaders(self.base)[0].first_part())
         engine.freeze_all_but("recommender")
         for group in engine.bare_optimizer("recommender").param_groups:
             group["lr"] = self.base["learning_rate"]
