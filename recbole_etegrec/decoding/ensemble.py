@@ -108,10 +108,8 @@ class Scored(NamedTuple):
         ]
         chosen = union(items)
         # Every chosen item is in its row of the candidates.
-        order = self.items.argsort(dim=1)
-        place = torch.searchsorted(self.items.gather(1, order), chosen).clamp_max(
-            self.items.shape[1] - 1
-        )
+        known, order = self.items.sort(dim=1)
+        place = torch.searchsorted(known, chosen.contiguous()).clamp_max(known.shape[1] - 1)
         place = order.gather(1, place)
         scores = torch.stack([scores.gather(1, place) for scores in self.scores])
         return Scored(chosen, scores.masked_fill(chosen == 0, -torch.inf))

@@ -48,6 +48,12 @@ class EnsembleModel:
         """In the order in which they were named."""
         return self.ranker.members
 
+    def weigh(self, weights: Sequence[float]) -> None:
+        """Take other weights of the members; those that weigh nothing are left out from then on."""
+        for member, weight in zip(self.members, weights, strict=True):
+            member.weight = weight
+        self.ranker.members = [member for member in self.members if member.weight]
+
     def eval(self) -> "EnsembleModel":
         """Members are in evaluation mode."""
         return self

@@ -125,11 +125,9 @@ class BaselineRanking:
         """
         history = interaction[self.fields.history]
         padding = (0, self.max_history - history.shape[1])
-        batch = Interaction(
-            {**interaction.interaction, self.fields.history: F.pad(history, padding)}
-        )
+        padded = {**interaction.interaction, self.fields.history: F.pad(history, padding)}
         try:
-            scores = self.model.full_sort_predict(batch)
+            scores = self.model.full_sort_predict(Interaction(padded))
         except KeyError as error:
             raise UserError(
                 f"{self.name}: {type(self.model).__name__} ranks by more than the items of a "

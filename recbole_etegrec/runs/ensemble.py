@@ -105,14 +105,22 @@ def load_ensemble(config: Config, directory: RunDirectory, identity: Identity) -
     Raises:
         UserError: it or a member is damaged, or they are not of the same data any more.
     """
-    members = read_members(directory)
+    model, dataset, loaders = build_ensemble(config, read_members(directory), identity)
+    return config, model, dataset, *loaders
+
+
+def build_ensemble(config: Config, members: list[JoinedRun], identity: Identity) -> tuple:
+    """An ensemble, its dataset and its loaders.
+
+    Raises:
+        UserError: a member is damaged, or they are not of the same data any more.
+    """
     with known_ids(identity.tokens) as changes:
         dataset, loaders = load_data(config)
     gone = torch.from_numpy(items_gone(identity, changes, dataset))
-    opened = [open_member(member, config, loaders[0]._dataset, gone) for member in members]
     train = loaders[0]._dataset
     model = EnsembleModel(
-        [one for one in opened if one.weight],
+        [open_member(member, config, train, gone) for member in members],
         BatchFields(train.iid_field, train.item_id_list_field, train.item_list_length_field),
         n_items=dataset.item_num,
         max_history=config["MAX_ITEM_LIST_LENGTH"],
@@ -121,7 +129,8 @@ def load_ensemble(config: Config, directory: RunDirectory, identity: Identity) -
         left_out=gone,
         device=config["device"],
     )
-    return config, model, dataset, *loaders
+    model.weigh([member.weight for member in members])
+    return model, dataset, loaders
 
 
 def open_member(member: JoinedRun, config: Config, train_dataset, gone: torch.Tensor) -> Member:
