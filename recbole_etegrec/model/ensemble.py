@@ -61,5 +61,4 @@ class EnsembleModel:
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """Of all members, one member in memory at a time."""
         for member in self.members:
-            with member.opened() as model:
-                yield from model.parameters()
+            yield from member.borrow(lambda model: list(model.parameters()))
