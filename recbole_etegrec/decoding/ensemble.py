@@ -8,6 +8,7 @@ unknown here, and so is where it is kept: it is loaded when it is needed, and ne
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -215,12 +216,8 @@ class EnsembleRanker(Ranker):
         columns = self.n_items if self.exact else len(self.members) * width
         for part in _parts(asks, max(_SCORES // (columns * len(self.members)), 1)):
             items = self._proposed_in_turn(part, width)
-            pairs = list(zip(part, items, strict=True))
             scores = [
-                member.borrow(
-                    lambda model, pairs=pairs: [self._scores_of(model, *p) for p in pairs]
-                )
-                for member in self.members
+                member.borrow(partial(self._scores_in_turn, part, items)) for member in self.members
             ]
             for found, each in zip(items, zip(*scores, strict=True), strict=True):
                 yield Scored(found, torch.stack(each).masked_fill(found == 0, -torch.inf))
@@ -239,11 +236,17 @@ class EnsembleRanker(Ranker):
         found = [member.borrow(proposals) for member in self.members]
         return [union(each) for each in zip(*found, strict=True)]
 
-    def _scores_of(self, model: MemberModel, ask: Ask, items: torch.Tensor) -> torch.Tensor:
-        batch = self._batch_for(model, ask.interaction)
-        if self.exact:
-            return self._all_scores(model, batch, ask.excluded)[:, 1:].cpu()
-        return self._scores(model, batch, items.to(self.device)).cpu()
+    def _scores_in_turn(
+        self, asks: Sequence[Ask], items: Sequence[torch.Tensor], model: MemberModel
+    ) -> list[torch.Tensor]:
+        scores = []
+        for ask, found in zip(asks, items, strict=True):
+            batch = self._batch_for(model, ask.interaction)
+            if self.exact:
+                scores.append(self._all_scores(model, batch, ask.excluded)[:, 1:].cpu())
+            else:
+                scores.append(self._scores(model, batch, found.to(self.device)).cpu())
+        return scores
 
     def _candidates(
         self, interaction: Interaction, width: int, excluded: HistoryIndex | None

@@ -77,8 +77,11 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
     return config, model.to(config["device"]).eval(), dataset, *loaders
 
 
-def read_own_config(directory: RunDirectory) -> dict[str, Any]:
+def read_own_config(directory: RunDirectory, *, joined: bool = False) -> dict[str, Any]:
     """Read the config of a run that must be of one of this plugin's models.
+
+    Args:
+        joined: whether it may be of an ensemble.
 
     Raises:
         UserError: `directory` is not a run's, or is of a model of RecBole.
@@ -88,5 +91,10 @@ def read_own_config(directory: RunDirectory) -> dict[str, Any]:
         raise UserError(
             f"run_dir {directory.path}: a run of {values.get('model')}; name a run of "
             f"{', '.join(STANDS_ON)}"
+        )
+    if values["model"] == ENSEMBLE and not joined:
+        raise UserError(
+            f"run_dir {directory.path}: an ensemble, which has no codes of its own: name one of "
+            "its members"
         )
     return values
