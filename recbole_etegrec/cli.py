@@ -23,6 +23,8 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} --plan [the arguments of a run]
        {program} --check [the arguments of a run]
        {program} compare --models=A,B,A+OVERLAY [--seeds=1,2] [--ablations=X,Y] [--KEY=VALUE ...]
+       {program} ensemble RUN_DIR... --out=DIR [--weights=1,1] [--KEY=VALUE ...]
+       {program} ensemble --seeds=1,2,3 --out=DIR [--jobs=N] [the arguments of a run]
        {program} codes RUN_DIR [--item=TOKEN]
        {program} recommend RUN_DIR --users=A,B|--users-file=FILE|--all|--history=X,Y [--k=10]
            [--exclude-history] [--split=valid|test] [--out=FILE.parquet|FILE.csv|FILE.jsonl]
@@ -44,6 +46,8 @@ other arguments goes on if that run has begun, and starts it if not.
 `--check` takes a few steps on one batch and prints whether all that must learn does.
 `compare` trains models on one dataset with each seed and writes one table; again, it goes on. It
 ends with 1 where a run has failed. SASRec+tuned is SASRec with --config_files=tuned/SASRec.
+`ensemble` joins finished runs of one dataset, or trains one with each seed and then joins them; the
+directory it writes is used like that of a run. Again, it goes on.
 `codes` prints how well a finished run codes its items, and the items near to one.
 `recommend` ranks for users after all they have done, or after items; with --out, again, it goes on.
 `explain` prints how likely each code of a recommended item is, and the others there were.
@@ -61,6 +65,7 @@ NAMED = ("model", "dataset", "config_files")
 # What `compare` takes besides keys, or takes more of than a run does.
 COMPARISON = ("models", "seeds", "jobs", "out", "ablations", "config_files", "exclude_history")
 COMPARISON += ("seed", "run_dir", "resume")
+ENSEMBLE_KEYS = ("model", "seeds", "jobs", "out", "weights", "config_files")
 SWITCHES = ("--resume", "--plan", "--check", "--overwrite", "--all", "--exclude-history", "--png")
 
 
@@ -188,6 +193,21 @@ def _compare(arguments: Sequence[str]) -> None:
         raise TrainingError(f"{len(failed)} of the runs failed: {', '.join(failed[:5])}; see above")
 
 
+def _ensemble(arguments: Sequence[str]) -> None:
+    run_dirs = [argument for argument in arguments if not argument.startswith("-")]
+    values = parse_arguments([argument for argument in arguments if argument.startswith("-")])
+    if "seeds" in values:
+        files = values.get("config_files", "").split()
+        models = [values.get("model") or DEFAULT_MODEL]
+        check_chosen(models, values.get("dataset", ""), files, values, ENSEMBLE_KEYS)
+    else:
+        check_values({key: parse_value(key, value) for key, value in values.items()})
+
+    from recbole_etegrec.ensemble.command import ensemble
+
+    _print(ensemble(run_dirs, values))
+
+
 def _of_run(command: str, arguments: Sequence[str]) -> tuple[str, dict[str, str]]:
     """The directory of a run, which comes first, and the other arguments."""
     run_dir = "".join(arguments[:1])
@@ -293,6 +313,7 @@ COMMANDS = {
     "codes": _codes,
     "compare": _compare,
     "doctor": _doctor,
+    "ensemble": _ensemble,
     "explain": _explain,
     "export": _export,
     "prepare": _prepare,

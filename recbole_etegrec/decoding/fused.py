@@ -40,6 +40,15 @@ class HeadRanker(CodeRanker):
         scores, items = self.score_all(interaction, excluded).topk(min(k, self.width(k)))
         return Ranking(items.masked_fill(scores.isneginf(), 0), scores)
 
+    def propose(
+        self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
+    ) -> torch.Tensor:
+        """See :class:`Ranker`; what the head ranks first."""
+        scores, items = HeadRanker.score_all(self, interaction, excluded).topk(
+            min(k, len(self.codes.table) - 1)
+        )
+        return items.masked_fill(scores.isneginf(), 0)
+
     def score_all(
         self, interaction: Interaction, excluded: HistoryIndex | None = None
     ) -> torch.Tensor:
@@ -145,6 +154,11 @@ class FusedRanker(HeadRanker):
         head = super().parts(history, items)["item head"]
         codes = score_items(self.recommender, history, self.codes(items))
         return {"codes": Part(1.0, codes), "item head": Part(self.weight, head.log_probs)}
+
+    @property
+    def mass(self) -> float:
+        """See :class:`Ranker`."""
+        return 1.0 + self.weight
 
     def trials(self) -> list["FusedRanker"]:
         """Rankers of the weights in `WEIGHTS`, if none is given.
