@@ -21,6 +21,7 @@ from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.identity import items_gone, read_identity, read_vectors
 from recbole_etegrec.runs.trust import config_to_use, offline
 from recbole_etegrec.storage.run_directory import RunDirectory
+from recbole_etegrec.tokenizer import default_code_num
 from recbole_etegrec.trainer.checkpoint import load_model
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,8 @@ def read_own_config(directory: RunDirectory) -> dict[str, Any]:
 def load_data(config: Config) -> tuple:
     """Load the dataset of a config and its loaders: ``(dataset, (train, valid, test))``.
 
+    What the config leaves to the catalogue is settled by it.
+
     Raises:
         UserError: the filters leave nothing, or a part of the split is empty.
     """
@@ -115,6 +118,8 @@ def load_data(config: Config) -> tuple:
     dataset = create_dataset(config)
     logger.info(dataset)
     check_dataset_counts(dataset, config["dataset_counts"])
+    if is_ours(config):
+        config.settle("code_num", default_code_num(dataset.item_num - 1, config["code_length"]))
     return dataset, data_preparation(config, dataset)
 
 
