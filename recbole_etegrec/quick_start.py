@@ -20,7 +20,7 @@ from recbole_etegrec.runs.baseline import run_baseline
 from recbole_etegrec.runs.checks import advice, check_rules
 from recbole_etegrec.runs.identity import vectors_to_train_with, write_identity
 from recbole_etegrec.runs.load import load_data, load_run, make_model
-from recbole_etegrec.runs.start import held_run_directory, start_config
+from recbole_etegrec.runs.start import held_run_directory, record_settled, start_config
 from recbole_etegrec.storage.logs import start_logging
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import ETEGRecTrainer
@@ -97,6 +97,8 @@ def run_etegrec(
         logger.info("memory plan\n%s", memory)
         memory.check()  # before any weights are loaded
         model = make_model(config, train_data._dataset, vectors.embedding)
+    if PartialState().is_main_process:
+        record_settled(config, run_dir)
     if saved and PartialState().is_main_process:
         write_identity(run_dir, dataset.identity, vectors)
     trainer = ETEGRecTrainer(config, model, run_dir)

@@ -33,6 +33,7 @@ from recbole_etegrec.tokenizer import ItemCodes
 REAL_DATA = Path(os.environ.get("RECBOLE_ETEGREC_DATA", Path(__file__).parents[1] / "dataset"))
 
 SMALL_MODEL = {
+    "item_embedding": "collaborative",
     "semantic_hidden_size": 10,
     "code_num": 16,
     "e_dim": 12,

@@ -40,6 +40,8 @@ NOT_INPUTS |= {"dataset_counts"}
 
 # What the plugin's keys are on the CPU and on a GPU where they are left empty.
 BY_DEVICE: dict[str, tuple[int, int]] = {"eval_batch_size": (128, 2048)}
+# What of them follows from the catalogue; see `Config.settle`.
+BY_CATALOGUE = ("code_num",)
 
 
 def find_recbole_model(name: str) -> type:
@@ -181,10 +183,15 @@ class Config(recbole.config.Config):
             if self.final_config_dict[key] is None:
                 self.final_config_dict[key] = self.inputs[key] = values[on_gpu]
 
+    def settle(self, key: str, value: Any) -> None:
+        """Give a key of `BY_CATALOGUE` its value, where it was left empty, once items are known."""
+        if self.final_config_dict[key] is None:
+            self.final_config_dict[key] = self.inputs[key] = value
+
     def keep_settled(self, recorded: Mapping[str, Any]) -> None:
         """Take what was left empty as it was settled when the run of that configuration began."""
-        for key in BY_DEVICE:
-            if key in recorded and key not in self.external_config_dict:
+        for key in (*BY_DEVICE, *BY_CATALOGUE):
+            if key in recorded and self.external_config_dict.get(key) is None:
                 self.final_config_dict[key] = self.inputs[key] = recorded[key]
 
     @property

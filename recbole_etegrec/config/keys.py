@@ -58,7 +58,7 @@ KEYS: dict[str, Key] = {
     "tokenizer": entry("rqvae", "rqkmeans"),
     "collision": choice("suffix", "sinkhorn"),
     "code_length": integer(2, 16),
-    "code_num": integer(1, WIDEST),
+    "code_num": optional(integer(1, WIDEST)),
     "e_dim": integer(1, WIDEST),
     "tokenizer_hidden_sizes": listed(
         integer(1, WIDEST), "a list of whole numbers from 1 to 65536", most=32

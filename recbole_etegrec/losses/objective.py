@@ -24,9 +24,8 @@ class ForwardPass:
         sequence_latent: of the history before each target, in code space ``[n, d_c]``.
         preference_latent: of the same, in item embedding space ``[n, d_z]``.
         item_query: of the item head ``[n, d]``.
-        candidate_vectors: of the items that targets are told from ``[S, d]``.
-        target_vectors: of the targets ``[n, d]``.
-        candidates: those items.
+        item_vectors: of the items that `candidates` asks for ``[M, d]``.
+        candidates: the items that targets are told from.
         embeddings: of the distinct targets of the whole step ``[U, d_z]``.
         items: the tokenizer's output for the distinct targets of the whole step ``[U, ...]``.
         sequence: ``sequence_latent``, quantized ``[n, ...]``.
@@ -40,8 +39,7 @@ class ForwardPass:
     sequence_latent: torch.Tensor | None = None
     preference_latent: torch.Tensor | None = None
     item_query: torch.Tensor | None = None
-    candidate_vectors: torch.Tensor | None = None
-    target_vectors: torch.Tensor | None = None
+    item_vectors: torch.Tensor | None = None
     candidates: Candidates | None = None
     embeddings: torch.Tensor | None = None
     items: TokenizerOutput | None = None

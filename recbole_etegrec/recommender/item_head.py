@@ -28,6 +28,14 @@ class Candidates(NamedTuple):
         """Whether they are the catalogue, each item once."""
         return self.share == 1
 
+    def with_targets(self, targets: torch.Tensor) -> torch.Tensor | None:
+        """The items whose vectors a loss reads, candidates last; None: all, as there are rows."""
+        return None if self.whole else torch.cat([targets, self.ids])
+
+    def places_of(self, targets: torch.Tensor) -> torch.Tensor:
+        """Where the targets are among what :meth:`with_targets` gives ``[n]``."""
+        return targets if self.whole else torch.arange(len(targets), device=targets.device)
+
 
 def draw_candidates(n_items: int, most: int, device: torch.device) -> Candidates:
     """The catalogue, or a random sample of it where it has more items than `most`.

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from recbole_etegrec.recommender.backbone import (
@@ -32,17 +31,15 @@ class RecommenderOutput(NamedTuple):
         logits: of the target's codes, teacher-forced ``[n, L, C]``.
         sequence_latent: for SIA, in code space ``[n, d_c]``.
         preference_latent: for PSA, in item embedding space ``[n, d_z]``.
-        item_query: of the item head ``[n, d]``; it and the next two where candidates are given.
-        candidate_vectors: of the candidates ``[S, d]``.
-        target_vectors: of the targets ``[n, d]``.
+        item_query: of the item head ``[n, d]``; it and the next where candidates are given.
+        item_vectors: of the items that the candidates ask for ``[M, d]``.
     """
 
     logits: torch.Tensor
     sequence_latent: torch.Tensor
     preference_latent: torch.Tensor
     item_query: torch.Tensor | None = None
-    candidate_vectors: torch.Tensor | None = None
-    target_vectors: torch.Tensor | None = None
+    item_vectors: torch.Tensor | None = None
 
 
 class EncodedHistory(NamedTuple):
@@ -146,23 +143,10 @@ class Recommender(nn.Module):
         if candidates is None:
             return output
         targets = items[:, 1:].flatten().index_select(0, target_index)
-        return output._replace(**self._ask_for_items(before[:, 0], targets, candidates))
-
-    def _ask_for_items(
-        self, state: torch.Tensor, targets: torch.Tensor, candidates: Candidates
-    ) -> dict[str, torch.Tensor]:
-        """The outputs of the item head, by name."""
-        head = self.item_head
-        if candidates.whole:
-            vectors = head.vectors()[1:]
-            own = F.embedding((targets - 1).clamp_min(0), vectors)  # padding is of no matter
-        else:
-            vectors, own = head.vectors(candidates.ids), head.vectors(targets)
-        return {
-            "item_query": head.ask(state),
-            "candidate_vectors": vectors,
-            "target_vectors": own,
-        }
+        return output._replace(
+            item_query=self.item_head.ask(before[:, 0]),
+            item_vectors=self.item_head.vectors(candidates.with_targets(targets)),
+        )
 
     @torch.no_grad()
     def match_scale(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from recbole.utils import init_seed
 
-from recbole_etegrec.config import Config, UnknownKeyError
+from recbole_etegrec.config import Config, UnknownKeyError, is_ours
 from recbole_etegrec.data import create_dataset, data_preparation
 from recbole_etegrec.data.dataset_files import check_dataset_counts
 from recbole_etegrec.data.identity import Identity
@@ -15,6 +15,7 @@ from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import MODELS, ETEGRecLlama
 from recbole_etegrec.runs.identity import read_vectors
 from recbole_etegrec.storage.run_directory import RunDirectory
+from recbole_etegrec.tokenizer import default_code_num
 from recbole_etegrec.trainer.checkpoint import load_model
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ def earlier_version(directory: RunDirectory, key: str) -> UserError:
 def load_data(config: Config) -> tuple:
     """Load the dataset of a config and its loaders: ``(dataset, (train, valid, test))``.
 
+    What the config leaves to the catalogue is settled by it.
+
     Raises:
         UserError: the filters leave nothing, or a part of the split is empty.
     """
@@ -53,6 +56,8 @@ def load_data(config: Config) -> tuple:
     dataset = create_dataset(config)
     logger.info(dataset)
     check_dataset_counts(dataset, config["dataset_counts"])
+    if is_ours(config):
+        config.settle("code_num", default_code_num(dataset.item_num - 1, config["code_length"]))
     return dataset, data_preparation(config, dataset)
 
 

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from recbole_etegrec.config import Config, is_ours
+from recbole_etegrec.config.config import BY_CATALOGUE
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.load import config_of_run, earlier_version
@@ -93,6 +94,7 @@ def _config_of_run(
     run_dir = RunDirectory(path)
     named = {key: name for key, name in (("model", model), ("dataset", dataset)) if name}
     config = config_of_run(run_dir, {**values, **named, "run_dir": path})
+    config.keep_settled(run_dir.read_config())
     _check_resumable(config, run_dir)
     return config
 
@@ -121,8 +123,16 @@ def _changes(config: Config, recorded: dict[str, Any]) -> Iterator[tuple[str, st
         now, then = (
             json.dumps(inputs.get(key), default=str) for inputs in (config.inputs, recorded)
         )
-        if now != then and key not in MAY_CHANGE:
+        left_open = key in BY_CATALOGUE and config.inputs.get(key) is None
+        if now != then and key not in MAY_CHANGE and not left_open:
             yield key, now, then
+
+
+def record_settled(config: Config, run_dir: RunDirectory) -> None:
+    """Write into the config of a run what its catalogue has settled since it began."""
+    recorded = run_dir.read_config()
+    if settled := {key: config[key] for key in BY_CATALOGUE if recorded.get(key) is None}:
+        run_dir.write_config({**recorded, **settled})
 
 
 def _check_model(config: Config) -> None:

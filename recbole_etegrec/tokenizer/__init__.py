@@ -3,7 +3,7 @@
 from recbole_etegrec.tokenizer.base import Tokenizer, TokenizerOutput
 from recbole_etegrec.tokenizer.collisions import spread_collisions
 from recbole_etegrec.tokenizer.health import CodeHealth
-from recbole_etegrec.tokenizer.item_codes import ItemCodes
+from recbole_etegrec.tokenizer.item_codes import ItemCodes, default_code_num
 from recbole_etegrec.tokenizer.record import TokenizerOfRecord
 from recbole_etegrec.tokenizer.residual_quantizer import Quantization, ResidualQuantizer
 from recbole_etegrec.tokenizer.rqkmeans import RQKMeans
@@ -22,6 +22,7 @@ __all__ = [
     "TokenizerOfRecord",
     "TokenizerOutput",
     "Trie",
+    "default_code_num",
     "spread_collisions",
 ]
 

@@ -47,7 +47,8 @@ def test_table_says_and_takes_what_a_shipped_file_does(file):
     for name, kind in re.findall(r"^(\w+):[^#\n]*# \(([^)]*)\)", source, re.MULTILINE):
         assert kind == table[name].kind, name
     values = yaml.load(source, Loader)
-    model = file.stem.partition("-")[0] if file.parent.name == "model" else "ETEGRecLlama"
+    model = file.stem.partition("-")[0]
+    model = model if model in (*STANDS_ON, *recbole_models()) else "ETEGRecLlama"
     assert values.keys() <= known_keys(model)
     check_values(values, model)
 

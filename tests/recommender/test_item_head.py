@@ -110,8 +110,8 @@ def test_whole_sequence_and_encoded_history_ask_alike():
             output.item_query, recommender.item_head.ask(history.state), **CLOSE
         )
     head = recommender.item_head
-    torch.testing.assert_close(output.candidate_vectors, head.vectors()[1:], **CLOSE)
-    torch.testing.assert_close(output.target_vectors, head.vectors(items[:, -1]), **CLOSE)
+    torch.testing.assert_close(output.item_vectors, head.vectors(), **CLOSE)
+    assert torch.equal(candidates.places_of(items[:, -1]), items[:, -1])
 
 
 def test_all_else_starts_as_without_a_head_when_there_is_one(tiny_data):

@@ -10,7 +10,8 @@ import pytest
 from recbole_etegrec.cli import main
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.quick_start import run
-from recbole_etegrec.runs.start import held_run_directory, start_config
+from recbole_etegrec.runs.load import load_data
+from recbole_etegrec.runs.start import held_run_directory, record_settled, start_config
 from recbole_etegrec.storage.run_directory import RunDirectory
 from tests.helpers import small_config, small_values
 
@@ -79,6 +80,34 @@ def test_run_begins_anew_when_a_folder_holds_the_beginning_of_it(tiny_data, fini
         name for name in then if "tensorboard" not in name
     }
     assert now["best/model.safetensors"] == then["best/model.safetensors"]
+
+
+def test_number_of_codes_is_recorded_and_kept_when_it_follows_the_catalogue(tiny_data, tmp_path):
+    def given(**more) -> dict:
+        return values(tiny_data, tmp_path / "run", **{"code_num": None, **more})
+
+    config, _ = start_config("ETEGRecLlama", "tiny", None, given())
+    with held_run_directory(config, resume=False) as run_dir:
+        assert run_dir.read_config()["code_num"] is None
+        load_data(config)
+        assert config["code_num"] == config.inputs["code_num"] == 16
+        record_settled(config, run_dir)
+    assert run_dir.read_config() == config.inputs
+
+    start_config("ETEGRecLlama", "tiny", None, given())  # begins anew in the same folder
+    with pytest.raises(UserError, match="has code_num 16, not 32"):
+        start_config("ETEGRecLlama", "tiny", None, given(code_num=32))
+    run_dir.write_config({**config.inputs, "code_num": 8})  # by a rule of another version
+    for resume in (True, str(run_dir.path)):
+        again, resumes = start_config("ETEGRecLlama", "tiny", None, given(resume=resume))
+        load_data(again)
+        assert resumes and again["code_num"] == 8
+
+
+def test_number_of_codes_stays_when_it_is_given(tiny_data):
+    config = small_config(tiny_data, code_num=7)
+    load_data(config)
+    assert config["code_num"] == 7
 
 
 def test_best_is_kept_when_it_holds_files_of_others(tiny_data, finished, tmp_path):

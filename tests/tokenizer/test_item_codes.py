@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.tokenizer import ItemCodes, Trie
+from recbole_etegrec.tokenizer import ItemCodes, Trie, default_code_num
 from recbole_etegrec.tokenizer.item_codes import collision_codes, group_ids
 
 
@@ -25,6 +25,26 @@ def slow_collision_codes(groups: list[int], old: list[int], stays: list[bool]) -
             codes[item] = next(c for c in range(len(groups)) if c not in taken[group])
             taken[group].add(codes[item])
     return codes
+
+
+@pytest.mark.parametrize(
+    ("items", "code_length", "codes"),
+    [
+        (1, 4, 16),
+        (639, 4, 16),
+        (640, 4, 32),
+        (1682, 4, 64),
+        (5119, 4, 128),
+        (5120, 4, 256),
+        (12_101, 4, 256),
+        (18_357, 4, 256),
+        (1_000_000, 4, 256),
+        (1682, 3, 64),
+        (1682, 2, 256),
+    ],
+)
+def test_number_of_codes_is_a_power_of_two_that_follows_the_items(items, code_length, codes):
+    assert default_code_num(items, code_length) == codes
 
 
 def test_collision_codes_number_each_group_when_there_is_no_former_table():

@@ -70,12 +70,25 @@ def test_loss_equals_recboles_when_it_reads_the_training_part_of_recbole(tmp_pat
     assert len(loader) > 1
     still = torch.optim.SGD(model.parameters(), lr=0.0)
     step = sasrec.training_step(model, torch.device("cpu"), cuda_graphs=True)
-    found = sasrec.train_epoch(model, loader, still, step)
+    found = sasrec.train_epoch(model, loader, still, step, loader.max_items)
 
     theirs = Config("SASRec", "d", config_dict={"data_path": str(tmp_path), "state": "ERROR"})
     rows = recbole.data.create_dataset(theirs).build()[0].inter_feat
     assert len(rows) == sum(max(len(history) - 3, 0) for history in histories)
     assert found == pytest.approx(model.calculate_loss(rows).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("minutes", [0, 10])
+def test_log_says_what_else_there_is_when_training_takes_long(
+    minutes, tiny_data, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(sasrec, "LONG", minutes)
+    config = small_config(tiny_data, item_embedding="sasrec", embedding_cache=str(tmp_path))
+    config["sasrec_epochs"] = 1
+    with caplog.at_level(logging.INFO, "recbole_etegrec"):
+        load_item_embedding(config, small_data(config)[1].train._dataset)
+    lines = [m for m in caplog.messages if "item_embedding: collaborative does without" in m]
+    assert len(lines) == (minutes == 0)
 
 
 def test_training_lowers_the_loss_when_sequences_can_be_learned(tiny_data, caplog):
