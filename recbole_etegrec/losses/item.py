@@ -104,7 +104,9 @@ def _loss_and_gradients(
     own_score = (query * targets).sum(dim=1, keepdim=True)  # [n, 1]
     loss = -(1 - smoothing) * own_score.sum() - smoothing * (query @ mean).sum()
     to_query, to_own = torch.empty_like(query), torch.empty_like(query)
-    to_vectors = torch.zeros_like(vectors)
+    to_vectors = torch.empty_like(vectors)
+    to_vectors[:-count] = 0
+    to_vectors[-count:] = -smoothing / count * query.sum(dim=0)
     rows = _SCORES.get(query.device.type, _SCORES_OF_OTHERS) // count
     rows = min(rows // _MULTIPLE * _MULTIPLE or max(rows, 1), len(query))
     room = query.new_empty(rows, count)  # the same for all parts: fresh memory costs time
@@ -124,7 +126,6 @@ def _loss_and_gradients(
         to_query[part] = scores @ candidates / total + excess * targets[part]
         to_own[part] = excess * query[part]
     to_query -= smoothing * mean
-    to_vectors[-count:] -= smoothing / count * query.sum(dim=0)
     return loss, to_query, to_vectors.index_add_(0, own, to_own)
 
 

@@ -142,9 +142,14 @@ class ItemHead(nn.Module):
             self._kept = versions, self._project(self._content) + self._free_of_all()
         return self._kept[1]
 
-    def entry(self, items: torch.Tensor) -> torch.Tensor:
-        """What vectors of items ``[...]`` add to the token of their last code ``[..., H]``."""
-        return self.enter(self.vectors(items)).float()
+    def entry(self, items: torch.Tensor, vectors: torch.Tensor | None = None) -> torch.Tensor:
+        """What vectors of items ``[...]`` add to the token of their last code ``[..., H]``.
+
+        Args:
+            vectors: of all items ``[N, d]``, where they are made already.
+        """
+        own = self.vectors(items) if vectors is None else F.embedding(items, vectors)
+        return self.enter(own).float()
 
     def ask(self, state: torch.Tensor) -> torch.Tensor:
         """The query of states ``[n, H]``: ``[n, d]``, in fp32."""

@@ -128,7 +128,12 @@ class Recommender(nn.Module):
             candidates: the items that the item head is to tell targets from; None: it is not asked.
         """
         length = codes.shape[-1]
-        embeddings = self._embed(codes, items).flatten(1, 2)[:, :-1]  # nothing follows
+        vectors = None
+        if candidates is not None:
+            targets = items[:, 1:].flatten().index_select(0, target_index)
+            vectors = self.item_head.vectors(candidates.with_targets(targets))
+        among = vectors if candidates is not None and candidates.whole else None
+        embeddings = self._embed(codes, items, among).flatten(1, 2)[:, :-1]  # nothing follows
         token_mask = token_mask_of(attention_mask, length)
         hidden = self._run(embeddings, token_mask if token_mask is None else token_mask[:, :-1])
         # States of the tokens just before each target code: a shift by L - 1 tokens.
@@ -142,11 +147,7 @@ class Recommender(nn.Module):
         )
         if candidates is None:
             return output
-        targets = items[:, 1:].flatten().index_select(0, target_index)
-        return output._replace(
-            item_query=self.item_head.ask(before[:, 0]),
-            item_vectors=self.item_head.vectors(candidates.with_targets(targets)),
-        )
+        return output._replace(item_query=self.item_head.ask(before[:, 0]), item_vectors=vectors)
 
     @torch.no_grad()
     def match_scale(
@@ -227,12 +228,21 @@ class Recommender(nn.Module):
             )
         return output.last_hidden_state.float()
 
-    def _embed(self, codes: torch.Tensor, items: torch.Tensor | None) -> torch.Tensor:
-        """Tokens of items ``[B, T, L, H]``; an item's vector enters at its last."""
+    def _embed(
+        self,
+        codes: torch.Tensor,
+        items: torch.Tensor | None,
+        vectors: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Tokens of items ``[B, T, L, H]``; an item's vector enters at its last.
+
+        Args:
+            vectors: of all items ``[N, d]``, where the item head has made them already.
+        """
         tokens = self.code_embedding.embed(codes)
         if self.item_head is None or self.item_head.enter is None:
             return tokens
-        last = tokens[:, :, -1:] + self.item_head.entry(items).unsqueeze(2)
+        last = tokens[:, :, -1:] + self.item_head.entry(items, vectors).unsqueeze(2)
         return torch.cat([tokens[:, :, :-1], last], dim=2)
 
     def _run(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.data.item_embedding import embedding_sources
 from recbole_etegrec.data.loader import SequenceBatch, SequenceLoader
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.quick_start import load_data
@@ -21,6 +22,7 @@ from tests.benchmarks.flops import useful_flops
 from tests.benchmarks.speed.measure import Stopwatch, Work, against, limits
 
 STAGE = Stage("final", "recommender", {"recommendation": 1.0})
+WITH_HEAD = Stage("final", "recommender", {"recommendation": 1.0, "item": 0.3})
 STEPS = 12  # of an epoch, of all lengths of sequences alike
 BUCKETS = {"Beauty": 8, "ml-100k": 1}  # of the length-bucketed prefixes; long ones take their time
 
@@ -47,6 +49,7 @@ def training_rows(
             row = against(name, found, f"training, {dataset}: {title}", "targets/s")
             yield {**row, "target": target if dataset == "Beauty" or name == "SASRec" else None}
         yield padding_row(train, dataset)
+    yield head_row(values, watch, datasets[0], folder)
     yield width_row(values, watch, datasets[0], folder, 256)
 
 
@@ -61,6 +64,18 @@ def padding_row(train: SequenceLoader, dataset: str) -> dict:
         "target": 0.05,
         "lower": True,
     }
+
+
+def head_row(values: dict, watch: Stopwatch, dataset: str, folder: str) -> dict:
+    """The same steps with an item head and without."""
+    works = {}
+    for name, head in (("ours", True), ("without", False)):
+        config = Config("ETEGRecLlama", dataset, config_dict={**values, "item_head": head})
+        engine, train = engine_of(config, folder)
+        works[name] = steps_of(engine, train, STEPS, WITH_HEAD if head else STAGE)
+    found = watch.in_turn(works)
+    row = against("without", found, f"training, {dataset}: with an item head", "targets/s")
+    return {**row, "target": 0.8}
 
 
 def width_row(values: dict, watch: Stopwatch, dataset: str, folder: str, width: int) -> dict:
@@ -84,9 +99,8 @@ def engine_of(config: Config, folder: str) -> tuple[Engine, SequenceLoader]:
     """An engine ready for recommender steps, on random item embeddings, and the data."""
     _, (train, *_) = load_data(config)
     generator = torch.Generator().manual_seed(0)
-    embedding = torch.randn(
-        train._dataset.item_num, config["semantic_hidden_size"], generator=generator
-    )
+    width = config["semantic_hidden_size"] * len(embedding_sources(config))
+    embedding = torch.randn(train._dataset.item_num, width, generator=generator)
     engine = Engine(config, ETEGRecLlama(config, train._dataset, embedding), RunDirectory(folder))
     engine.freeze_all_but("recommender")
     for group in engine.bare_optimizer("recommender").param_groups:
@@ -106,7 +120,7 @@ def as_first_design(engine: Engine) -> Engine:
     return first
 
 
-def steps_of(engine: Engine, loader: SequenceLoader, count: int) -> Work:
+def steps_of(engine: Engine, loader: SequenceLoader, count: int, stage: Stage = STAGE) -> Work:
     """Steps of an epoch: the middle ones of equal parts, by how long their sequences are."""
     lengths = loader.windows.end - loader.windows.start
     order = np.argsort([lengths[rows].mean() for rows in loader.steps], kind="stable")
@@ -116,10 +130,10 @@ def steps_of(engine: Engine, loader: SequenceLoader, count: int) -> Work:
 
     def run() -> None:
         for micro_batches in batches:
-            engine.step(micro_batches, STAGE)
+            engine.step(micro_batches, stage)
 
     flops = useful_flops(engine.model.recommender, (b for step in batches for b in step))
-    return Work(run, targets, flops, small=lambda: engine.step(batches[0], STAGE))
+    return Work(run, targets, flops, small=lambda: engine.step(batches[0], stage))
 
 
 def sasrec(values: dict, dataset: str) -> Work:
