@@ -35,7 +35,7 @@ ABLATIONS = {
     "paper_no_alternation": {"schedule"},
     "paper_fixed_codes": {"schedule", "finetune_epochs"},
     "psa_fixed": {"psa_weight", "psa_fixed_weight"},
-    "shared": {"codebook_update"},
+    "paper_shared": {"codebook_update"},
     "separate": {"codebook_update"},
     "tokenizer_only": {"codebook_update"},
     "mean_pooling": {"alignment_pooling"},
@@ -371,8 +371,9 @@ def test_plan_adds_a_row_an_ablation_when_they_are_named(tiny_data, tmp_path):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablation_changes_its_keys_alone_when_it_is_an_overlay(name):
-    plain = Config("ETEGRecLlama", "tiny").inputs
-    changed = Config("ETEGRecLlama", "tiny", [f"ablation/{name}"]).inputs
+    schedule = ["schedule/paper"] if name.startswith("paper_") else []
+    plain = Config("ETEGRecLlama", "tiny", schedule).inputs
+    changed = Config("ETEGRecLlama", "tiny", [*schedule, f"ablation/{name}"]).inputs
     assert {key for key in plain if plain[key] != changed[key]} == ABLATIONS[name]
     assert read_ablation(name).keys() == ABLATIONS[name]
 
