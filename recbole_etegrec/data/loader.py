@@ -208,7 +208,7 @@ class SequenceLoader:
         shuffled = rng.permutation(len(lengths))
         order = shuffled[np.argsort(lengths[shuffled], kind="stable")]
         steps = split_by_budget(order, lengths[order], self.max_items)
-        if self.by_prefix:
+        if self.by_prefix and steps:
             number = len(steps)
             if self.step_targets is not None:
                 number = max(round(len(order) / self.step_targets), 1)

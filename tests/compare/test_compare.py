@@ -35,7 +35,7 @@ ABLATIONS = {
     "paper_no_alternation": {"schedule"},
     "paper_fixed_codes": {"schedule", "finetune_epochs"},
     "psa_fixed": {"psa_weight", "psa_fixed_weight"},
-    "shared": {"codebook_update"},
+    "paper_shared": {"codebook_update"},
     "separate": {"codebook_update"},
     "tokenizer_only": {"codebook_update"},
     "mean_pooling": {"alignment_pooling"},
@@ -401,8 +401,9 @@ def test_tuned_overlay_has_keys_of_its_model_alone_when_it_is_read(model):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablation_changes_its_keys_alone_when_it_is_an_overlay(name):
-    plain = Config("ETEGRecLlama", "tiny").inputs
-    changed = Config("ETEGRecLlama", "tiny", [f"ablation/{name}"]).inputs
+    schedule = ["schedule/paper"] if name.startswith("paper_") else []
+    plain = Config("ETEGRecLlama", "tiny", schedule).inputs
+    changed = Config("ETEGRecLlama", "tiny", [*schedule, f"ablation/{name}"]).inputs
     assert {key for key in plain if plain[key] != changed[key]} == ABLATIONS[name]
     assert read_overlay("ETEGRecLlama", name).keys() == ABLATIONS[name]
 

@@ -46,7 +46,7 @@ def test_config_gives_the_published_backbone_when_the_model_is_published(model):
 
 def test_config_takes_what_a_model_leaves_open_from_the_one_it_is_derived_from():
     llama, etegrec, tiger = (Config(m, "ml-100k") for m in ("ETEGRecLlama", *MODELS))
-    for key in ("code_num", "num_beams", "cooccurrence_window", "exclude_history", "sia_weight"):
+    for key in ("code_num", "num_beams", "cooccurrence_window", "exclude_history"):
         assert etegrec[key] == llama[key], key
     assert tiger["cooccurrence_window"] == llama["cooccurrence_window"] == 50
     assert (etegrec["backbone"], tiger["backbone"]) == ("t5", "t5")

@@ -29,7 +29,7 @@ case $what in
       --precision=bf16 --max_tokens=131072 --eval_batch_size=1024 ;;
   ablations)
     compare --out="$out" --models=ETEGRecLlama --config_files=schedule/paper \
-      --ablations="$table4,shared,psa_fixed" --seeds=2020,2021,2022 --jobs=8 --max_tokens=16384 ;;
+      --ablations="$table4,paper_shared,psa_fixed" --seeds=2020,2021,2022 --jobs=8 --max_tokens=16384 ;;
   schedules)
     for name in short paper frozen; do
       compare --out="$out/$name" --models=ETEGRecLlama --config_files="schedule/$name" \
