@@ -150,7 +150,13 @@ class Config(recbole.config.Config):
         if self.model in STANDS_ON:
             final.update(with_floats(final))
         final.update(model=self.model, dataset=self.dataset)
-        for key in ("data_path", "item_embedding_file", "sasrec_run", "embedding_cache"):
+        for key in (
+            "data_path",
+            "item_embedding_file",
+            "sasrec_run",
+            "embedding_cache",
+            "distill_from",
+        ):
             if final.get(key):
                 final[key] = os.path.abspath(str(final[key]))
         for key in ("base_model", "text_model"):  # hub ids, unless there is such a path
