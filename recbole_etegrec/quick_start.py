@@ -159,7 +159,7 @@ def plan(
     Raises:
         UserError: anything the user can mend; that it does not fit is for `MemoryPlan.check`.
     """
-    config, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
+    config, _, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
     return MemoryPlan(config, train_data, embedding_width(config, train_data._dataset))
 
 
@@ -174,16 +174,16 @@ def check(
     Raises:
         UserError: anything the user can mend.
     """
-    config, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
+    config, data, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
     check_base_model(config)
     embedding = load_item_embedding(config, train_data._dataset)
-    train_data.teacher = find_teacher(config, train_data, dataset.identity)
+    train_data.teacher = find_teacher(config, train_data, data.identity)
     model = make_model(config, train_data._dataset, embedding)
     return check_gradients(config, model, train_data)
 
 
 def _look(*arguments) -> tuple:
-    """Config and loaders, without a run directory."""
+    """Config, dataset and loaders, without a run directory."""
     config = Config(*arguments)
     if not is_ours(config):
         raise UserError(f"model {config['model']}: only {', '.join(STANDS_ON)} can be looked at so")
@@ -193,4 +193,4 @@ def _look(*arguments) -> tuple:
     check_rules(config)
     require_files(config)
     check_item_embedding(config)
-    return config, load_data(config)[1]
+    return config, *load_data(config)

@@ -134,8 +134,8 @@ class SequenceLoader:
     """Training loader: each element is one optimizer step, a list of its micro-batches.
 
     The micro-batches are those of one process, as :meth:`split` says; by default one holds the
-    whole step. ``loader._dataset`` is RecBole's training dataset, as in RecBole's own loaders. Batches
-    have what ``loader.teacher`` says of their targets, if there is one.
+    whole step. ``loader._dataset`` is RecBole's training dataset, as in RecBole's own loaders.
+    What ``loader.teacher`` says of targets, where there is one, goes into their batches.
 
     Args:
         dataset: the training part.

@@ -152,9 +152,8 @@ class Recommender(nn.Module):
         targets = items[:, 1:].flatten().index_select(0, target_index)
         outputs = self._ask_for_items(before[:, 0], targets, candidates)
         if taught is not None:
-            outputs["taught_vectors"] = self._vectors(
-                taught, outputs["candidate_vectors"], candidates
-            )
+            known = outputs["candidate_vectors"]
+            outputs["taught_vectors"] = self._vectors(taught, known, candidates)
         return output._replace(**outputs)
 
     def _vectors(
