@@ -156,7 +156,7 @@ def test_ensemble_refuses_what_cannot_be_joined(runs, joined, tmp_path):
     fused, out = str(runs["fused"]), {"out": str(tmp_path / "e")}
     data = tmp_path / "data"
     write_interactions(data, "tiny", [[(u + t) % 12 for t in range(6)] for u in range(30)])
-    other = {"epochs": 1, "data_path": str(data), "topk": [5], "use_gpu": False}
+    other = {"epochs": 1, "data_path": str(data), "topk": [5, 10], "use_gpu": False}
     other |= {"show_progress": False, "state": "WARNING", "run_dir": str(tmp_path / "other")}
     run("SASRec", "tiny", config_dict=other)
     unfinished = shutil.copytree(fused, tmp_path / "unfinished")
