@@ -64,17 +64,8 @@ Exit codes: 0 success, 2 input you can mend, 130 or 143 interrupted, 1 anything 
 
 NAMED = ("model", "dataset", "config_files")
 # What `compare` takes besides keys, or takes more of than a run does.
-COMPARISON = (
-    "models",
-    "runs",
-    "seeds",
-    "jobs",
-    "out",
-    "ablations",
-    "config_files",
-    "exclude_history",
-)
-COMPARISON += ("seed", "run_dir", "resume")
+COMPARISON = ("models", "seeds", "jobs", "out", "ablations", "config_files", "exclude_history")
+COMPARISON += ("runs", "seed", "run_dir", "resume")
 ENSEMBLE_KEYS = ("model", "seeds", "jobs", "out", "weights", "config_files")
 SWITCHES = ("--resume", "--plan", "--check", "--overwrite", "--all", "--exclude-history", "--png")
 

@@ -104,10 +104,8 @@ def make_plan(values: Mapping[str, str]) -> Plan:
     notes = _notes(given, known)
     # One rule for all: without a value general models would be ranked otherwise than sequential.
     recorded = [RunDirectory(path).read_config() for path in finished]
-    default = any(
-        p.get("exclude_history") for p in [*recorded, *(p.inputs for p in probes.values())]
-    )
-    given.setdefault("exclude_history", default)
+    recorded += [probe.inputs for probe in probes.values()]
+    given.setdefault("exclude_history", any(keys.get("exclude_history") for keys in recorded))
 
     runs = [_finished(path, dataset, given["exclude_history"]) for path in finished]
     for label, model, changes in rows:
