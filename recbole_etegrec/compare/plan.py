@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from recbole_etegrec.data.dataset_files import repeated_user
 from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.data.rules import CLASSIFIERS
 from recbole_etegrec.errors import UserError, nearest
+from recbole_etegrec.report.compared import compared_runs
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.load import config_of_run
 from recbole_etegrec.runs.start import MAY_CHANGE
@@ -86,7 +87,11 @@ def make_plan(values: Mapping[str, str]) -> Plan:
     if not jobs.isdecimal() or not int(jobs):
         raise UserError(f"jobs ({jobs}): must be a whole number above 0, of runs at a time")
     out = Path(given.pop("out", f"saved/compare-{dataset}")).absolute()
-    finished = _names(given.pop("runs", ""))
+    finished = {
+        run: Path(path).name
+        for path in _names(given.pop("runs", ""))
+        for run in compared_runs([path])
+    }
     models, ablations = _names(given.pop("models", "")), _names(given.pop("ablations", ""))
     rows = _rows(models, ablations, finished)
     both = str(given.get("exclude_history")).lower() == "both"
@@ -107,7 +112,7 @@ def make_plan(values: Mapping[str, str]) -> Plan:
     recorded += [probe.inputs for probe in probes.values()]
     given.setdefault("exclude_history", any(keys.get("exclude_history") for keys in recorded))
 
-    runs = [_finished(path, dataset, given["exclude_history"]) for path in finished]
+    runs = [_finished(*one, dataset, given["exclude_history"]) for one in finished.items()]
     for label, model, changes in rows:
         applied = {key: value for key, value in given.items() if key in known[model]}
         for seed in seeds:
@@ -137,8 +142,11 @@ def _check_presplit(runs: list[PlannedRun]) -> None:
         )
 
 
-def _finished(path: str, dataset: str, exclude: Any) -> PlannedRun:
+def _finished(path: str, name: str, dataset: str, exclude: Any) -> PlannedRun:
     """A run that has ended elsewhere, which is tested in its own directory.
+
+    Args:
+        name: of its directory, or of the comparison that it belongs to.
 
     Raises:
         UserError: it has not ended, was not kept, or is of another dataset.
@@ -149,11 +157,11 @@ def _finished(path: str, dataset: str, exclude: Any) -> PlannedRun:
         raise UserError(f"runs: {path} has no result.json or no best/: name runs that have ended")
     if config["dataset"] != dataset:
         raise UserError(f"runs: {path} is of {config['dataset']}, not of {dataset}: leave it out")
-    return PlannedRun(f"{config['model']} {directory.path.name}", config, directory.path)
+    return PlannedRun(f"{config['model']} {name}", config, directory.path)
 
 
 def _rows(
-    models: list[str], ablations: list[str], finished: list[str]
+    models: list[str], ablations: list[str], finished: Collection[str]
 ) -> list[tuple[str, str, dict[str, Any]]]:
     """Label, model and changed keys of each row of the table that is to be trained."""
     if not models and not ablations and not finished:
