@@ -87,11 +87,9 @@ def make_plan(values: Mapping[str, str]) -> Plan:
     if not jobs.isdecimal() or not int(jobs):
         raise UserError(f"jobs ({jobs}): must be a whole number above 0, of runs at a time")
     out = Path(given.pop("out", f"saved/compare-{dataset}")).absolute()
-    finished = {
-        run: Path(path).name
-        for path in _names(given.pop("runs", ""))
-        for run in compared_runs([path])
-    }
+    finished = {}
+    for path in _names(given.pop("runs", "")):
+        finished |= dict.fromkeys(compared_runs([path]), Path(path).name)
     models, ablations = _names(given.pop("models", "")), _names(given.pop("ablations", ""))
     rows = _rows(models, ablations, finished)
     both = str(given.get("exclude_history")).lower() == "both"
