@@ -92,10 +92,8 @@ def make_plan(
     shared |= {"MAX_ITEM_LIST_LENGTH": longest, **values}
     config = Config(ENSEMBLE, first["dataset"], config_dict=shared)
     if "candidates" not in shared:
-        candidates = max(_CANDIDATES, *config["topk"])
-        config = Config(
-            ENSEMBLE, first["dataset"], config_dict={**shared, "candidates": candidates}
-        )
+        shared["candidates"] = max(_CANDIDATES, *config["topk"])
+        config = Config(ENSEMBLE, first["dataset"], config_dict=shared)
     check_rules(config, embeds=False)
     if set(config["eval_args"]["mode"].values()) != {"full"}:
         raise UserError("eval_args: mode must be full to weigh the members of an ensemble")
