@@ -22,7 +22,8 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} --resume=RUN_DIR
        {program} --plan [the arguments of a run]
        {program} --check [the arguments of a run]
-       {program} compare --models=A,B,A+OVERLAY [--seeds=1,2] [--ablations=X,Y] [--KEY=VALUE ...]
+       {program} compare --models=A,B,A+OVERLAY [--seeds=1,2] [--ablations=X,Y] [--runs=DIR,DIR]
+           [--KEY=VALUE ...]
        {program} ensemble RUN_DIR... --out=DIR [--weights=1,1] [--KEY=VALUE ...]
        {program} ensemble --seeds=1,2,3 --out=DIR [--jobs=N] [the arguments of a run]
        {program} codes RUN_DIR [--item=TOKEN]
@@ -64,7 +65,7 @@ Exit codes: 0 success, 2 input you can mend, 130 or 143 interrupted, 1 anything 
 NAMED = ("model", "dataset", "config_files")
 # What `compare` takes besides keys, or takes more of than a run does.
 COMPARISON = ("models", "seeds", "jobs", "out", "ablations", "config_files", "exclude_history")
-COMPARISON += ("seed", "run_dir", "resume")
+COMPARISON += ("runs", "seed", "run_dir", "resume")
 ENSEMBLE_KEYS = ("model", "seeds", "jobs", "out", "weights", "config_files")
 SWITCHES = ("--resume", "--plan", "--check", "--overwrite", "--all", "--exclude-history", "--png")
 

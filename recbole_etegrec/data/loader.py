@@ -21,6 +21,7 @@ import torch
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.sequences import Windows, place_in_run
+from recbole_etegrec.data.teacher import Teacher
 
 
 class SequenceBatch(NamedTuple):
@@ -40,6 +41,8 @@ class SequenceBatch(NamedTuple):
             divided; a number, or a tensor of it ``[]``; None: `step_targets` itself is taken.
         real_targets: which of the targets count ``[n]``; None for all.
         real_distinct: which of the distinct targets there are ``[U]``; None for all.
+        taught_items: items that a teacher scores for each target ``[n, K]``; None: there is none.
+        taught_scores: log-probabilities that it gives them ``[n, K]``.
     """
 
     items: torch.Tensor
@@ -53,6 +56,8 @@ class SequenceBatch(NamedTuple):
     targets_a_step: float | torch.Tensor | None = None
     real_targets: torch.Tensor | None = None
     real_distinct: torch.Tensor | None = None
+    taught_items: torch.Tensor | None = None
+    taught_scores: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "SequenceBatch":
         """The same batch on a device."""
@@ -142,6 +147,7 @@ class SequenceLoader:
 
     The micro-batches are those of one process, as :meth:`split` says; by default one holds the
     whole step. ``loader._dataset`` is RecBole's training dataset, as in RecBole's own loaders.
+    What ``loader.teacher`` says of targets, where there is one, goes into their batches.
 
     Steps of sequences are filled up to `max_tokens`. Long prefixes would make steps of few targets
     so: steps of prefixes have equally many, and those of more tokens are computed in several parts.
@@ -173,6 +179,7 @@ class SequenceLoader:
         step_targets: int | None = None,
     ):
         self._dataset = dataset
+        self.teacher: Teacher | None = None
         self.items = dataset.inter_feat[dataset.iid_field].numpy()
         stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
         self.step_targets = step_targets
@@ -238,6 +245,7 @@ class SequenceLoader:
                     step_items=int((end - start).sum()),
                     micro_batches=parts * self.micro_batches,
                     targets_a_step=self.targets_a_step,
+                    **self._taught(share),
                 )
                 for share in (
                     rows[part::parts][number :: self.micro_batches]
@@ -283,3 +291,12 @@ class SequenceLoader:
         target_index = np.flatnonzero(supervised[:, 1:])
         targets = items[:, 1:].reshape(-1)[target_index]
         return items, target_index, targets, distinct, np.searchsorted(distinct, targets)
+
+    def _taught(self, own: np.ndarray) -> dict[str, torch.Tensor]:
+        """What the teacher says of the targets of a micro-batch, in their order, row by row."""
+        if self.teacher is None:
+            return {}
+        counts = self.windows.end[own] - self.windows.supervised_from[own]
+        places = np.repeat(self.windows.supervised_from[own], counts) + place_in_run(counts)
+        items, scores = map(torch.from_numpy, self.teacher(places))
+        return {"taught_items": items, "taught_scores": scores}

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from recbole_etegrec.recommender.backbone import (
@@ -33,6 +34,7 @@ class RecommenderOutput(NamedTuple):
         preference_latent: for PSA, in item embedding space ``[n, d_z]``.
         item_query: of the item head ``[n, d]``; it and the next where candidates are given.
         item_vectors: of the items that the candidates ask for ``[M, d]``.
+        taught_vectors: of items that a teacher scores for each target ``[n, K, d]``.
     """
 
     logits: torch.Tensor
@@ -40,6 +42,7 @@ class RecommenderOutput(NamedTuple):
     preference_latent: torch.Tensor
     item_query: torch.Tensor | None = None
     item_vectors: torch.Tensor | None = None
+    taught_vectors: torch.Tensor | None = None
 
 
 class EncodedHistory(NamedTuple):
@@ -115,6 +118,7 @@ class Recommender(nn.Module):
         attention_mask: torch.Tensor | None = None,
         items: torch.Tensor | None = None,
         candidates: Candidates | None = None,
+        taught: torch.Tensor | None = None,
     ) -> RecommenderOutput:
         """Predict many items of each sequence in one pass.
 
@@ -126,6 +130,7 @@ class Recommender(nn.Module):
                 right, where causality hides it.
             items: ids of the items ``[B, T]``, for the item head.
             candidates: the items that the item head is to tell targets from; None: it is not asked.
+            taught: items that a teacher scores for each target ``[n, K]``; None: there is none.
         """
         length = codes.shape[-1]
         vectors = None
@@ -147,7 +152,13 @@ class Recommender(nn.Module):
         )
         if candidates is None:
             return output
-        return output._replace(item_query=self.item_head.ask(before[:, 0]), item_vectors=vectors)
+        output = output._replace(item_query=self.item_head.ask(before[:, 0]), item_vectors=vectors)
+        if taught is not None:
+            known = (
+                F.embedding(taught, among) if candidates.whole else self.item_head.vectors(taught)
+            )
+            output = output._replace(taught_vectors=known)
+        return output
 
     @torch.no_grad()
     def match_scale(

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_etegrec import load_run, run
+from recbole_etegrec import export_run, load_exported, load_run, run
 from recbole_etegrec.cli import main
+from recbole_etegrec.compare.command import compare
 from recbole_etegrec.ensemble.command import ensemble
 from recbole_etegrec.ensemble.weights import find_weights
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.evaluation.evaluate import evaluate
 from recbole_etegrec.inference import explain, recommend
+from recbole_etegrec.report.compared import compared_runs
 from recbole_etegrec.serve.answers import Answers, Query
 from tests.helpers import small_values
 
@@ -119,6 +121,37 @@ def test_directory_is_used_like_that_of_a_run(joined, tmp_path, capsys):
         assert "name one of its members" in capsys.readouterr().err
 
 
+def test_export_ranks_as_the_run_and_refuses_members_of_recbole(runs, joined, tmp_path):
+    with pytest.raises(UserError, match="its member SASRec is SASRec of RecBole"):
+        export_run(str(joined), str(tmp_path / "model"))
+    members = [str(runs["fused"]), str(runs["beam"])]
+    ensemble(members, {"out": str(tmp_path / "e"), "candidates": "20", "weights": "1,2"})
+    assert "0/model.safetensors" in export_run(str(tmp_path / "e"), str(tmp_path / "model"))
+    model, catalogue = load_exported(tmp_path / "model", "cpu")
+    _, alive, dataset, *_ = load_run(str(tmp_path / "e"))
+    found = recommend(model, catalogue, HISTORIES, 5)
+    expected = recommend(alive, dataset, HISTORIES, 5)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [one.item for one in ours] == [one.item for one in theirs]
+        np.testing.assert_allclose([o[2] for o in ours], [t[2] for t in theirs], atol=1e-4)
+    (tmp_path / "model" / "1" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is damaged"):
+        load_exported(tmp_path / "model")
+
+
+def test_comparison_has_a_row_of_a_run_that_has_ended(joined, tmp_path, tiny_data):
+    values = {"runs": str(joined), "models": "Pop", "dataset": "tiny", "data_path": tiny_data}
+    values |= {"out": str(tmp_path / "out"), "use_gpu": "False", "show_progress": "False"}
+    table, failed = compare({**values, "topk": "[5,10]", "exclude_history": "both"})
+    assert not failed and table.count("| Ensemble joined | 2020 |") == 2
+    result = json.loads((joined / "result.json").read_text())["test_result"]
+    rows = json.loads((tmp_path / "out" / "comparison.json").read_text())["tables"]["kept"]
+    means = {name: column["mean"] for name, column in rows[0]["columns"].items()}
+    assert all(means[name] == pytest.approx(value, abs=1e-4) for name, value in result.items())
+    assert rows[1]["p"] <= 1
+    assert compared_runs([str(tmp_path / "out")])[0] == str(joined)
+
+
 def test_explanation_has_the_part_of_each_member(joined):
     _, model, dataset, *_ = load_run(str(joined))
     (found,) = recommend(model, dataset, HISTORIES[1:2], 1)[0]
@@ -156,7 +189,7 @@ def test_ensemble_refuses_what_cannot_be_joined(runs, joined, tmp_path):
     fused, out = str(runs["fused"]), {"out": str(tmp_path / "e")}
     data = tmp_path / "data"
     write_interactions(data, "tiny", [[(u + t) % 12 for t in range(6)] for u in range(30)])
-    other = {"epochs": 1, "data_path": str(data), "topk": [5], "use_gpu": False}
+    other = {"epochs": 1, "data_path": str(data), "topk": [5, 10], "use_gpu": False}
     other |= {"show_progress": False, "state": "WARNING", "run_dir": str(tmp_path / "other")}
     run("SASRec", "tiny", config_dict=other)
     unfinished = shutil.copytree(fused, tmp_path / "unfinished")
