@@ -33,6 +33,7 @@ from recbole_etegrec.tokenizer import ItemCodes
 REAL_DATA = Path(os.environ.get("RECBOLE_ETEGREC_DATA", Path(__file__).parents[1] / "dataset"))
 
 SMALL_MODEL = {
+    "item_embedding": "collaborative",
     "semantic_hidden_size": 10,
     "code_num": 16,
     "e_dim": 12,
@@ -46,6 +47,7 @@ SMALL_MODEL = {
     "init_std": 0.2,  # larger than the default, so that an untrained model tells items apart
     "dropout": 0.0,
     "residual_dropout": 0.0,
+    "item_head": False,  # codes alone, where a test does not ask for it
     "item_dropout": 0.0,
     "epochs": 2,
     "finetune_epochs": 1,
