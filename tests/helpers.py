@@ -47,6 +47,7 @@ SMALL_MODEL = {
     "init_std": 0.2,  # larger than the default, so that an untrained model tells items apart
     "dropout": 0.0,
     "residual_dropout": 0.0,
+    "item_head": False,  # codes alone, where a test does not ask for it
     "item_dropout": 0.0,
     "epochs": 2,
     "finetune_epochs": 1,

@@ -14,15 +14,15 @@ from recbole_etegrec.errors import UserError
 from recbole_etegrec.tokenizer.health import CodeHealth
 from recbole_etegrec.tokenizer.trie import Trie
 
-ITEMS_A_CODE = 20  # at least, of the codes of one level, where a catalogue is small
+ITEMS_A_CODE = 10  # at least, of the codes of one level, where a catalogue is small
 _FEWEST, _MOST = 16, 256
 
 
 def default_code_num(items: int, code_length: int) -> int:
     """Codes a level of a catalogue: a power of two, of which each level uses most.
 
-    So many that each has `ITEMS_A_CODE` items, but 16 at least and 256 at most: 256 for 5,120
-    items and above, 64 for 1,682. With a single semantic code they are 256, for few items can
+    So many that each has `ITEMS_A_CODE` items, but 16 at least and 256 at most: 256 for 2,560
+    items and above, 128 for 1,682. With a single semantic code they are 256, for few items can
     share one.
 
     Args:
