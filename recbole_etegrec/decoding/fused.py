@@ -23,7 +23,23 @@ WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # of the item head, tried on validatio
 
 
 class HeadRanker(CodeRanker):
-    """Ranks all items by the item head alone."""
+    """Ranks all items by the item head alone.
+
+    Args:
+        new_item_bonus: what the scores of items that came after training get on top, see
+            `inference/exposure.py`.
+    """
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        codes: ItemCodes,
+        fields: BatchFields,
+        *,
+        new_item_bonus: float = 0.0,
+    ):
+        super().__init__(recommender, codes, fields)
+        self.new_item_bonus = new_item_bonus
 
     @staticmethod
     def rules(config: Config) -> Iterator[tuple[bool, str]]:
@@ -44,7 +60,9 @@ class HeadRanker(CodeRanker):
         self, interaction: Interaction, excluded: HistoryIndex | None = None
     ) -> torch.Tensor:
         """See :class:`Ranker`."""
-        return self._log_probs(self.encode(interaction), excluded)
+        scores = self._log_probs(self.encode(interaction), excluded)
+        scores[:, self.recommender.item_head.items :] += self.new_item_bonus
+        return scores
 
     def width(self, k: int) -> int:
         """All items, whatever ``k`` is."""
@@ -52,8 +70,20 @@ class HeadRanker(CodeRanker):
 
     def parts(self, history: EncodedHistory, items: torch.Tensor) -> dict[str, Part]:
         """See :class:`CodeRanker`."""
-        log_probs = self.recommender.item_head.log_probs(history.state)
-        return {"item head": Part(1.0, log_probs.gather(1, items))}
+        head = self.recommender.item_head
+        parts = {"item head": Part(1.0, head.log_probs(history.state).gather(1, items))}
+        if len(self.codes.table) > head.items:
+            parts["new item"] = Part(self.new_item_bonus, (items >= head.items).float())
+        return parts
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """See :class:`CodeRanker`."""
+        return {"new_item_bonus": self.new_item_bonus} if self.new_item_bonus else {}
+
+    def take(self, chosen: dict[str, float]) -> None:
+        """See :class:`CodeRanker`."""
+        self.new_item_bonus = chosen.get("new_item_bonus", self.new_item_bonus)
 
     def _log_probs(self, history: EncodedHistory, excluded: HistoryIndex | None) -> torch.Tensor:
         """Of all items by the head ``[B, N]``, -inf of those that are not to be ranked."""
@@ -84,6 +114,9 @@ class Proposals(NamedTuple):
 class FusedRanker(HeadRanker):
     """Ranks what the item head proposes by ``sum_j log p(code_j) + a log p_head(item)``.
 
+    Of items that came after training it proposes as many as of the others, which it proposes as if
+    there were no more.
+
     Args:
         candidates: items that the head proposes, at least.
         item_score_weight: the weight ``a``; None: it is left to validation, and 1 until then.
@@ -99,8 +132,9 @@ class FusedRanker(HeadRanker):
         *,
         candidates: int,
         item_score_weight: float | None,
+        new_item_bonus: float = 0.0,
     ):
-        super().__init__(recommender, codes, fields)
+        super().__init__(recommender, codes, fields, new_item_bonus=new_item_bonus)
         self.candidates = candidates
         self.given = item_score_weight is not None
         self.weight = float(item_score_weight) if self.given else 1.0
@@ -142,9 +176,10 @@ class FusedRanker(HeadRanker):
 
     def parts(self, history: EncodedHistory, items: torch.Tensor) -> dict[str, Part]:
         """See :class:`CodeRanker`."""
-        head = super().parts(history, items)["item head"]
+        parts = super().parts(history, items)
         codes = score_items(self.recommender, history, self.codes(items))
-        return {"codes": Part(1.0, codes), "item head": Part(self.weight, head.log_probs)}
+        head = Part(self.weight, parts["item head"].log_probs)
+        return {"codes": Part(1.0, codes), **parts, "item head": head}
 
     def trials(self) -> list["FusedRanker"]:
         """Rankers of the weights in `WEIGHTS`, if none is given.
@@ -163,15 +198,18 @@ class FusedRanker(HeadRanker):
     @property
     def chosen(self) -> dict[str, float]:
         """See :class:`CodeRanker`."""
-        return {} if self.given else {"item_score_weight": self.weight}
+        weight = {} if self.given else {"item_score_weight": self.weight}
+        return {**weight, **super().chosen}
 
     def take(self, chosen: dict[str, float]) -> None:
         """See :class:`CodeRanker`; a weight that was given stays."""
+        super().take(chosen)
         if not self.given and "item_score_weight" in chosen:
             self.weight = chosen["item_score_weight"]
 
     def _fuse(self, found: Proposals) -> torch.Tensor:
-        return found.codes + self.weight * found.head
+        new = found.items >= self.recommender.item_head.items
+        return found.codes + self.weight * found.head + self.new_item_bonus * new
 
     @torch.no_grad()
     def _propose(
@@ -181,9 +219,20 @@ class FusedRanker(HeadRanker):
         if memory and memory["of"] is interaction and memory["width"] == width:
             return memory["found"]
         history = self.encode(interaction)
-        head, items = self._log_probs(history, excluded).topk(width)
+        head, items = self._proposed(self._log_probs(history, excluded), width)
         codes = score_items(self.recommender, history, self.codes(items))
         found = Proposals(items, codes, head)
         if memory is not None:
             memory.update(of=interaction, width=width, found=found)
         return found
+
+    def _proposed(self, log_probs: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The best of the items that the head learned, and of those that came later."""
+        learned = self.recommender.item_head.items
+        head, items = log_probs[:, :learned].topk(min(width, learned))
+        later = log_probs[:, learned:]
+        if later.shape[1]:
+            more = later.topk(min(width, later.shape[1]))
+            head = torch.cat([head, more.values], dim=1)
+            items = torch.cat([items, more.indices + learned], dim=1)
+        return head, items

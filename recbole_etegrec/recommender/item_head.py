@@ -72,7 +72,8 @@ class ItemHead(nn.Module):
         *,
         items: int,
         hidden_size: int,
-        content_width: int,
+        embedding_width: int,
+        content_width: int = 0,
         finished: int | None = None,
         enters: bool,
         dropout: float,
@@ -81,17 +82,22 @@ class ItemHead(nn.Module):
     ):
         super().__init__()
         self.items, self.vector_dropout = items, vector_dropout
-        self._content: torch.Tensor | None = None  # no buffer: it moves with its owner
+        # No buffers: they move with their owner.
+        self._embedding: torch.Tensor | None = None
+        self._content: torch.Tensor | None = None
         self._kept: tuple[list[int], torch.Tensor] | None = None
-        width = min(hidden_size, content_width)
+        width = min(hidden_size, embedding_width)
         self.dropout = nn.Dropout(dropout)
         self.query = _linear(hidden_size, width, hidden_size**-0.5)
         self.enter = _linear(width, hidden_size, init_std) if enters else None
         if finished is None:
             # Embeddings are of unit mean square: vectors begin with numbers of about init_std.
-            self.project = _linear(content_width, width, init_std * content_width**-0.5)
+            self.project = _linear(embedding_width, width, init_std * embedding_width**-0.5)
             self.free = nn.Parameter(torch.zeros(items, width))
             self.table = None
+            self.describe = None
+            if content_width:
+                self.describe = _linear(content_width, width, init_std * content_width**-0.5)
         else:
             self.table = nn.Parameter(torch.empty(finished, width), requires_grad=False)
 
@@ -101,27 +107,25 @@ class ItemHead(nn.Module):
             self._kept = None
         return super().train(mode)
 
-    def lend(self, content: torch.Tensor) -> None:
-        """Let the head read embeddings of all items ``[N, d_z]``; it keeps no copy."""
-        self._content, self._kept = content, None
+    def lend(self, embedding: torch.Tensor, content: torch.Tensor | None = None) -> None:
+        """Let the head read embeddings ``[N, d_z]`` and content ``[N, d_c]`` of all items.
+
+        It keeps no copies.
+        """
+        self._embedding, self._content, self._kept = embedding, content, None
 
     def finish(self) -> None:
         """Make one table of the vectors of all items; content is not needed any more."""
         with torch.no_grad():
             self.table = nn.Parameter(self.all_vectors().clone(), requires_grad=False)
-        self._content = self._kept = None
-        del self.project, self.free
+        self._embedding = self._content = self._kept = None
+        del self.project, self.free, self.describe
 
     def vectors(self, items: torch.Tensor | None = None) -> torch.Tensor:
         """Vectors of items ``[...]``, or of all of them: ``[..., d]``, in fp32."""
         if self.table is not None:
             return self.table if items is None else F.embedding(items, self.table)
-        content, free = self._content, self._free_of_all()
-        if items is not None:
-            content, free = F.embedding(items, content), F.embedding(items, free)
-        if self.training and self.vector_dropout:
-            free = free * (torch.rand_like(free[..., :1]) >= self.vector_dropout)
-        return self._project(content) + free
+        return self._vectors(items, drop=self.training)
 
     @torch.no_grad()
     def all_vectors(self) -> torch.Tensor:
@@ -129,10 +133,30 @@ class ItemHead(nn.Module):
         if self.table is not None:
             return self.table
         # Whatever is written into a tensor raises its version.
-        versions = [t._version for t in (self._content, self.project.weight, self.free)]
+        read = [self._embedding, self._content, *self.parameters()]
+        versions = [t._version for t in read if t is not None]
         if self._kept is None or self._kept[0] != versions:
-            self._kept = versions, self._project(self._content) + self._free_of_all()
+            self._kept = versions, self._vectors(None, drop=False)
         return self._kept[1]
+
+    def _vectors(self, items: torch.Tensor | None, *, drop: bool) -> torch.Tensor:
+        def of(table: torch.Tensor) -> torch.Tensor:
+            return table if items is None else F.embedding(items, table)
+
+        free, projected = of(self._free_of_all()), self._linear(self.project, of(self._embedding))
+        kept = None
+        if drop and self.vector_dropout:
+            kept = torch.rand_like(free[..., :1]) >= self.vector_dropout
+        if self.describe is None:
+            return projected + (free if kept is None else free * kept)
+        own = projected + free
+        if kept is not None:
+            own = own * kept
+        if items is None:
+            own = F.pad(own[: self.items], (0, 0, 0, len(own) - self.items))  # not of later items
+        else:
+            own = own * (items < self.items).unsqueeze(-1)
+        return self._linear(self.describe, of(self._content)) + own
 
     def entry(self, items: torch.Tensor) -> torch.Tensor:
         """What vectors of items ``[...]`` add to the token of their last code ``[..., H]``."""
@@ -158,12 +182,12 @@ class ItemHead(nn.Module):
 
     def _free_of_all(self) -> torch.Tensor:
         """Free vectors, 0 for items that came later."""
-        later = len(self._content) - len(self.free)
+        later = len(self._embedding) - len(self.free)
         return F.pad(self.free, (0, 0, 0, later)) if later else self.free
 
-    def _project(self, content: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(content.device.type, enabled=False):
-            return self.project(content)
+    def _linear(self, layer: nn.Linear, values: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(values.device.type, enabled=False):
+            return layer(values)
 
 
 def _linear(width_in: int, width_out: int, std: float) -> nn.Linear:

@@ -3,19 +3,18 @@
 import logging
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.utils import init_seed
 
 from recbole_etegrec.config import Config, UnknownKeyError, is_ours
 from recbole_etegrec.config.models import STANDS_ON
-from recbole_etegrec.data import create_dataset, data_preparation
+from recbole_etegrec.data import ItemVectors, create_dataset, data_preparation
 from recbole_etegrec.data.dataset_files import check_dataset_counts
 from recbole_etegrec.data.identity import known_ids
 from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import MODELS, ETEGRecLlama
-from recbole_etegrec.runs.added_items import read_added_items, take_added_items
+from recbole_etegrec.runs.added_items import AddedItems, read_added_items, take_added_items
 from recbole_etegrec.runs.baseline import load_baseline
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.identity import items_gone, read_identity, read_vectors
@@ -26,7 +25,9 @@ from recbole_etegrec.trainer.checkpoint import load_model
 logger = logging.getLogger(__name__)
 
 
-def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
+def load_run(
+    run_dir: str, config_dict: dict[str, Any] | None = None, added: AddedItems | None = None
+) -> tuple:
     """Load a finished run's model and its data; `config_dict` overrides keys of its config.
 
     The run may be somebody else's: nothing is executed, fetched or written for what it says (see
@@ -35,6 +36,9 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
     Items that were added to the run are part of the model and of the dataset, and are ranked with
     the others. Where data have changed since the run was trained, items keep their ids, those that
     are gone are not ranked, and what is new is left out; ``dataset.changed`` says so.
+
+    Args:
+        added: items to add in place of those that were.
 
     Returns:
         ``(config, model, dataset, train_data, valid_data, test_data)``.
@@ -52,12 +56,12 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
         directory.drop_checkpoints()  # of a run that was killed when it had ended
     if not is_ours(config):
         return load_baseline(config, directory, identity)
-    added = read_added_items(directory)
+    added = read_added_items(directory) if added is None else added
     further = [] if added is None else added.tokens
     with known_ids({field: names + further for field, names in identity.tokens.items()}) as changes:
         dataset, loaders = load_data(config)
     gone = items_gone(identity, changes, dataset)
-    vectors = read_vectors(directory, identity).embedding
+    vectors = read_vectors(directory, identity)
     with offline(when="base_model" not in (config_dict or {})):
         model = make_model(config, loaders[0]._dataset, vectors, start_codes=False)
     load_model(model, directory.best)
@@ -119,7 +123,7 @@ def load_data(config: Config) -> tuple:
 
 
 def make_model(
-    config: Config, train_dataset, embedding: np.ndarray, *, start_codes: bool = True
+    config: Config, train_dataset, vectors: ItemVectors, *, start_codes: bool = True
 ) -> ETEGRecLlama:
     """Make a new model of a config; its random weights come from the config's seed.
 
@@ -127,5 +131,8 @@ def make_model(
         start_codes: whether items get codes; a model to be loaded has its own.
     """
     init_seed(config["seed"], config["reproducibility"])
-    vectors = torch.from_numpy(embedding)
-    return MODELS[config["model"]](config, train_dataset, vectors, start_codes=start_codes)
+    content = None if vectors.content is None else torch.from_numpy(vectors.content.vectors)
+    embedding = torch.from_numpy(vectors.embedding)
+    return MODELS[config["model"]](
+        config, train_dataset, embedding, content, start_codes=start_codes
+    )
