@@ -55,6 +55,7 @@ class ETEGRecLlama(SequentialRecommender):
     Attributes:
         tokenizer_of_record: what gave the items their present codes; ``tokenizer`` may have moved
             on since.
+        trained_items: items that it was made for, the padding item included; others came later.
         spec: what the recommender is made of.
         ranker: what the key ``ranking`` names, made of the recommender and the codes.
         frozen_names: what of its state never learns and is not kept in checkpoints.
@@ -89,7 +90,8 @@ class ETEGRecLlama(SequentialRecommender):
             item_embedding = torch.from_numpy(vectors.embedding)
             if vectors.content is not None:
                 item_content = torch.from_numpy(vectors.content.vectors)
-        self.n_items = len(item_embedding)  # a dataset may know items that were added to a run
+        # A dataset may know items that were added to a run.
+        self.n_items = self.trained_items = len(item_embedding)
         self.register_buffer("item_embedding", item_embedding, persistent=False)
         self.register_buffer("item_content", item_content, persistent=False)
         self.tokenizer = TOKENIZERS[config["tokenizer"]](

@@ -43,6 +43,11 @@ class FieldReader(NamedTuple):
     axes: np.ndarray
     values: np.ndarray
 
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return self.axes.shape[1] + self.values.size
+
     def read(self, table: pd.DataFrame) -> np.ndarray:
         """Vectors of rows of fields ``[n, d]``; 0 stands for what is missing or was never seen.
 
@@ -73,13 +78,14 @@ def fit_fields(table: pd.DataFrame, kinds: dict[str, str], width: int) -> FieldR
     terms = [term for term, items in common if _SEEN <= items < len(table)]
     weights = np.log(len(table) / np.array([seen[term] for term in terms]))
     counts = _count(_terms_of(table, kinds), len(table), {t: n for n, t in enumerate(terms)})
-    numbers = [_typical(_numbers(table, field)) for field in _numbers_of(kinds)]
+    columns = {field: _numbers(table, field) for field in _numbers_of(kinds)}
+    numbers = {f: _typical(column) for f, column in columns.items() if not np.isnan(column).all()}
     return FieldReader(
-        kinds=kinds,
+        kinds={f: kind for f, kind in kinds.items() if kind in WORDS or f in numbers},
         terms=terms,
         weights=weights.astype(np.float32),
         axes=_axes(_weighted(counts, weights), width),
-        values=np.array(numbers, dtype=np.float32).reshape(len(numbers), _BINS),
+        values=np.array([*numbers.values()], dtype=np.float32).reshape(len(numbers), _BINS),
     )
 
 
@@ -110,11 +116,13 @@ def _weighted(counts: sparse.csr_matrix, weights: np.ndarray) -> sparse.csr_matr
 
 
 def _axes(weighted: sparse.csr_matrix, width: int) -> np.ndarray:
-    """The largest right singular vectors ``[V, width]``, fewer where there are no more."""
-    rank = min(width, min(weighted.shape) - 1)
-    if rank < 1 or weighted.nnz == 0:
-        return np.zeros((weighted.shape[1], 0), dtype=np.float32)
-    *_, axes = svds(weighted, k=rank, v0=np.ones(min(weighted.shape)))
+    """The largest right singular vectors ``[V, width]``; with few terms, the terms themselves."""
+    rows, terms = weighted.shape
+    if terms <= width:
+        return np.eye(terms, dtype=np.float32)
+    if rows < 2:
+        return np.zeros((terms, 0), dtype=np.float32)
+    *_, axes = svds(weighted, k=min(width, rows - 1), v0=np.ones(min(rows, terms)))
     return axes[::-1].T.astype(np.float32)
 
 
@@ -143,7 +151,7 @@ def _numbers(table: pd.DataFrame, field: str) -> np.ndarray:
 def _typical(numbers: np.ndarray) -> np.ndarray:
     """Quantiles of what is there ``[bins]``."""
     there = numbers[~np.isnan(numbers)]
-    return np.quantile(there, np.linspace(0, 1, _BINS)) if len(there) else np.zeros(_BINS)
+    return np.quantile(there, np.linspace(0, 1, _BINS))
 
 
 def _shared(numbers: np.ndarray, values: np.ndarray) -> np.ndarray:
