@@ -136,6 +136,7 @@ KEYS: dict[str, Key] = {
     "num_beams": integer(1, 10_000),
     "candidates": integer(1),
     "item_score_weight": optional(above_zero()),
+    "new_item_likeness": weight(),
     "new_item_exposure": weight(),
     # Execution
     "precision": choice("fp32", "bf16", "fp16"),

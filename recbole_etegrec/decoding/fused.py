@@ -71,7 +71,8 @@ class HeadRanker(CodeRanker):
     def parts(self, history: EncodedHistory, items: torch.Tensor) -> dict[str, Part]:
         """See :class:`CodeRanker`."""
         head = self.recommender.item_head
-        parts = {"item head": Part(1.0, head.log_probs(history.state).gather(1, items))}
+        log_probs = head.log_probs(history.state, history.taste)
+        parts = {"item head": Part(1.0, log_probs.gather(1, items))}
         if len(self.codes.table) > head.items:
             parts["new item"] = Part(self.new_item_bonus, (items >= head.items).float())
         return parts
@@ -87,7 +88,7 @@ class HeadRanker(CodeRanker):
 
     def _log_probs(self, history: EncodedHistory, excluded: HistoryIndex | None) -> torch.Tensor:
         """Of all items by the head ``[B, N]``, -inf of those that are not to be ranked."""
-        log_probs = self.recommender.item_head.log_probs(history.state)
+        log_probs = self.recommender.item_head.log_probs(history.state, history.taste)
         if len(self.codes.trie) < log_probs.shape[1] - 1:  # items without codes
             absent = torch.ones_like(log_probs[0], dtype=torch.bool)
             absent[self.codes.trie.items] = False
@@ -102,7 +103,7 @@ class Proposals(NamedTuple):
 
     Attributes:
         items: ids.
-        codes: sums of the log-probabilities of their codes.
+        codes: sums of the log-probabilities of their codes; 0 of items that came after training.
         head: log-probabilities by the item head.
     """
 
@@ -115,7 +116,7 @@ class FusedRanker(HeadRanker):
     """Ranks what the item head proposes by ``sum_j log p(code_j) + a log p_head(item)``.
 
     Of items that came after training it proposes as many as of the others, which it proposes as if
-    there were no more.
+    there were no more. Codes say nothing of them that is worth it: the head alone scores them.
 
     Args:
         candidates: items that the head proposes, at least.
@@ -178,6 +179,7 @@ class FusedRanker(HeadRanker):
         """See :class:`CodeRanker`."""
         parts = super().parts(history, items)
         codes = score_items(self.recommender, history, self.codes(items))
+        codes = codes.masked_fill(items >= self.recommender.item_head.items, 0)
         head = Part(self.weight, parts["item head"].log_probs)
         return {"codes": Part(1.0, codes), **parts, "item head": head}
 
@@ -219,20 +221,18 @@ class FusedRanker(HeadRanker):
         if memory and memory["of"] is interaction and memory["width"] == width:
             return memory["found"]
         history = self.encode(interaction)
-        head, items = self._proposed(self._log_probs(history, excluded), width)
+        log_probs, learned = self._log_probs(history, excluded), self.recommender.item_head.items
+        head, items = log_probs[:, :learned].topk(min(width, learned))
         codes = score_items(self.recommender, history, self.codes(items))
+        later = log_probs[:, learned:]
+        if later.shape[1]:
+            more, places = later.topk(min(width, later.shape[1]))
+            head, items = (
+                torch.cat([head, more], dim=1),
+                torch.cat([items, places + learned], dim=1),
+            )
+            codes = torch.cat([codes, torch.zeros_like(more)], dim=1)
         found = Proposals(items, codes, head)
         if memory is not None:
             memory.update(of=interaction, width=width, found=found)
         return found
-
-    def _proposed(self, log_probs: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best of the items that the head learned, and of those that came later."""
-        learned = self.recommender.item_head.items
-        head, items = log_probs[:, :learned].topk(min(width, learned))
-        later = log_probs[:, learned:]
-        if later.shape[1]:
-            more = later.topk(min(width, later.shape[1]))
-            head = torch.cat([head, more.values], dim=1)
-            items = torch.cat([items, more.indices + learned], dim=1)
-        return head, items

@@ -46,6 +46,7 @@ def recommender_spec(
         "base_config": base,
         "head_items": n_items if config["item_head"] else 0,
         "head_vectors": None,
+        "head_alike": 0,
         "content_width": content_width,
         # Weights that learn are fp32 under any precision; frozen ones need no more than it.
         "base_precision": "fp32" if config["tuning"] == "full" else config["precision"],

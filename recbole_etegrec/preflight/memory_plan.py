@@ -144,6 +144,7 @@ class MemoryPlan:
                 *model.tokenizer.parameters(),
                 *model.tokenizer_of_record.buffers(),
                 model.item_embedding,
+                *([] if model.item_content is None else [model.item_content]),
                 model.codes.table,
             ],
         }

@@ -134,5 +134,7 @@ def _item_head(spec: RecommenderSpec, config: PreTrainedConfig) -> ItemHead:
         enters=spec.item_input,
         dropout=spec.item_dropout,
         vector_dropout=spec.item_vector_dropout,
+        likeness=spec.new_item_likeness,
+        alike=spec.head_alike,
         init_std=spec.init_std,
     )

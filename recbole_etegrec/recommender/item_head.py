@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+_FADES = 0.7  # weight of an item of a history, of that of the one after it
+
 
 class Candidates(NamedTuple):
     """The items that targets are told from in a micro-batch.
@@ -51,19 +53,27 @@ def draw_candidates(n_items: int, most: int, device: torch.device) -> Candidates
 class ItemHead(nn.Module):
     """Scores all items of a catalogue from one state, ``query(s) . v_i``.
 
-    Free vectors start at 0, so the head starts from content. Items beyond those that it was made
-    for, which came later, have no free vector.
+    Free vectors start at 0, so the head starts from embeddings. Where there is content, items have
+    a projection of that besides: ``v_i = describe(c_i) + project(z_i) + r_i``.
+
+    Items beyond those that it was made for, which came later, have no free vector, and where there
+    is content no other but that. No training has met them, so their scores are also how alike they
+    are to what a history is of.
 
     Args:
         items: that it learns, the padding item included; the softmax is over them.
         hidden_size: width of a state ``H``.
-        content_width: width of item embeddings ``d_z``; vectors are as wide, or ``H`` if less.
+        embedding_width: width of item embeddings ``d_z``; vectors are as wide, or ``H`` if less.
+        content_width: width of content ``d_c``; 0: there is none.
         finished: rows of a table of vectors in place of content and free vectors, as
             :meth:`finish` makes it; None: there is none.
         enters: whether vectors enter the backbone.
         dropout: on the state that is read.
-        vector_dropout: share of the items that do without their free vectors, drawn anew in each
-            training step, so that content alone learns to rank too.
+        vector_dropout: share of the items that do without their free vectors (and, where there is
+            content, without their embeddings), drawn anew in each training step, so that the rest
+            alone learns to rank too.
+        likeness: weight of how alike items that came later are to a history.
+        alike: columns of a table of what tells how alike items are, where `finished`.
         init_std: standard deviation of the initial numbers of vectors and of ``enter``.
     """
 
@@ -79,13 +89,16 @@ class ItemHead(nn.Module):
         dropout: float,
         vector_dropout: float,
         init_std: float,
+        likeness: float = 0.0,
+        alike: int = 0,
     ):
         super().__init__()
-        self.items, self.vector_dropout = items, vector_dropout
+        self.items, self.vector_dropout, self.likeness = items, vector_dropout, likeness
         # No buffers: they move with their owner.
         self._embedding: torch.Tensor | None = None
         self._content: torch.Tensor | None = None
         self._kept: tuple[list[int], torch.Tensor] | None = None
+        self.alike: torch.Tensor | None = None  # made where items came later
         width = min(hidden_size, embedding_width)
         self.dropout = nn.Dropout(dropout)
         self.query = _linear(hidden_size, width, hidden_size**-0.5)
@@ -100,6 +113,9 @@ class ItemHead(nn.Module):
                 self.describe = _linear(content_width, width, init_std * content_width**-0.5)
         else:
             self.table = nn.Parameter(torch.empty(finished, width), requires_grad=False)
+            self.describe = None
+            if alike:
+                self.alike = nn.Parameter(torch.empty(finished, alike), requires_grad=False)
 
     def train(self, mode: bool = True) -> "ItemHead":
         """See `nn.Module`; what learns will have other vectors."""
@@ -112,10 +128,15 @@ class ItemHead(nn.Module):
 
         It keeps no copies.
         """
-        self._embedding, self._content, self._kept = embedding, content, None
+        self._embedding, self._content, self._kept, self.alike = embedding, content, None, None
+        if self.likeness and len(embedding) > self.items and not embedding.is_meta:
+            self.alike = F.normalize(embedding if content is None else content, dim=1)
 
     def finish(self) -> None:
         """Make one table of the vectors of all items; content is not needed any more."""
+        if self.alike is not None:
+            alike, self.alike = self.alike, None
+            self.alike = nn.Parameter(alike, requires_grad=False)
         with torch.no_grad():
             self.table = nn.Parameter(self.all_vectors().clone(), requires_grad=False)
         self._embedding = self._content = self._kept = None
@@ -167,17 +188,40 @@ class ItemHead(nn.Module):
         return self.query(self.dropout(state)).float()
 
     @torch.no_grad()
-    def log_probs(self, state: torch.Tensor) -> torch.Tensor:
+    def taste(self, items: torch.Tensor, real: torch.Tensor) -> torch.Tensor | None:
+        """What histories are of ``[B, d]``: a mean of their items, the last weighing most.
+
+        Args:
+            items: ids ``[B, T]``.
+            real: which are no padding ``[B, T]``.
+
+        Returns:
+            Vectors of unit length; None where no items came later.
+        """
+        if self.alike is None:
+            return None
+        real = real.to(self.alike)
+        after = real.flip(1).cumsum(1).flip(1) - real
+        weights = real * _FADES**after
+        return F.normalize(torch.einsum("bt,btd->bd", weights, self.alike[items]), dim=1)
+
+    @torch.no_grad()
+    def log_probs(self, state: torch.Tensor, taste: torch.Tensor | None = None) -> torch.Tensor:
         """``log p(item | history)`` of all items, in nats ``[B, N]``; of the padding item -inf.
 
         The softmax is over the items that the head learned. So items that came later take
         nothing from the others, and have a score of the same scale.
+
+        Args:
+            taste: of the histories, as :meth:`taste` gives it.
         """
         query = self.ask(state)
         with torch.autocast(query.device.type, enabled=False):
             scores = query @ self.all_vectors().T
         scores -= scores[:, 1 : self.items].logsumexp(dim=1, keepdim=True)
         scores[:, 0] = -torch.inf
+        if taste is not None:
+            scores[:, self.items :] += self.likeness * taste @ self.alike[self.items :].T
         return scores
 
     def _free_of_all(self) -> torch.Tensor:

@@ -34,6 +34,8 @@ class RecommenderSpec:
         item_input: whether vectors of items enter the backbone.
         item_dropout: on the state that the head reads.
         item_vector_dropout: share of the items that do without their free vectors in a step.
+        new_item_likeness: weight of how alike items that came later are to a history.
+        head_alike: columns of the table that tells it, in an export; 0: it has none.
     """
 
     code_length: int
@@ -60,6 +62,8 @@ class RecommenderSpec:
     item_input: bool = False
     item_dropout: float = 0.0
     item_vector_dropout: float = 0.0
+    new_item_likeness: float = 0.0
+    head_alike: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

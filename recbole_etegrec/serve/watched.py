@@ -46,10 +46,10 @@ class Served:
         self.answers, self.search = Answers(model, catalogue), Search(catalogue)
         self.catalogue = catalogue
 
-    async def watch(self, seconds: float = SECONDS) -> None:
+    async def watch(self) -> None:
         """Take what `renew` gives, again and again; what cannot be loaded is logged."""
         while self._renew is not None:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(SECONDS)
             try:
                 if loaded := await asyncio.to_thread(self._renew):
                     self._take(*loaded)
