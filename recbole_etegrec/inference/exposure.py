@@ -5,16 +5,16 @@ The bonus is the one with which new items get their share of the first places af
 histories: as large as their share of the catalogue, times `new_item_exposure`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.decoding import RANKERS, HeadRanker, ranking_of
-from recbole_etegrec.evaluation.evaluate import sample_users
+from recbole_etegrec.inference.histories import split_histories
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.recommender import autocast
 
@@ -63,22 +63,26 @@ class _Scores(NamedTuple):
 
 
 def find_exposure(
-    config: Config, model: ETEGRecLlama, valid_data: AbstractDataLoader
+    config: Config, model: ETEGRecLlama, loaders: Sequence[AbstractDataLoader]
 ) -> Exposure | None:
-    """The bonus for the new items of a model, which it has taken; None where none is to be found.
+    """The bonus for the new items of a model; None where its ranker has no use for one.
 
-    It needs a ranker that reads the item head, and validation that ranks the whole catalogue.
+    Args:
+        model: left without a bonus.
+        loaders: (train, valid, test).
     """
-    ranked = issubclass(RANKERS[ranking_of(config)], HeadRanker)
-    learned = model.recommender.item_head.items if ranked else model.n_items
-    if model.n_items == learned or not isinstance(valid_data, FullSortEvalDataLoader):
+    if not issubclass(RANKERS[ranking_of(config)], HeadRanker):
+        return None
+    learned = model.trained_items
+    if model.n_items == learned:
         return None
     model.ranker.take({"new_item_bonus": 0.0})
     k = min(10 if 10 in config["topk"] else max(config["topk"]), learned - 1)
-    scores = _score(config, model, sample_users(config, valid_data, _USERS), learned, k)
+    scores = _score(config, model, loaders, k)
     wanted = config["new_item_exposure"] * (model.n_items - learned) / (model.n_items - 1)
     # The j-th best new item is among the first k where it passes the known item k - j.
     needed = (scores.known.flip(1) - scores.new).flatten().sort().values
+    needed = needed[~needed.isnan()]
     count = min(round(wanted * len(needed)), len(needed) - 1)
     bonus = float(needed[: count + 1][-2:].mean())
     return _found(scores, bonus if np.isfinite(bonus) else 0.0, k)
@@ -86,22 +90,25 @@ def find_exposure(
 
 @torch.no_grad()
 def _score(
-    config: Config,
-    model: ETEGRecLlama,
-    loader: FullSortEvalDataLoader,
-    learned: int,
-    k: int,
+    config: Config, model: ETEGRecLlama, loaders: Sequence[AbstractDataLoader], k: int
 ) -> _Scores:
+    histories = split_histories(loaders, "valid", model.exclude_history).histories
+    part = loaders[1]._dataset
+    targets = part.inter_feat[part.iid_field].to(model.codes.table.device)
+    rows = np.arange(len(targets))
+    if len(rows) > _USERS:
+        rows = np.sort(np.random.default_rng(config["seed"]).choice(rows, _USERS, replace=False))
     parts = []
-    with autocast(config["precision"], config["device"].type):
-        for interaction, excluded, _, targets in loader:
-            scores = model.ranker.score_all(interaction.to(config["device"]), excluded)
-            known, new = scores[:, :learned], scores[:, learned:]
-            best_new = new.topk(min(k, new.shape[1])).values
-            missing = best_new.new_full((len(new), k - best_new.shape[1]), -torch.inf)
-            target = known.gather(1, targets.to(known.device).unsqueeze(1)).squeeze(1)
-            best = known.topk(k).values, torch.cat([best_new, missing], dim=1), target
-            parts.append([values.float().cpu() for values in best])
+    for some in np.array_split(rows, -(-len(rows) // config["eval_batch_size"])):
+        interaction, excluded = histories.batch(some)
+        with autocast(model.precision, targets.device.type):
+            scores = model.ranker.score_all(interaction.to(targets.device), excluded)
+        known, new = scores[:, : model.trained_items], scores[:, model.trained_items :]
+        best_new = new.topk(min(k, new.shape[1])).values
+        missing = best_new.new_full((len(new), k - best_new.shape[1]), -torch.inf)
+        target = scores.gather(1, targets[some].unsqueeze(1)).squeeze(1)
+        best = known.topk(k).values, torch.cat([best_new, missing], dim=1), target
+        parts.append([values.float().cpu() for values in best])
     return _Scores(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 

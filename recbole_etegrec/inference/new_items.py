@@ -157,8 +157,8 @@ def _keep(
     if not added.tokens:
         directory.added_items.unlink(missing_ok=True)
         return []
-    config, model, _, _, valid_data, _ = load_run(str(directory.path), config_dict, added)
-    exposure = find_exposure(config, model, valid_data)
+    config, model, _, *loaders = load_run(str(directory.path), config_dict, added)
+    exposure = find_exposure(config, model, loaders)
     write_added_items(directory, replace(added, bonus=exposure.bonus if exposure else 0.0))
     return [str(exposure)] if exposure else []
 

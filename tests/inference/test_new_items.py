@@ -375,10 +375,10 @@ def test_new_items_take_their_share_of_the_places_when_the_exposure_is_changed(s
     bonus = {}
     for exposure in (0.0, 0.5, 1.0):
         add_items(str(shop), str(new), config_dict={"new_item_exposure": exposure})
-        config, model, _, _, valid_data, _ = load_run(str(shop))
+        config, model, _, *loaders = load_run(str(shop))
+        valid_data = loaders[1]
         bonus[exposure] = model.ranker.new_item_bonus
-        found = find_exposure(config, model, valid_data)  # as the run itself would be: 2
-        items = [model.ranker.best(batch, 10, seen).items for batch, seen, *_ in valid_data]
+        found = find_exposure(config, model, loaders)  # as the run itself would be: 2
         model.ranker.take({"new_item_bonus": bonus[exposure]})
         items = [model.ranker.best(batch, 10, seen).items for batch, seen, *_ in valid_data]
         share = float((torch.cat(items) > 40).float().mean())
