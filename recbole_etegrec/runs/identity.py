@@ -146,4 +146,4 @@ def _tensors(vectors: ItemVectors) -> dict[str, torch.Tensor]:
     arrays = {name: getattr(vectors, name) for name in _VECTORS_OF}
     if vectors.content is not None:
         arrays |= vectors.content.record()
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    return {name: torch.from_numpy(np.array(array, order="C")) for name, array in arrays.items()}
