@@ -99,7 +99,8 @@ def remove_items(
         config = config_of_run(directory, config_to_use(directory, config_dict))
         files = AtomicFiles.of(config)
         tokens = added.tokens if items is None else _read_tokens(files, Path(items))
-        strange = [token for token in tokens if token not in set(added.tokens)]
+        known = set(added.tokens)
+        strange = [token for token in tokens if token not in known]
         if strange:
             raise UserError(
                 f"items: {len(strange)} of the {len(tokens)} items in {items} were not added to "
@@ -122,7 +123,7 @@ def _add(
     tokens = _read_tokens(files, Path(items))
     vectors = read_vectors(directory, read_identity(directory))
     with offline(when="text_model" not in (config_dict or {})):
-        content = _content(config, vectors.content, Path(items))
+        content = _content(config, vectors.content, Path(items), tokens)
         raw = _vectors(config, Path(items), tokens, embeddings, content)
     config, model, dataset, *_ = load_run(str(directory.path), config_dict)
     _check_new(dataset, tokens, items)
@@ -175,16 +176,18 @@ def _read_tokens(files: AtomicFiles, path: Path) -> list[str]:
     return tokens.tolist()
 
 
-def _content(config: Config, known: ItemContent | None, items: Path) -> np.ndarray:
+def _content(
+    config: Config, known: ItemContent | None, items: Path, tokens: list[str]
+) -> np.ndarray:
     """What is known of the new items besides ``[n, d_c]``; ``d_c`` is 0 where the run knows none.
 
     Raises:
         UserError: the file has not the fields of the run, or nothing of an item.
     """
-    files = AtomicFiles.of(config)
     if known is None:
-        return np.zeros((len(read_rows(items, files, [])), 0), dtype=np.float32)
-    fields = [*known.fields]
+        return np.zeros((len(tokens), 0), dtype=np.float32)
+    files = AtomicFiles.of(config)
+    fields = known.fields
     check_atomic_file(items, {files.item_field, *fields}, files)
     table = read_rows(items, files, fields)
     _refuse_empty(items, {token: "".join(row) for token, *row in table.itertuples()}, fields)
@@ -304,17 +307,28 @@ def _standardised(model: ETEGRecLlama, before: AddedItems, raw: np.ndarray) -> t
 
 
 def _codes(model: ETEGRecLlama, embedding: torch.Tensor, tokens: list[str]) -> torch.Tensor:
-    """Codes of new items ``[n, L]``: the nearest, and the first free collision code."""
-    codes = model.codes.codes_for(model.tokenizer.encode(embedding))
-    full = torch.nonzero(codes[:, -1] >= model.codes.code_num).flatten().tolist()
-    if full:
-        group = " ".join(map(str, codes[full[0], :-1].tolist()))
-        raise UserError(
-            f"items: no collision code is free for {len(full)} of them, first '{tokens[full[0]]}': "
-            f"all {model.codes.code_num} of the semantic codes {group} are taken; leave them out, "
-            "or train a run with them"
-        )
-    return codes
+    """Codes of new items ``[n, L]``: the nearest, and the first free collision code.
+
+    Items for which none is free get the next nearest of the last level's codes that have room.
+    """
+    semantic, most = model.tokenizer.encode(embedding), model.codes.code_num
+    tried = torch.zeros_like(semantic[:, -1])  # of the last level's codes, the nearest first
+    while True:
+        codes = model.codes.codes_for(semantic)
+        full = (codes[:, -1] >= most).nonzero().squeeze(1)
+        if not len(full):
+            return codes
+        tried[full] += 1
+        none = full[tried[full] >= most]
+        if len(none):
+            first = int(none[0])
+            group = " ".join(map(str, codes[first, :-2].tolist()))
+            raise UserError(
+                f"items: no code is free for {len(none)} of them, first '{tokens[first]}': all "
+                f"that begin with {group} are taken; leave them out, or train a run with them"
+            )
+        nearest = model.tokenizer.last_distances(embedding[full]).argsort(dim=1, stable=True)
+        semantic[full, -1] = nearest.gather(1, tried[full].unsqueeze(1)).squeeze(1)
 
 
 def _summary(directory: RunDirectory, model: ETEGRecLlama, codes: torch.Tensor) -> list[str]:

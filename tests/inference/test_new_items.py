@@ -285,7 +285,9 @@ def test_append_keeps_the_table_when_codes_are_taken():
     assert codes.table is table and codes.trie is trie
 
 
-def test_add_items_names_the_item_when_its_group_is_full(folder, tmp_path):
+def test_add_items_takes_the_next_code_when_a_group_is_full_and_names_items_when_all_are(
+    folder, tmp_path
+):
     rows = np.stack([vector(n) for n in range(ITEMS)])
     rows[1:5] = rows[0]  # five items with the same codes, of eight that can be told apart
     np.save(tmp_path / "v.npy", rows)
@@ -294,11 +296,18 @@ def test_add_items_names_the_item_when_its_group_is_full(folder, tmp_path):
     values |= {"epochs": 0, "finetune_epochs": 0, "run_dir": str(tmp_path / "run")}
     values |= {"code_num": 8, "tokenizer": "rqkmeans"}
     run("ETEGRecLlama", "circle", config_dict=small_values(str(folder), **values))
-    tokens = [f"n{n}" for n in range(9)]
-    items = write_items(tmp_path / "new.item", tokens)
-    vectors = write_vectors(tmp_path / "new.npy", [0] * 9)
-    with pytest.raises(UserError, match="free for 6 of them, first 'n3': all 8 of the semantic"):
+    many = [f"n{n}" for n in range(70)]
+    items = write_items(tmp_path / "many.item", many)
+    vectors = write_vectors(tmp_path / "many.npy", [0] * len(many))
+    with pytest.raises(UserError, match="items: no code is free for .* of them, first 'n"):
         add_items(str(tmp_path / "run"), str(items), str(vectors))
+    items = write_items(tmp_path / "new.item", many[:9])
+    vectors = write_vectors(tmp_path / "new.npy", [0] * 9)
+    add_items(str(tmp_path / "run"), str(items), str(vectors))
+    codes = load_run(str(tmp_path / "run"))[1].codes.table
+    assert torch.equal(codes[-9:, :-2], codes[1, :-2].expand(9, -1))
+    assert (codes[-9:, -2] == codes[1, -2]).sum() == 3  # there were five of eight
+    assert len(codes.unique(dim=0)) == ITEMS + 10
 
 
 # What is known of items besides their interactions -----------------------------------------------

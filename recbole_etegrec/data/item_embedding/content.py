@@ -148,8 +148,16 @@ def read_content(config: Config, content: ItemContent, table: pd.DataFrame) -> n
 
     Args:
         table: its ``fields``, a row an item.
+
+    Raises:
+        UserError: a number is none, or the text model is another.
     """
     raw = np.concatenate(_read(config, content.reader, content.text_fields, table), axis=1)
+    if raw.shape[1] != len(content.mean):
+        raise UserError(
+            f"text_model ({config['text_model']}): item content is {raw.shape[1]} wide, that of "
+            f"the run {len(content.mean)}: use the model that the run was trained with"
+        )
     return ((raw - content.mean) / content.scale).astype(np.float32)
 
 
