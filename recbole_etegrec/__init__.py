@@ -20,6 +20,7 @@ __all__ = [
     "load_run",
     "objective_function",
     "recommend",
+    "remove_items",
     "run",
 ]
 
@@ -35,6 +36,7 @@ _MODULES = {
     "load_run": "runs.load",
     "objective_function": "quick_start",
     "recommend": "inference",
+    "remove_items": "inference.new_items",
     "run": "quick_start",
 }
 

@@ -32,6 +32,7 @@ usage: {program} [--model=NAME] [--dataset=NAME] [--config_files="A.yaml B.yaml"
        {program} explain RUN_DIR --user=A|--history=X,Y [--item=TOKEN] [--alternatives=3]
        {program} report RUN_DIR... [--out=FILE.html] [--png] [--examples=False]
        {program} add-items RUN_DIR --items=FILE.item [--embeddings=FILE.npy]
+       {program} remove-items RUN_DIR --items=FILE.item|--all
        {program} export RUN_DIR --out=DIR
        {program} serve RUN_DIR|EXPORT_DIR [--host=127.0.0.1] [--port=8000] [--exclude-history]
            [--allowed-hosts=NAME,...]
@@ -54,6 +55,7 @@ directory it writes is used like that of a run. Again, it goes on.
 `explain` prints how likely each code of a recommended item is, and the others there were.
 `report` writes a page with the metrics, curves and recommendations of runs, or of a comparison.
 `add-items` lets a finished run know and recommend items that it was not trained on.
+`remove-items` takes such items out again.
 `export` writes the model of a run as one directory that needs no dataset.
 `serve` answers requests for recommendations over HTTP, and shows a page to try them on.
 `doctor` prints versions, devices, models and datasets.
@@ -288,6 +290,20 @@ def _add_items(arguments: Sequence[str]) -> None:
         _print(add_items(run_dir, items, embeddings, values))
 
 
+def _remove_items(arguments: Sequence[str]) -> None:
+    run_dir, values = _of_run("remove-items", arguments)
+    everything = values.pop("all", "False").lower() != "false"
+    if everything == ("items" in values):
+        raise UserError("remove-items: expected --items=FILE.item or --all (see --help)")
+
+    run = RunDirectory(run_dir)
+    run.read_config()
+    with run.held():
+        from recbole_etegrec.inference.new_items import remove_items
+
+        _print(remove_items(run_dir, values.pop("items", None), values))
+
+
 def _export(arguments: Sequence[str]) -> None:
     run_dir, values = _of_run("export", arguments)
     if "out" not in values:
@@ -319,6 +335,7 @@ COMMANDS = {
     "export": _export,
     "prepare": _prepare,
     "recommend": _recommend,
+    "remove-items": _remove_items,
     "report": _report,
     "serve": _serve,
 }

@@ -10,7 +10,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from recbole_etegrec.config import Config, is_ours
 from recbole_etegrec.config.compat import versions
 from recbole_etegrec.config.models import STANDS_ON
-from recbole_etegrec.data import check_item_embedding, embedding_width, load_item_embedding
+from recbole_etegrec.data import (
+    check_item_embedding,
+    embedding_width,
+    item_vectors,
+    make_content,
+    width_of,
+)
 from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.model.build import check_base_model
@@ -95,10 +101,12 @@ def run_etegrec(
         dataset, (train_data, valid_data, test_data) = load_data(config)
         train_data.teacher = find_teacher(config, train_data, dataset.identity)
         vectors = vectors_to_train_with(config, run_dir, dataset, train_data._dataset, resume)
-        memory = MemoryPlan(config, train_data, vectors.embedding.shape[1])
+        memory = MemoryPlan(
+            config, train_data, vectors.embedding.shape[1], width_of(vectors.content)
+        )
         logger.info("memory plan\n%s", memory)
         memory.check()  # before any weights are loaded
-        model = make_model(config, train_data._dataset, vectors.embedding)
+        model = make_model(config, train_data._dataset, vectors)
     if PartialState().is_main_process:
         record_settled(config, run_dir)
     if saved and PartialState().is_main_process:
@@ -162,7 +170,9 @@ def plan(
         UserError: anything the user can mend; that it does not fit is for `MemoryPlan.check`.
     """
     config, _, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
-    return MemoryPlan(config, train_data, embedding_width(config, train_data._dataset))
+    dataset = train_data._dataset
+    width = width_of(make_content(config, dataset))
+    return MemoryPlan(config, train_data, embedding_width(config, dataset), width)
 
 
 def check(
@@ -178,9 +188,8 @@ def check(
     """
     config, data, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
     check_base_model(config)
-    embedding = load_item_embedding(config, train_data._dataset)
     train_data.teacher = find_teacher(config, train_data, data.identity)
-    model = make_model(config, train_data._dataset, embedding)
+    model = make_model(config, train_data._dataset, item_vectors(config, train_data._dataset))
     return check_gradients(config, model, train_data)
 
 

@@ -31,6 +31,7 @@ WIDEST = 2**16  # of layers and vectors
 LONGEST = 100_000  # epochs
 
 SOURCES = ("collaborative", "file", "sasrec", "text")
+CONTENT = ("fields", "text")
 PHASES = ("pretraining", "alternation", "joint", "final", "polish", "final_from_scratch")
 
 KEYS: dict[str, Key] = {
@@ -40,19 +41,21 @@ KEYS: dict[str, Key] = {
         listed(entry(*SOURCES), "sources"),
         wanted=f"one of {', '.join(SOURCES)}, or a list of them",
     ),
+    "item_content": optional(
+        either(
+            choice(*CONTENT),
+            listed(choice(*CONTENT), "sources"),
+            wanted=f"one of {', '.join(CONTENT)}, a list of them, or nothing",
+        )
+    ),
+    "content_fields": optional(listed(text(), "a list of fields of the .item file", least=1)),
     "embedding_cache": path("a folder"),
     "semantic_hidden_size": integer(1, WIDEST),
     "cooccurrence_window": integer(1, 10_000),
     "sasrec_epochs": integer(1, LONGEST),
     "sasrec_run": optional(path("the directory of a finished run of SASRec")),
-    "text_model": optional(text("a hub id or a directory when item_embedding is 'text'")),
-    "text_fields": optional(
-        listed(
-            text(),
-            "a list of fields of the .item file when item_embedding is 'text'",
-            least=1,
-        )
-    ),
+    "text_model": text("a hub id or a directory"),
+    "text_fields": optional(listed(text(), "a list of fields of the .item file", least=1)),
     "item_embedding_file": optional(path("an existing file when item_embedding is 'file'")),
     # Tokenizer
     "tokenizer": entry("rqvae", "rqkmeans"),
@@ -141,6 +144,8 @@ KEYS: dict[str, Key] = {
     "num_beams": integer(1, 10_000),
     "candidates": integer(1),
     "item_score_weight": optional(above_zero()),
+    "new_item_likeness": weight(),
+    "new_item_exposure": weight(),
     # Execution
     "precision": choice("fp32", "bf16", "fp16"),
     "gradient_checkpointing": boolean(),

@@ -2,11 +2,14 @@
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.item_embedding import (
+    ItemContent,
     ItemVectors,
     check_item_embedding,
     embedding_width,
     item_vectors,
     load_item_embedding,
+    make_content,
+    width_of,
 )
 from recbole_etegrec.data.loader import SequenceBatch
 from recbole_etegrec.data.preparation import (
@@ -16,6 +19,7 @@ from recbole_etegrec.data.preparation import (
 )
 
 __all__ = [
+    "ItemContent",
     "ItemVectors",
     "SequenceBatch",
     "WholeSequenceDataset",
@@ -26,4 +30,6 @@ __all__ = [
     "embedding_width",
     "item_vectors",
     "load_item_embedding",
+    "make_content",
+    "width_of",
 ]

@@ -23,7 +23,23 @@ WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # of the item head, tried on validatio
 
 
 class HeadRanker(CodeRanker):
-    """Ranks all items by the item head alone."""
+    """Ranks all items by the item head alone.
+
+    Args:
+        new_item_bonus: what the scores of items that came after training get on top, see
+            `inference/exposure.py`.
+    """
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        codes: ItemCodes,
+        fields: BatchFields,
+        *,
+        new_item_bonus: float = 0.0,
+    ):
+        super().__init__(recommender, codes, fields)
+        self.new_item_bonus = new_item_bonus
 
     @staticmethod
     def rules(config: Config) -> Iterator[tuple[bool, str]]:
@@ -53,7 +69,9 @@ class HeadRanker(CodeRanker):
         self, interaction: Interaction, excluded: HistoryIndex | None = None
     ) -> torch.Tensor:
         """See :class:`Ranker`."""
-        return self._log_probs(self.encode(interaction), excluded)
+        scores = self._log_probs(self.encode(interaction), excluded)
+        scores[:, self.recommender.item_head.items :] += self.new_item_bonus
+        return scores
 
     def width(self, k: int) -> int:
         """All items, whatever ``k`` is."""
@@ -61,12 +79,25 @@ class HeadRanker(CodeRanker):
 
     def parts(self, history: EncodedHistory, items: torch.Tensor) -> dict[str, Part]:
         """See :class:`CodeRanker`."""
-        log_probs = self.recommender.item_head.log_probs(history.state)
-        return {"item head": Part(1.0, log_probs.gather(1, items))}
+        head = self.recommender.item_head
+        log_probs = head.log_probs(history.state, history.taste)
+        parts = {"item head": Part(1.0, log_probs.gather(1, items))}
+        if len(self.codes.table) > head.items:
+            parts["new item"] = Part(self.new_item_bonus, (items >= head.items).float())
+        return parts
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """See :class:`CodeRanker`."""
+        return {"new_item_bonus": self.new_item_bonus} if self.new_item_bonus else {}
+
+    def take(self, chosen: dict[str, float]) -> None:
+        """See :class:`CodeRanker`."""
+        self.new_item_bonus = chosen.get("new_item_bonus", self.new_item_bonus)
 
     def _log_probs(self, history: EncodedHistory, excluded: HistoryIndex | None) -> torch.Tensor:
         """Of all items by the head ``[B, N]``, -inf of those that are not to be ranked."""
-        log_probs = self.recommender.item_head.log_probs(history.state)
+        log_probs = self.recommender.item_head.log_probs(history.state, history.taste)
         if len(self.codes.trie) < log_probs.shape[1] - 1:  # items without codes
             absent = torch.ones_like(log_probs[0], dtype=torch.bool)
             absent[self.codes.trie.items] = False
@@ -81,7 +112,7 @@ class Proposals(NamedTuple):
 
     Attributes:
         items: ids.
-        codes: sums of the log-probabilities of their codes.
+        codes: sums of the log-probabilities of their codes; 0 of items that came after training.
         head: log-probabilities by the item head.
     """
 
@@ -92,6 +123,9 @@ class Proposals(NamedTuple):
 
 class FusedRanker(HeadRanker):
     """Ranks what the item head proposes by ``sum_j log p(code_j) + a log p_head(item)``.
+
+    Of items that came after training it proposes as many as of the others, which it proposes as if
+    there were no more. Codes say nothing of them that is worth it: the head alone scores them.
 
     Args:
         candidates: items that the head proposes, at least.
@@ -108,8 +142,9 @@ class FusedRanker(HeadRanker):
         *,
         candidates: int,
         item_score_weight: float | None,
+        new_item_bonus: float = 0.0,
     ):
-        super().__init__(recommender, codes, fields)
+        super().__init__(recommender, codes, fields, new_item_bonus=new_item_bonus)
         self.candidates = candidates
         self.given = item_score_weight is not None
         self.weight = float(item_score_weight) if self.given else 1.0
@@ -151,9 +186,11 @@ class FusedRanker(HeadRanker):
 
     def parts(self, history: EncodedHistory, items: torch.Tensor) -> dict[str, Part]:
         """See :class:`CodeRanker`."""
-        head = super().parts(history, items)["item head"]
+        parts = super().parts(history, items)
         codes = score_items(self.recommender, history, self.codes(items))
-        return {"codes": Part(1.0, codes), "item head": Part(self.weight, head.log_probs)}
+        codes = codes.masked_fill(items >= self.recommender.item_head.items, 0)
+        head = Part(self.weight, parts["item head"].log_probs)
+        return {"codes": Part(1.0, codes), **parts, "item head": head}
 
     @property
     def mass(self) -> float:
@@ -177,15 +214,18 @@ class FusedRanker(HeadRanker):
     @property
     def chosen(self) -> dict[str, float]:
         """See :class:`CodeRanker`."""
-        return {} if self.given else {"item_score_weight": self.weight}
+        weight = {} if self.given else {"item_score_weight": self.weight}
+        return {**weight, **super().chosen}
 
     def take(self, chosen: dict[str, float]) -> None:
         """See :class:`CodeRanker`; a weight that was given stays."""
+        super().take(chosen)
         if not self.given and "item_score_weight" in chosen:
             self.weight = chosen["item_score_weight"]
 
     def _fuse(self, found: Proposals) -> torch.Tensor:
-        return found.codes + self.weight * found.head
+        new = found.items >= self.recommender.item_head.items
+        return found.codes + self.weight * found.head + self.new_item_bonus * new
 
     @torch.no_grad()
     def _propose(
@@ -195,8 +235,17 @@ class FusedRanker(HeadRanker):
         if memory and memory["of"] is interaction and memory["width"] == width:
             return memory["found"]
         history = self.encode(interaction)
-        head, items = self._log_probs(history, excluded).topk(width)
+        log_probs, learned = self._log_probs(history, excluded), self.recommender.item_head.items
+        head, items = log_probs[:, :learned].topk(min(width, learned))
         codes = score_items(self.recommender, history, self.codes(items))
+        later = log_probs[:, learned:]
+        if later.shape[1]:
+            more, places = later.topk(min(width, later.shape[1]))
+            head, items = (
+                torch.cat([head, more], dim=1),
+                torch.cat([items, places + learned], dim=1),
+            )
+            codes = torch.cat([codes, torch.zeros_like(more)], dim=1)
         found = Proposals(items, codes, head)
         if memory is not None:
             memory.update(of=interaction, width=width, found=found)

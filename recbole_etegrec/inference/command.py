@@ -3,7 +3,7 @@
 import hashlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,6 +174,10 @@ def _rows(users: np.ndarray, asked: list[str], run: LoadedRun, split: str | None
     return np.array([row for user in asked if user in rows for row in rows[user]])
 
 
+def _digest(names: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
 class _Parts:
     """Ranks for some rows, a part of them at a time."""
 
@@ -189,10 +193,10 @@ class _Parts:
         return {
             "run_dir": str(self.run.directory.path),
             "model": file_digest(self.run.directory.best / "checksums.json"),
-            "items": len(self.run.catalogue),  # some may have been added since
+            "items": _digest(self.run.catalogue.tokens),  # some may have been added since
             "items gone": model.left_out.tolist(),
             "histories": histories.digest(np.concatenate(self.rows or [np.arange(0)])),
-            "users": hashlib.sha256("\n".join(self.users).encode()).hexdigest(),
+            "users": _digest(self.users),
             "eval_batch_size": self.run.config["eval_batch_size"],
         }
 

@@ -237,7 +237,8 @@ def _description(config: Config, model: ETEGRecLlama) -> dict[str, Any]:
     """All that is needed to build the model but its weights."""
     spec, head = model.spec, model.recommender.item_head
     if head is not None:  # its vectors are one table, which holds items that were added, too
-        spec = replace(spec, head_vectors=len(head.table))
+        alike = 0 if head.alike is None else head.alike.shape[1]
+        spec = replace(spec, head_vectors=len(head.table), head_alike=alike)
     options = {**ranker_options(config), **model.ranker.chosen}
     return {
         "recommender": asdict(spec),

@@ -1,9 +1,10 @@
-"""Adds items to a trained run that does not know them: `recbole-etegrec add-items`.
+"""Adds items to a trained run that does not know them, and removes them again.
 
 Nothing is trained. New items get vectors in the space of the run's own, codes by its trained
 tokenizer, and a place in its code table; no other item's codes change.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,22 @@ import numpy as np
 import torch
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.data import WholeSequenceDataset
+from recbole_etegrec.data import ItemContent, ItemVectors, WholeSequenceDataset, width_of
 from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.dataset_files import check_atomic_file
 from recbole_etegrec.data.item_embedding import embedding_sources, standardise
+from recbole_etegrec.data.item_embedding.content import read_content
 from recbole_etegrec.data.item_embedding.file import vectors_for
-from recbole_etegrec.data.item_embedding.text import encode_texts, item_texts, join_fields
+from recbole_etegrec.data.item_embedding.predicted import predict
+from recbole_etegrec.data.item_embedding.text import (
+    encode_texts,
+    item_texts,
+    join_fields,
+    word_fields,
+)
 from recbole_etegrec.data.item_file import read_rows, read_titles
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.inference.exposure import find_exposure
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.runs.added_items import AddedItems, read_added_items, write_added_items
 from recbole_etegrec.runs.identity import read_identity, read_vectors
@@ -48,8 +57,8 @@ def add_items(
             ``text_fields`` are read where the run's embeddings are made of text.
         embeddings: vectors of the items in the space that the run's sources give, before it is
             standardised (of several sources, side by side): a file as ``item_embedding_file``
-            names one, or a matrix alone with a row for each line of `items`. Needed where the
-            run's own source is not text.
+            names one, or a matrix alone with a row for each line of `items`. Without it they are
+            encoded where the run's own source is text, else predicted from ``item_content``.
         config_dict: overrides keys of the run's config.
 
     Returns:
@@ -65,6 +74,44 @@ def add_items(
         return _add(directory, items, embeddings, config_dict)
 
 
+def remove_items(
+    run_dir: str, items: str | None = None, config_dict: dict[str, Any] | None = None
+) -> str:
+    """Remove items that `add_items` has added; those that a run was trained on stay.
+
+    Args:
+        items: an atomic `.item` file that names them; None: all that were added.
+        config_dict: overrides keys of the run's config.
+
+    Returns:
+        How many there are now.
+
+    Raises:
+        UserError: a file is missing or damaged, an item was not added, or another process writes
+            to the run.
+    """
+    directory = RunDirectory(run_dir)
+    read_own_config(directory)
+    with directory.held():
+        added = read_added_items(directory)
+        if added is None:
+            raise UserError(f"run_dir {directory.path}: no items were added to it")
+        config = config_of_run(directory, config_to_use(directory, config_dict))
+        files = AtomicFiles.of(config)
+        tokens = added.tokens if items is None else _read_tokens(files, Path(items))
+        known = set(added.tokens)
+        strange = [token for token in tokens if token not in known]
+        if strange:
+            raise UserError(
+                f"items: {len(strange)} of the {len(tokens)} items in {items} were not added to "
+                f"the run, first '{strange[0]}': remove their lines"
+            )
+        kept = added.without(set(tokens))
+        exposure = _keep(directory, kept, config_dict)
+        lines = [f"{len(tokens)} items removed from {directory.path}, {len(kept.tokens)} stay"]
+        return "\n".join([*lines, *exposure]) + "\n"
+
+
 def _add(
     directory: RunDirectory,
     items: str,
@@ -74,28 +121,47 @@ def _add(
     config = config_of_run(directory, config_to_use(directory, config_dict))
     files = AtomicFiles.of(config)
     tokens = _read_tokens(files, Path(items))
+    vectors = read_vectors(directory, read_identity(directory))
     with offline(when="text_model" not in (config_dict or {})):
-        raw = _vectors(config, Path(items), tokens, embeddings)
+        content = _content(config, vectors.content, Path(items), tokens)
+        raw = _vectors(config, Path(items), tokens, embeddings, content)
     config, model, dataset, *_ = load_run(str(directory.path), config_dict)
     _check_new(dataset, tokens, items)
-    before = _before(directory, model)
-    if embeddings is None:
-        _check_texts(config, model, dataset, before)
-    embedding = _standardised(model, before, raw)
+    before = _before(directory, model, vectors)
+    if raw is None:
+        known = vectors.embedding[1:]
+        embedding = predict(vectors.content.vectors[1:], known, content)
+        embedding = torch.from_numpy(embedding).to(model.item_embedding)
+    else:
+        embedding = _standardised(model, before, raw)
+        if embeddings is None:
+            _check_texts(config, model, dataset, before)
     codes = _codes(model, embedding, tokens)
-    write_added_items(
-        directory,
-        AddedItems(
-            before.tokens + tokens,
-            {**before.titles, **read_titles(files, Path(items))},
-            torch.cat([before.embedding, embedding.cpu()]),
-            torch.cat([before.codes, codes.cpu()]),
-            before.mean,
-            before.scale,
-            before.base,
-        ),
+    summary = _summary(directory, model, codes)
+    added = AddedItems(
+        tokens=before.tokens + tokens,
+        titles={**before.titles, **read_titles(files, Path(items))},
+        embedding=torch.cat([before.embedding, embedding.cpu()]),
+        content=torch.cat([before.content, torch.from_numpy(content)]),
+        codes=torch.cat([before.codes, codes.cpu()]),
+        mean=before.mean,
+        scale=before.scale,
+        base=before.base,
     )
-    return _summary(directory, model, codes)
+    return "\n".join([*summary, *_keep(directory, added, config_dict)]) + "\n"
+
+
+def _keep(
+    directory: RunDirectory, added: AddedItems, config_dict: dict[str, Any] | None
+) -> list[str]:
+    """Write the items added to a run, with the bonus that they are to have; says what it does."""
+    if not added.tokens:
+        directory.added_items.unlink(missing_ok=True)
+        return []
+    config, model, _, *loaders = load_run(str(directory.path), config_dict, added)
+    exposure = find_exposure(config, model, loaders)
+    write_added_items(directory, replace(added, bonus=exposure.bonus if exposure else 0.0))
+    return [str(exposure)] if exposure else []
 
 
 def _read_tokens(files: AtomicFiles, path: Path) -> list[str]:
@@ -110,29 +176,64 @@ def _read_tokens(files: AtomicFiles, path: Path) -> list[str]:
     return tokens.tolist()
 
 
-def _vectors(config: Config, items: Path, tokens: list[str], embeddings: str | None) -> np.ndarray:
-    """Vectors of the new items as the run's sources give them ``[n, d_z]``."""
+def _content(
+    config: Config, known: ItemContent | None, items: Path, tokens: list[str]
+) -> np.ndarray:
+    """What is known of the new items besides ``[n, d_c]``; ``d_c`` is 0 where the run knows none.
+
+    Raises:
+        UserError: the file has not the fields of the run, or nothing of an item.
+    """
+    if known is None:
+        return np.zeros((len(tokens), 0), dtype=np.float32)
+    files = AtomicFiles.of(config)
+    fields = known.fields
+    check_atomic_file(items, {files.item_field, *fields}, files)
+    table = read_rows(items, files, fields)
+    _refuse_empty(items, {token: "".join(row) for token, *row in table.itertuples()}, fields)
+    return read_content(config, known, table)
+
+
+def _vectors(
+    config: Config, items: Path, tokens: list[str], embeddings: str | None, content: np.ndarray
+) -> np.ndarray | None:
+    """Vectors of the new items as the run's sources give them ``[n, d_z]``.
+
+    None where they are to be predicted from their content.
+    """
     if embeddings is not None:
         return vectors_for(Path(embeddings), tokens, "embeddings", in_order=True)
     sources = embedding_sources(config)
     if sources != ["text"]:
+        if content.shape[1]:
+            return None
         why = {"file": "vectors made elsewhere", "text": "text"}
         known = [f"{name} ({why.get(name, 'from interactions')})" for name in sources]
         raise UserError(
             f"item_embedding: the run's vectors are {' and '.join(known)}, which new items do not "
             "come with: give --embeddings=FILE.npy with vectors of the same space and width, or "
-            "train a run with item_embedding: text"
+            "train a run with item_head: True and item_content: fields"
         )
-    files, fields = AtomicFiles.of(config), config["text_fields"]
+    files = AtomicFiles.of(config)
+    fields = config["text_fields"] or word_fields(files)
     check_atomic_file(items, {files.item_field, *fields}, files)
     texts = join_fields(read_rows(items, files, fields))
-    empty = [token for token, text in texts.items() if not text]
+    _refuse_empty(items, texts, fields)
+    return _encoded(config, list(texts.values()))
+
+
+def _refuse_empty(items: Path, texts: dict[str, str], fields: list[str]) -> None:
+    """Refuse items of which nothing is known.
+
+    Raises:
+        UserError: an item has no text.
+    """
+    empty = [token for token, text in texts.items() if not text.strip()]
     if empty:
         raise UserError(
             f"items: {len(empty)} of {len(texts)} items in {items} have no text in "
             f"{', '.join(fields)}, first '{empty[0]}': write some, or remove them"
         )
-    return _encoded(config, list(texts.values()))
 
 
 def _encoded(config: Config, texts: list[str]) -> np.ndarray:
@@ -161,7 +262,8 @@ def _check_texts(
     Raises:
         UserError: the run's texts or its model of texts are not those of its training.
     """
-    texts = item_texts(dataset, AtomicFiles.of(config), config["text_fields"])
+    files = AtomicFiles.of(config)
+    texts = item_texts(dataset, files, config["text_fields"] or word_fields(files))
     known = [item for item, text in enumerate(texts, start=1) if text][:_KNOWN]
     if not known:
         return
@@ -176,16 +278,16 @@ def _check_texts(
         )
 
 
-def _before(directory: RunDirectory, model: ETEGRecLlama) -> AddedItems:
+def _before(directory: RunDirectory, model: ETEGRecLlama, vectors: ItemVectors) -> AddedItems:
     """Return the items added before, if any, with the standardisation of the run's own vectors."""
     added = read_added_items(directory)
     if added is not None:
         return added
-    vectors = read_vectors(directory, read_identity(directory))
     return AddedItems(
         tokens=[],
         titles={},
         embedding=model.item_embedding[:0].cpu(),
+        content=torch.zeros(0, width_of(vectors.content)),
         codes=model.codes.table[:0].cpu(),
         mean=torch.from_numpy(vectors.mean),
         scale=torch.from_numpy(vectors.scale),
@@ -205,20 +307,31 @@ def _standardised(model: ETEGRecLlama, before: AddedItems, raw: np.ndarray) -> t
 
 
 def _codes(model: ETEGRecLlama, embedding: torch.Tensor, tokens: list[str]) -> torch.Tensor:
-    """Codes of new items ``[n, L]``: the nearest, and the first free collision code."""
-    codes = model.codes.codes_for(model.tokenizer.encode(embedding))
-    full = torch.nonzero(codes[:, -1] >= model.codes.code_num).flatten().tolist()
-    if full:
-        group = " ".join(map(str, codes[full[0], :-1].tolist()))
-        raise UserError(
-            f"items: no collision code is free for {len(full)} of them, first '{tokens[full[0]]}': "
-            f"all {model.codes.code_num} of the semantic codes {group} are taken; leave them out, "
-            "or train a run with them"
-        )
-    return codes
+    """Codes of new items ``[n, L]``: the nearest, and the first free collision code.
+
+    Items for which none is free get the next nearest of the last level's codes that have room.
+    """
+    semantic, most = model.tokenizer.encode(embedding), model.codes.code_num
+    tried = torch.zeros_like(semantic[:, -1])  # of the last level's codes, the nearest first
+    while True:
+        codes = model.codes.codes_for(semantic)
+        full = (codes[:, -1] >= most).nonzero().squeeze(1)
+        if not len(full):
+            return codes
+        tried[full] += 1
+        none = full[tried[full] >= most]
+        if len(none):
+            first = int(none[0])
+            group = " ".join(map(str, codes[first, :-2].tolist()))
+            raise UserError(
+                f"items: no code is free for {len(none)} of them, first '{tokens[first]}': all "
+                f"that begin with {group} are taken; leave them out, or train a run with them"
+            )
+        nearest = model.tokenizer.last_distances(embedding[full]).argsort(dim=1, stable=True)
+        semantic[full, -1] = nearest.gather(1, tried[full].unsqueeze(1)).squeeze(1)
 
 
-def _summary(directory: RunDirectory, model: ETEGRecLlama, codes: torch.Tensor) -> str:
+def _summary(directory: RunDirectory, model: ETEGRecLlama, codes: torch.Tensor) -> list[str]:
     """Say in lines what was added; `model` does not have it yet."""
     count, known = len(codes), model.codes.table[1:]
     lines = [f"{count} items added to {directory.path}: {len(known)} -> {len(known) + count} items"]
@@ -227,4 +340,4 @@ def _summary(directory: RunDirectory, model: ETEGRecLlama, codes: torch.Tensor) 
         found = sum(tuple(row) in prefixes for row in codes[:, :length].tolist())
         prefix = "first code" if length == 1 else f"first {length} codes"
         lines.append(f"{found} share their {prefix} with an item known before")
-    return "\n".join(lines) + "\n"
+    return lines

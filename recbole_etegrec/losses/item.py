@@ -153,5 +153,5 @@ ITEM = Objective(
     weight="item_weight",
     part="item_head",
     options=("item_smoothing",),
-    reaches=("item query", "item projector", "free vectors", "item entry"),
+    reaches=("item query", "item projector", "free vectors", "item entry", "item content"),
 )

@@ -19,6 +19,7 @@ def recommender_spec(
     e_dim: int,
     *,
     n_items: int = 0,
+    content_width: int = 0,
     shapes_only: bool = False,
 ) -> RecommenderSpec:
     """What the recommender of a config is made of.
@@ -27,6 +28,7 @@ def recommender_spec(
         semantic_hidden_size: width of the item embeddings.
         e_dim: width of the tokenizer's codebooks, for not all tokenizers follow the config's.
         n_items: items, the padding item included, for an item head.
+        content_width: width of their content; 0: there is none.
         shapes_only: whether no weights are wanted: the shapes of some base models come with the
             package, and their hub is not asked.
 
@@ -44,6 +46,8 @@ def recommender_spec(
         "base_config": base,
         "head_items": n_items if config["item_head"] else 0,
         "head_vectors": None,
+        "head_alike": 0,
+        "content_width": content_width,
         # Weights that learn are fp32 under any precision; frozen ones need no more than it.
         "base_precision": "fp32" if config["tuning"] == "full" else config["precision"],
     }

@@ -14,7 +14,7 @@ from recbole.utils import InputType
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.config.checks import launched_with
-from recbole_etegrec.data import SequenceBatch, load_item_embedding
+from recbole_etegrec.data import SequenceBatch, item_vectors
 from recbole_etegrec.decoding import RANKERS, BatchFields, ranking_of
 from recbole_etegrec.losses import OBJECTIVES, ForwardPass, objective_weights
 from recbole_etegrec.model.build import ranker_options, recommender_spec, tuning_of
@@ -49,6 +49,7 @@ class ETEGRecLlama(SequentialRecommender):
         dataset: the training part, from which item embeddings are made.
         item_embedding: of all items ``[N, d_z]``, in place of the config's. On the meta device the
             model is one of shapes alone: no weights are loaded, no codes are made.
+        item_content: what is known of all items besides ``[N, d_c]``, for the item head.
         start_codes: whether items get codes from k-means; a model to be loaded has its own.
 
     Attributes:
@@ -56,6 +57,7 @@ class ETEGRecLlama(SequentialRecommender):
             they start from them, and are its own from then on.
         tokenizer_of_record: what gave the items their present codes; ``tokenizer`` may have moved
             on since.
+        trained_items: items that it was made for, the padding item included; others came later.
         spec: what the recommender is made of.
         ranker: what the key ``ranking`` names, made of the recommender and the codes.
         frozen_names: what of its state never learns and is not kept in checkpoints.
@@ -69,6 +71,7 @@ class ETEGRecLlama(SequentialRecommender):
         config: Config,
         dataset: SequentialDataset,
         item_embedding: torch.Tensor | None = None,
+        item_content: torch.Tensor | None = None,
         *,
         start_codes: bool = True,
     ):
@@ -85,9 +88,14 @@ class ETEGRecLlama(SequentialRecommender):
         self.precision = config["precision"]
         self.fields = BatchFields(self.ITEM_ID, self.ITEM_SEQ, self.ITEM_SEQ_LEN)
         if item_embedding is None:
-            item_embedding = torch.from_numpy(load_item_embedding(config, dataset))
-        self.n_items = len(item_embedding)  # a dataset may know items that were added to a run
+            vectors = item_vectors(config, dataset)
+            item_embedding = torch.from_numpy(vectors.embedding)
+            if vectors.content is not None:
+                item_content = torch.from_numpy(vectors.content.vectors)
+        # A dataset may know items that were added to a run.
+        self.n_items = self.trained_items = len(item_embedding)
         self.register_buffer("item_embedding", item_embedding, persistent=False)
+        self.register_buffer("item_content", item_content, persistent=False)
         self.tokenizer = TOKENIZERS[config["tokenizer"]](
             semantic_hidden_size=item_embedding.shape[1],
             hidden_sizes=config["tokenizer_hidden_sizes"],
@@ -107,7 +115,7 @@ class ETEGRecLlama(SequentialRecommender):
             n_items=self.n_items, code_length=config["code_length"], code_num=config["code_num"]
         )
         self.item_sample = config["item_sample"]
-        self.take_item_embedding(item_embedding)
+        self.take_items(item_embedding, item_content)
         self.ranker = RANKERS[ranking_of(config)](
             self.recommender, self.codes, self.fields, **ranker_options(config)
         )
@@ -129,6 +137,7 @@ class ETEGRecLlama(SequentialRecommender):
             self.item_embedding.shape[1],
             self.tokenizer.quantizer.codebooks.shape[-1],
             n_items=self.n_items,
+            content_width=0 if self.item_content is None else self.item_content.shape[1],
             shapes_only=shapes_only,
         )
         if shapes_only:
@@ -145,14 +154,16 @@ class ETEGRecLlama(SequentialRecommender):
     def _apply(self, fn, recurse=True):
         """Let the item head read the embeddings where they have moved."""
         super()._apply(fn, recurse)
-        self.take_item_embedding(self.item_embedding)
+        self.take_items(self.item_embedding, self.item_content)
         return self
 
-    def take_item_embedding(self, item_embedding: torch.Tensor) -> None:
-        """Take embeddings of all items ``[N, d_z]`` in place of the present ones."""
-        self.item_embedding = item_embedding
+    def take_items(
+        self, item_embedding: torch.Tensor, item_content: torch.Tensor | None = None
+    ) -> None:
+        """Take embeddings ``[N, d_z]`` and content ``[N, d_c]`` of all items."""
+        self.item_embedding, self.item_content = item_embedding, item_content
         if self.recommender.item_head is not None:
-            self.recommender.item_head.lend(item_embedding)
+            self.recommender.item_head.lend(item_embedding, item_content)
 
     def digest_frozen(self) -> str | None:
         """A hash of the weights that never learn; None if all do.
@@ -190,7 +201,12 @@ class ETEGRecLlama(SequentialRecommender):
             self.copy_codebooks(to="recommender")
         return health
 
-    def append_items(self, item_embedding: torch.Tensor, codes: torch.Tensor) -> None:
+    def append_items(
+        self,
+        item_embedding: torch.Tensor,
+        codes: torch.Tensor,
+        item_content: torch.Tensor | None = None,
+    ) -> None:
         """Take further items, their embeddings ``[n, d_z]`` and codes ``[n, L]``.
 
         The log-probability of an item is a product over all codes of each level, whichever of
@@ -202,8 +218,11 @@ class ETEGRecLlama(SequentialRecommender):
             ValueError: one of them has the codes of another item.
         """
         self.codes.append(codes)
-        embedding = item_embedding.to(self.item_embedding)
-        self.take_item_embedding(torch.cat([self.item_embedding, embedding]))
+        embedding = torch.cat([self.item_embedding, item_embedding.to(self.item_embedding)])
+        content = self.item_content
+        if content is not None:
+            content = torch.cat([content, item_content.to(content)])
+        self.take_items(embedding, content)
         self.n_items += len(codes)
         self._neighbours = None
 

@@ -219,6 +219,7 @@ def _item_head(head: ItemHead | None) -> dict[str, list[nn.Parameter]]:
     if head is None:
         return {}
     parts = {"item query": head.query, "item projector": head.project, "item entry": head.enter}
+    parts["item content"] = head.describe
     found = {name: list(module.parameters()) for name, module in parts.items() if module}
     return {**found, "free vectors": [head.free]}
 

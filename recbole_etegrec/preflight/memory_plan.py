@@ -78,9 +78,16 @@ class MemoryPlan:
         config: of the run.
         train_data: the training loader; it is left split as the config says.
         semantic_hidden_size: width of the item embeddings.
+        content_width: width of the items' content; 0: there is none.
     """
 
-    def __init__(self, config: Config, train_data: SequenceLoader, semantic_hidden_size: int):
+    def __init__(
+        self,
+        config: Config,
+        train_data: SequenceLoader,
+        semantic_hidden_size: int,
+        content_width: int = 0,
+    ):
         self.config, self.train_data = config, train_data
         self.processes = PartialState().num_processes
         self.on_gpu = config["device"].type == "cuda" or config["memory_gib"] is not None
@@ -93,14 +100,17 @@ class MemoryPlan:
                 f"too few tuples for {dataset.item_num - 1} items: raise one of them"
             )
         embedding = torch.empty(dataset.item_num, semantic_hidden_size, device="meta")
-        self.model = MODELS[config["model"]](config, dataset, embedding)
+        content = torch.empty(dataset.item_num, content_width, device="meta")
+        self.model = MODELS[config["model"]](
+            config, dataset, embedding, content if content_width else None
+        )
         self.model.tokenizer.requires_grad_(False)
         self.model.codes.set_table(_spread_codes(self.model.codes.table, config["code_num"]))
         self.model.ranker.prepare()
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self.mode:
             without_data(self.model)
-            self.model.take_item_embedding(self.model.item_embedding)
+            self.model.take_items(self.model.item_embedding, self.model.item_content)
         self.weights = {name: sum(map(_bytes, ts)) for name, ts in self._groups().items()}
         self.passing = 0  # what is there while its layer computes alone
         if config["tuning"] == "qlora":
@@ -134,6 +144,7 @@ class MemoryPlan:
                 *model.tokenizer.parameters(),
                 *model.tokenizer_of_record.buffers(),
                 model.item_embedding,
+                *([] if model.item_content is None else [model.item_content]),
                 model.codes.table,
             ],
         }

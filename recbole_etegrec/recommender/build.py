@@ -128,10 +128,13 @@ def _item_head(spec: RecommenderSpec, config: PreTrainedConfig) -> ItemHead:
     return ItemHead(
         items=spec.head_items,
         hidden_size=config.hidden_size,
-        content_width=spec.semantic_hidden_size,
+        embedding_width=spec.semantic_hidden_size,
+        content_width=spec.content_width,
         finished=spec.head_vectors,
         enters=spec.item_input,
         dropout=spec.item_dropout,
         vector_dropout=spec.item_vector_dropout,
+        likeness=spec.new_item_likeness,
+        alike=spec.head_alike,
         init_std=spec.init_std,
     )

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+_FADES = 0.7  # weight of an item of a history, of that of the one after it
+
 
 class Candidates(NamedTuple):
     """The items that targets are told from in a micro-batch.
@@ -59,19 +61,27 @@ def draw_candidates(n_items: int, most: int, device: torch.device) -> Candidates
 class ItemHead(nn.Module):
     """Scores all items of a catalogue from one state, ``query(s) . v_i``.
 
-    Free vectors start at 0, so the head starts from content. Items beyond those that it was made
-    for, which came later, have no free vector.
+    Free vectors start at 0, so the head starts from embeddings. Where there is content, items have
+    a projection of that besides: ``v_i = describe(c_i) + project(z_i) + r_i``.
+
+    Items beyond those that it was made for, which came later, have no free vector, and where there
+    is content no other but that. No training has met them, so their scores are also how alike they
+    are to what a history is of.
 
     Args:
         items: that it learns, the padding item included; the softmax is over them.
         hidden_size: width of a state ``H``.
-        content_width: width of item embeddings ``d_z``; vectors are as wide, or ``H`` if less.
+        embedding_width: width of item embeddings ``d_z``; vectors are as wide, or ``H`` if less.
+        content_width: width of content ``d_c``; 0: there is none.
         finished: rows of a table of vectors in place of content and free vectors, as
             :meth:`finish` makes it; None: there is none.
         enters: whether vectors enter the backbone.
         dropout: on the state that is read.
-        vector_dropout: share of the items that do without their free vectors, drawn anew in each
-            training step, so that content alone learns to rank too.
+        vector_dropout: share of the items that do without their free vectors (and, where there is
+            content, without their embeddings), drawn anew in each training step, so that the rest
+            alone learns to rank too.
+        likeness: weight of how alike items that came later are to a history.
+        alike: columns of a table of what tells how alike items are, where `finished`.
         init_std: standard deviation of the initial numbers of vectors and of ``enter``.
     """
 
@@ -80,28 +90,40 @@ class ItemHead(nn.Module):
         *,
         items: int,
         hidden_size: int,
-        content_width: int,
+        embedding_width: int,
+        content_width: int = 0,
         finished: int | None = None,
         enters: bool,
         dropout: float,
         vector_dropout: float,
         init_std: float,
+        likeness: float = 0.0,
+        alike: int = 0,
     ):
         super().__init__()
-        self.items, self.vector_dropout = items, vector_dropout
-        self._content: torch.Tensor | None = None  # no buffer: it moves with its owner
+        self.items, self.vector_dropout, self.likeness = items, vector_dropout, likeness
+        # No buffers: they move with their owner.
+        self._embedding: torch.Tensor | None = None
+        self._content: torch.Tensor | None = None
         self._kept: tuple[list[int], torch.Tensor] | None = None
-        width = min(hidden_size, content_width)
+        self.alike: torch.Tensor | None = None  # made where items came later
+        width = min(hidden_size, embedding_width)
         self.dropout = nn.Dropout(dropout)
         self.query = _linear(hidden_size, width, hidden_size**-0.5)
         self.enter = _linear(width, hidden_size, init_std) if enters else None
         if finished is None:
             # Embeddings are of unit mean square: vectors begin with numbers of about init_std.
-            self.project = _linear(content_width, width, init_std * content_width**-0.5)
+            self.project = _linear(embedding_width, width, init_std * embedding_width**-0.5)
             self.free = nn.Parameter(torch.zeros(items, width))
             self.table = None
+            self.describe = None
+            if content_width:
+                self.describe = _linear(content_width, width, init_std * content_width**-0.5)
         else:
             self.table = nn.Parameter(torch.empty(finished, width), requires_grad=False)
+            self.describe = None
+            if alike:
+                self.alike = nn.Parameter(torch.empty(finished, alike), requires_grad=False)
 
     def train(self, mode: bool = True) -> "ItemHead":
         """See `nn.Module`; what learns will have other vectors."""
@@ -109,27 +131,30 @@ class ItemHead(nn.Module):
             self._kept = None
         return super().train(mode)
 
-    def lend(self, content: torch.Tensor) -> None:
-        """Let the head read embeddings of all items ``[N, d_z]``; it keeps no copy."""
-        self._content, self._kept = content, None
+    def lend(self, embedding: torch.Tensor, content: torch.Tensor | None = None) -> None:
+        """Let the head read embeddings ``[N, d_z]`` and content ``[N, d_c]`` of all items.
+
+        It keeps no copies.
+        """
+        self._embedding, self._content, self._kept, self.alike = embedding, content, None, None
+        if self.likeness and len(embedding) > self.items and not embedding.is_meta:
+            self.alike = F.normalize(embedding if content is None else content, dim=1)
 
     def finish(self) -> None:
         """Make one table of the vectors of all items; content is not needed any more."""
+        if self.alike is not None:
+            alike, self.alike = self.alike, None
+            self.alike = nn.Parameter(alike, requires_grad=False)
         with torch.no_grad():
             self.table = nn.Parameter(self.all_vectors().clone(), requires_grad=False)
-        self._content = self._kept = None
-        del self.project, self.free
+        self._embedding = self._content = self._kept = None
+        del self.project, self.free, self.describe
 
     def vectors(self, items: torch.Tensor | None = None) -> torch.Tensor:
         """Vectors of items ``[...]``, or of all of them: ``[..., d]``, in fp32."""
         if self.table is not None:
             return self.table if items is None else F.embedding(items, self.table)
-        content, free = self._content, self._free_of_all()
-        if items is not None:
-            content, free = F.embedding(items, content), F.embedding(items, free)
-        if self.training and self.vector_dropout:
-            free = free * (torch.rand_like(free[..., :1]) >= self.vector_dropout)
-        return self._project(content) + free
+        return self._vectors(items, drop=self.training)
 
     @torch.no_grad()
     def all_vectors(self) -> torch.Tensor:
@@ -137,10 +162,30 @@ class ItemHead(nn.Module):
         if self.table is not None:
             return self.table
         # Whatever is written into a tensor raises its version.
-        versions = [t._version for t in (self._content, self.project.weight, self.free)]
+        read = [self._embedding, self._content, *self.parameters()]
+        versions = [t._version for t in read if t is not None]
         if self._kept is None or self._kept[0] != versions:
-            self._kept = versions, self._project(self._content) + self._free_of_all()
+            self._kept = versions, self._vectors(None, drop=False)
         return self._kept[1]
+
+    def _vectors(self, items: torch.Tensor | None, *, drop: bool) -> torch.Tensor:
+        def of(table: torch.Tensor) -> torch.Tensor:
+            return table if items is None else F.embedding(items, table)
+
+        free, projected = of(self._free_of_all()), self._linear(self.project, of(self._embedding))
+        kept = None
+        if drop and self.vector_dropout:
+            kept = torch.rand_like(free[..., :1]) >= self.vector_dropout
+        if self.describe is None:
+            return projected + (free if kept is None else free * kept)
+        own = projected + free
+        if kept is not None:
+            own = own * kept
+        if items is None:
+            own = F.pad(own[: self.items], (0, 0, 0, len(own) - self.items))  # not of later items
+        else:
+            own = own * (items < self.items).unsqueeze(-1)
+        return self._linear(self.describe, of(self._content)) + own
 
     def entry(self, items: torch.Tensor, vectors: torch.Tensor | None = None) -> torch.Tensor:
         """What vectors of items ``[...]`` add to the token of their last code ``[..., H]``.
@@ -156,27 +201,50 @@ class ItemHead(nn.Module):
         return self.query(self.dropout(state)).float()
 
     @torch.no_grad()
-    def log_probs(self, state: torch.Tensor) -> torch.Tensor:
+    def taste(self, items: torch.Tensor, real: torch.Tensor) -> torch.Tensor | None:
+        """What histories are of ``[B, d]``: a mean of their items, the last weighing most.
+
+        Args:
+            items: ids ``[B, T]``.
+            real: which are no padding ``[B, T]``.
+
+        Returns:
+            Vectors of unit length; None where no items came later.
+        """
+        if self.alike is None:
+            return None
+        real = real.to(self.alike)
+        after = real.flip(1).cumsum(1).flip(1) - real
+        weights = real * _FADES**after
+        return F.normalize(torch.einsum("bt,btd->bd", weights, self.alike[items]), dim=1)
+
+    @torch.no_grad()
+    def log_probs(self, state: torch.Tensor, taste: torch.Tensor | None = None) -> torch.Tensor:
         """``log p(item | history)`` of all items, in nats ``[B, N]``; of the padding item -inf.
 
         The softmax is over the items that the head learned. So items that came later take
         nothing from the others, and have a score of the same scale.
+
+        Args:
+            taste: of the histories, as :meth:`taste` gives it.
         """
         query = self.ask(state)
         with torch.autocast(query.device.type, enabled=False):
             scores = query @ self.all_vectors().T
         scores -= scores[:, 1 : self.items].logsumexp(dim=1, keepdim=True)
         scores[:, 0] = -torch.inf
+        if taste is not None:
+            scores[:, self.items :] += self.likeness * taste @ self.alike[self.items :].T
         return scores
 
     def _free_of_all(self) -> torch.Tensor:
         """Free vectors, 0 for items that came later."""
-        later = len(self._content) - len(self.free)
+        later = len(self._embedding) - len(self.free)
         return F.pad(self.free, (0, 0, 0, later)) if later else self.free
 
-    def _project(self, content: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(content.device.type, enabled=False):
-            return self.project(content)
+    def _linear(self, layer: nn.Linear, values: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(values.device.type, enabled=False):
+            return layer(values)
 
 
 def _linear(width_in: int, width_out: int, std: float) -> nn.Linear:

@@ -54,6 +54,7 @@ class EncodedHistory(NamedTuple):
         state: the state that predicts the first code after each ``[B, H]``.
         length: tokens of each history ``[B]``.
         encoded: states of their tokens ``[B, T * L, H]``, where there is an encoder.
+        taste: what they are of ``[B, d]``, where an item head needs it.
     """
 
     cache: DynamicCache | EncoderDecoderCache
@@ -61,6 +62,7 @@ class EncodedHistory(NamedTuple):
     state: torch.Tensor
     length: torch.Tensor
     encoded: torch.Tensor | None = None
+    taste: torch.Tensor | None = None
 
 
 class Recommender(nn.Module):
@@ -198,7 +200,10 @@ class Recommender(nn.Module):
         position = torch.arange(visible.shape[1], device=codes.device)
         last = (visible * position).argmax(dim=1)
         state = hidden[torch.arange(len(codes), device=codes.device), last].float()
-        return EncodedHistory(cache, visible, state, visible.sum(dim=1))
+        taste = None
+        if self.item_head is not None:
+            taste = self.item_head.taste(items, attention_mask)
+        return EncodedHistory(cache, visible, state, visible.sum(dim=1), taste=taste)
 
     def extend(
         self,

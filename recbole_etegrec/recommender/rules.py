@@ -109,3 +109,8 @@ def advice(config: Config) -> Iterator[str]:
             "projector_init (normal) lets codes enter at another scale than the tokens that "
             f"base_model ({base}) knows: matched starts lower"
         )
+    if config["item_content"] and not config["item_vector_dropout"]:
+        yield (
+            f"item_content ({config['item_content']}) is hardly learned from where each item has a "
+            "vector of its own: set item_vector_dropout, as properties/new_items.yaml does"
+        )

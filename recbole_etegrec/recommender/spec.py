@@ -30,9 +30,12 @@ class RecommenderSpec:
         alignment_pooling: the state that SIA and PSA read, ``last`` or ``mean``.
         head_items: items that the item head learns, the padding item included; 0: no head.
         head_vectors: items of its finished table of vectors, in an export; none: it has no table.
+        content_width: width of what else is known of items ``d_c``; 0: nothing is.
         item_input: whether vectors of items enter the backbone.
         item_dropout: on the state that the head reads.
         item_vector_dropout: share of the items that do without their free vectors in a step.
+        new_item_likeness: weight of how alike items that came later are to a history.
+        head_alike: columns of the table that tells it, in an export; 0: it has none.
     """
 
     code_length: int
@@ -55,9 +58,12 @@ class RecommenderSpec:
     alignment_pooling: str
     head_items: int = 0
     head_vectors: int | None = None
+    content_width: int = 0
     item_input: bool = False
     item_dropout: float = 0.0
     item_vector_dropout: float = 0.0
+    new_item_likeness: float = 0.0
+    head_alike: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

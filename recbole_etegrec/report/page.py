@@ -14,7 +14,16 @@ from recbole_etegrec.report.charts import bar_chart
 from recbole_etegrec.report.compared import compared_runs, read_comparisons, rows_of
 from recbole_etegrec.report.curves import code_charts, comparison, epochs_of, loss_charts
 from recbole_etegrec.report.pictures import CHART_STYLE, STYLE, check_png, write_pngs
-from recbole_etegrec.report.ranking import Example, Rankings, by_bins, examples, rank
+from recbole_etegrec.report.ranking import (
+    Example,
+    Group,
+    Rankings,
+    by_age,
+    by_bins,
+    by_frequency,
+    examples,
+    rank,
+)
 from recbole_etegrec.runs.recorded_run import RecordedRun, read_run
 from recbole_etegrec.storage.atomic import replace_text
 from recbole_etegrec.storage.lock import held_output
@@ -233,11 +242,33 @@ def _recommendations(rankings: Rankings) -> Iterable[str]:
         f"Of {sampled} {tested:,} test users, in bins of about equal size; "
         "thin lines are 95 % intervals of the means."
     )
+    for what, groups in (
+        ("how often they occur in training", by_frequency(rankings)),
+        ("when they first occur in training", by_age(rankings)),
+    ):
+        if groups:
+            yield _shown(f"Items by {what}: shown and hit", groups, rankings.k)
     yield "<h3>Examples</h3>"
     yield '<div class="users">'
     yield from (_example(example, rankings.k) for example in examples(rankings))
     yield "</div>"
     yield _note("Test users drawn at random, the first two among those with a hit.")
+
+
+def _shown(caption: str, groups: list[Group], k: int) -> str:
+    catalogue = sum(group.items for group in groups)
+    head = ("Items", "of all", f"Of the top {k}", "Test items", f"Recall@{k}")
+    rows = [
+        [
+            group.name,
+            f"{group.items / catalogue:.1%}",
+            f"{group.shown:.1%}",
+            f"{group.tested:,}",
+            f"{group.recall:.4f}" if group.tested else "",
+        ]
+        for group in groups
+    ]
+    return _table(caption, head, rows)
 
 
 def _example(example: Example, k: int) -> str:

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataset import Dataset
+from recbole.data.interaction import Interaction
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.evaluation.evaluate import sample_users
@@ -17,6 +19,8 @@ from recbole_etegrec.storage.run_directory import RunDirectory
 
 _USERS = 5000  # that are ranked for at most, so that a report takes minutes
 _BINS = 5
+_OFTEN = (0, 1, 5, 10, 20, 50)  # occurrences in training from which the groups begin
+_AGES = ("first quarter", "second quarter", "third quarter", "last quarter")
 _EXAMPLES, _HITS = 5, 2  # users shown, and how many of them are hits if there are so many
 _HISTORY = 8  # items of theirs that are shown
 
@@ -31,7 +35,9 @@ class Rankings(NamedTuple):
         target: the test items ``[U]``.
         history: each user's last items, oldest first, the first padded with 0 ``[U, 8]``.
         length: of the whole histories ``[U]``.
-        popularity: of the test items: how often they occur in training ``[U]``.
+        counts: how often each item occurs in training ``[N]``.
+        first: time of its first interaction there, NaN where it has none or no time ``[N]``.
+        added: which items came after training ``[N]``.
         names: a text for each item id.
         tested: test users there are; more than U if these are a sample.
         seed: of the run.
@@ -44,11 +50,35 @@ class Rankings(NamedTuple):
     target: np.ndarray
     history: np.ndarray
     length: np.ndarray
-    popularity: np.ndarray
+    counts: np.ndarray
+    first: np.ndarray
+    added: np.ndarray
     names: list[str]
     tested: int
     seed: int
     changed: str
+
+    @property
+    def popularity(self) -> np.ndarray:
+        """Of the test items: how often they occur in training ``[U]``."""
+        return self.counts[self.target]
+
+
+class Group(NamedTuple):
+    """Items of one kind, and what becomes of them.
+
+    Attributes:
+        items: of the catalogue.
+        shown: share of the places of all rankings.
+        tested: test items among them.
+        recall: share of these that are found; NaN where there are none.
+    """
+
+    name: str
+    items: int
+    shown: float
+    tested: int
+    recall: float
 
 
 class Example(NamedTuple):
@@ -85,7 +115,7 @@ def rank(directory: RunDirectory, config_dict: dict[str, Any] | None = None) -> 
     history, length = rows[model.fields.history].numpy(), rows[model.fields.length].numpy()
     last = length[:, None] - np.arange(_HISTORY, 0, -1)  # [U, 8]
     shown = np.take_along_axis(history, np.maximum(last, 0), axis=1)
-    trained = train_data._dataset.inter_feat[dataset.iid_field].numpy()
+    trained = train_data._dataset.inter_feat
     catalogue = Catalogue.from_dataset(dataset)
     return Rankings(
         k=k,
@@ -94,12 +124,27 @@ def rank(directory: RunDirectory, config_dict: dict[str, Any] | None = None) -> 
         target=target,
         history=np.where(last >= 0, shown, 0),
         length=length,
-        popularity=np.bincount(trained, minlength=len(catalogue))[target],
+        counts=np.bincount(trained[dataset.iid_field].numpy(), minlength=len(catalogue)),
+        first=_first_times(dataset, trained, len(catalogue)),
+        added=_added(model, len(catalogue)),
         names=[catalogue.name(item) for item in range(len(catalogue))],
         tested=len(test_data._dataset.inter_feat),
         seed=config["seed"],
         changed=dataset.changed,
     )
+
+
+def _first_times(dataset: Dataset, trained: Interaction, items: int) -> np.ndarray:
+    first = np.full(items, np.inf)
+    if dataset.time_field in trained:
+        times = trained[dataset.time_field].numpy()
+        np.minimum.at(first, trained[dataset.iid_field].numpy(), times)
+    return np.where(np.isfinite(first), first, np.nan)
+
+
+def _added(model: ETEGRecLlama, items: int) -> np.ndarray:
+    """Which items a model was not trained with ``[N]``."""
+    return np.arange(items) >= model.trained_items
 
 
 @torch.no_grad()
@@ -140,6 +185,48 @@ def by_bins(rankings: Rankings, values: np.ndarray) -> list[tuple[str, int, list
         label = f"{low}" if low == high else f"{low}–{high}"
         found.append((label, int(inside.sum()), measures(rankings.place[inside], rankings.k)))
     return found
+
+
+def by_frequency(rankings: Rankings) -> list[Group]:
+    """Items by how often they occur in training; those added later are a group of their own."""
+    groups = [("added later", rankings.added)]
+    for low, high in zip(_OFTEN, (*_OFTEN[1:], None), strict=True):
+        inside = (rankings.counts >= low) & ~rankings.added
+        inside &= rankings.counts < (high or np.inf)
+        last = "" if high is None else high - 1
+        name = f"{low} or more" if high is None else f"{low}" if low == last else f"{low}–{last}"
+        groups.append((name, inside))
+    return _groups(rankings, groups)
+
+
+def by_age(rankings: Rankings) -> list[Group]:
+    """Items by when they first occur in training, in quarters; empty where no times are known."""
+    known = np.flatnonzero(~np.isnan(rankings.first))
+    if not len(known):
+        return []
+    order = known[np.argsort(rankings.first[known], kind="stable")]
+    groups = []
+    for name, part in zip(_AGES, np.array_split(order, len(_AGES)), strict=True):
+        inside = np.zeros(len(rankings.first), dtype=bool)
+        inside[part] = True
+        groups.append((name, inside))
+    return _groups(rankings, [*groups, ("added later", rankings.added)])
+
+
+def _groups(rankings: Rankings, groups: list[tuple[str, np.ndarray]]) -> list[Group]:
+    """What becomes of groups of items, each given as a mask ``[N]``; empty ones are left out."""
+    found, places = rankings.place < rankings.k, rankings.items[rankings.items > 0]
+    result = []
+    for name, mask in groups:
+        inside = mask.copy()
+        inside[0] = False
+        targets = inside[rankings.target]
+        recall = found[targets].mean() if targets.any() else np.nan
+        shown = inside[places].mean() if len(places) else 0.0
+        if inside.any():
+            group = Group(name, int(inside.sum()), float(shown), int(targets.sum()), float(recall))
+            result.append(group)
+    return result
 
 
 def examples(rankings: Rankings) -> list[Example]:

@@ -6,7 +6,8 @@ either the items of before or all of the new ones.
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +20,8 @@ from recbole_etegrec.storage.atomic import as_readable_as_its_folder, atomic_fil
 from recbole_etegrec.storage.digests import tensor_digest
 from recbole_etegrec.storage.run_directory import RunDirectory
 
-_TENSORS = ("embedding", "codes", "mean", "scale")
+_TENSORS = ("embedding", "content", "codes", "mean", "scale")
+_WORDS = ("tokens", "titles", "base", "bonus")
 
 
 @dataclass
@@ -30,19 +32,36 @@ class AddedItems:
         tokens: ``[n]``.
         titles: titles by token, for items that have one.
         embedding: standardised ``[n, d_z]``.
+        content: what is known of them besides ``[n, d_c]``; ``d_c`` is 0 where the run knows none.
         codes: ``[n, L]``.
         mean: the mean that was subtracted from the vectors of the run's own items ``[d_z]``.
         scale: the scale by which they were then divided ``[d_z]``.
         base: digest of the code table without these items.
+        bonus: that their scores get, so that they are shown as often as they are to be.
     """
 
     tokens: list[str]
     titles: dict[str, str]
     embedding: torch.Tensor
+    content: torch.Tensor
     codes: torch.Tensor
     mean: torch.Tensor
     scale: torch.Tensor
     base: str
+    bonus: float = 0.0
+
+    def without(self, tokens: Collection[str]) -> "AddedItems":
+        """The others of them."""
+        rows = [row for row, token in enumerate(self.tokens) if token not in tokens]
+        kept = [self.tokens[row] for row in rows]
+        return replace(
+            self,
+            tokens=kept,
+            titles={token: self.titles[token] for token in kept if token in self.titles},
+            embedding=self.embedding[rows],
+            content=self.content[rows],
+            codes=self.codes[rows],
+        )
 
 
 def read_added_items(directory: RunDirectory) -> AddedItems | None:
@@ -68,7 +87,7 @@ def read_added_items(directory: RunDirectory) -> AddedItems | None:
 def write_added_items(directory: RunDirectory, added: AddedItems) -> None:
     """Write the items added to a run, in place of those written before."""
     path = directory.added_items
-    words = json.dumps({"tokens": added.tokens, "titles": added.titles, "base": added.base})
+    words = json.dumps({name: getattr(added, name) for name in _WORDS})
     tensors = {name: getattr(added, name).cpu().clone() for name in _TENSORS}
     try:
         with atomic_file(path) as fresh:
@@ -91,7 +110,9 @@ def take_added_items(
             f"run_dir: {directory.added_items} has items of another model than {directory.best}: "
             "delete it and add the items again"
         )
-    model.append_items(added.embedding, added.codes)
+    content = added.content if added.content.shape[1] else None
+    model.append_items(added.embedding, added.codes, content)
+    model.ranker.take({"new_item_bonus": added.bonus})
     dataset.further_titles.update(added.titles)
 
 

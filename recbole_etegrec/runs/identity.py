@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.data import ItemVectors, WholeSequenceDataset, item_vectors
+from recbole_etegrec.data import ItemContent, ItemVectors, WholeSequenceDataset, item_vectors
 from recbole_etegrec.data.identity import Changes, Identity
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.storage.atomic import as_readable_as_its_folder, atomic_file
@@ -24,6 +24,7 @@ from recbole_etegrec.storage.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 _IDENTITY, _VECTORS = "identity.json", "item_embedding.safetensors"
+_VECTORS_OF = ("embedding", "mean", "scale")
 
 
 def write_identity(
@@ -73,13 +74,14 @@ def read_vectors(directory: RunDirectory, identity: Identity) -> ItemVectors:
     path = directory.path / _VECTORS
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in ItemVectors._fields}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if tensor_digest(tensors) != identity.vectors:
             raise ValueError("it is not as it was written")
-    except (OSError, ValueError, SafetensorError) as error:
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        return ItemVectors(*(arrays[name] for name in _VECTORS_OF), ItemContent.from_record(arrays))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: damaged ({reason}): bring back a copy of it") from error
-    return ItemVectors(*(tensor.numpy() for tensor in tensors.values()))
 
 
 def vectors_to_train_with(
@@ -141,5 +143,7 @@ def _difference(then: Identity, now: Identity) -> str:
 
 
 def _tensors(vectors: ItemVectors) -> dict[str, torch.Tensor]:
-    arrays = vectors._asdict().items()
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays}
+    arrays = {name: getattr(vectors, name) for name in _VECTORS_OF}
+    if vectors.content is not None:
+        arrays |= vectors.content.record()
+    return {name: torch.from_numpy(np.array(array, order="C")) for name, array in arrays.items()}

@@ -9,7 +9,7 @@ from recbole_etegrec.config.models import ENSEMBLE, STANDS_ON
 from recbole_etegrec.data.identity import known_ids
 from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.runs.added_items import read_added_items, take_added_items
+from recbole_etegrec.runs.added_items import AddedItems, read_added_items, take_added_items
 from recbole_etegrec.runs.baseline import load_baseline
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.ensemble import load_ensemble
@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 
-def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
+def load_run(
+    run_dir: str, config_dict: dict[str, Any] | None = None, added: AddedItems | None = None
+) -> tuple:
     """Load a finished run's model and its data; `config_dict` overrides keys of its config.
 
     The run may be somebody else's: nothing is executed, fetched or written for what it says (see
@@ -45,6 +47,9 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
     are gone are not ranked, and what is new is left out; ``dataset.changed`` says so.
 
     Of an ensemble the model is an `EnsembleModel`, which loads its members when it ranks.
+
+    Args:
+        added: items to add in place of those that were.
 
     Returns:
         ``(config, model, dataset, train_data, valid_data, test_data)``.
@@ -64,7 +69,7 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
         return load_baseline(config, directory, identity)
     if config["model"] == ENSEMBLE:
         return load_ensemble(config, directory, identity)
-    added = read_added_items(directory)
+    added = read_added_items(directory) if added is None else added
     further = [] if added is None else added.tokens
     with known_ids({field: names + further for field, names in identity.tokens.items()}) as changes:
         dataset, loaders = load_data(config)

@@ -3,12 +3,11 @@
 import logging
 from typing import Any
 
-import numpy as np
 import torch
 from recbole.utils import init_seed
 
 from recbole_etegrec.config import Config, UnknownKeyError, is_ours
-from recbole_etegrec.data import create_dataset, data_preparation
+from recbole_etegrec.data import ItemVectors, create_dataset, data_preparation
 from recbole_etegrec.data.dataset_files import check_dataset_counts
 from recbole_etegrec.data.identity import Identity
 from recbole_etegrec.errors import UserError
@@ -62,7 +61,7 @@ def load_data(config: Config) -> tuple:
 
 
 def make_model(
-    config: Config, train_dataset, embedding: np.ndarray, *, start_codes: bool = True
+    config: Config, train_dataset, vectors: ItemVectors, *, start_codes: bool = True
 ) -> ETEGRecLlama:
     """Make a new model of a config; its random weights come from the config's seed.
 
@@ -70,8 +69,11 @@ def make_model(
         start_codes: whether items get codes; a model to be loaded has its own.
     """
     init_seed(config["seed"], config["reproducibility"])
-    vectors = torch.from_numpy(embedding)
-    return MODELS[config["model"]](config, train_dataset, vectors, start_codes=start_codes)
+    content = None if vectors.content is None else torch.from_numpy(vectors.content.vectors)
+    embedding = torch.from_numpy(vectors.embedding)
+    return MODELS[config["model"]](
+        config, train_dataset, embedding, content, start_codes=start_codes
+    )
 
 
 def trained_model(
@@ -82,7 +84,7 @@ def trained_model(
     Raises:
         UserError: what the run keeps of it is damaged, or is not of these keys and data.
     """
-    vectors = read_vectors(directory, identity).embedding
+    vectors = read_vectors(directory, identity)
     model = make_model(config, train_dataset, vectors, start_codes=False)
     load_model(model, directory.best)
     return model

@@ -3,12 +3,14 @@
 An error is ``{"error": "one sentence"}`` with a status of its own.
 """
 
-from collections.abc import AsyncIterator, Set
+import asyncio
+from collections.abc import AsyncIterator, Callable, Set
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
+from fastapi import Query as Parameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,11 +19,11 @@ from starlette.exceptions import HTTPException
 from recbole_etegrec import __version__
 from recbole_etegrec.inference.catalogue import Catalogue, cut
 from recbole_etegrec.model.protocol import RankingModel
-from recbole_etegrec.serve import answers
+from recbole_etegrec.serve.answers import Query
 from recbole_etegrec.serve.batching import Batcher, BusyError, WorkError
 from recbole_etegrec.serve.limits import KnownHost, Measured, WholeBody
 from recbole_etegrec.serve.metrics import Metrics
-from recbole_etegrec.serve.search import Search
+from recbole_etegrec.serve.watched import Loaded, Question, Served
 
 HISTORY, K, EXPLAINED = 1000, 100, 20  # of a request at most: items, items asked for, explained
 BATCH, ROOM = 32, 256  # requests that are ranked at once, and that wait, at most
@@ -51,6 +53,7 @@ def create_app(
     batch: int = BATCH,
     room: int = ROOM,
     hosts: Set[str] | None = None,
+    renew: Callable[[], Loaded | None] | None = None,
 ) -> FastAPI:
     """The application around a model.
 
@@ -59,18 +62,22 @@ def create_app(
         batch: the most requests that are ranked at once.
         room: the most requests that wait for the model.
         hosts: the names that a request may call this server by, see `KnownHost`; None: any.
+        renew: gives a model and its items to serve from now on, where there are others.
 
     Raises:
         UserError: model and catalogue are not of the same items.
     """
     metrics = Metrics()
-    batcher = Batcher(answers.Answers(model, catalogue), batch, room, metrics.batch)
+    served = Served(model, catalogue, renew)
+    batcher = Batcher(served.answer, batch, room, metrics.batch)
     metrics.waiting.set_function(lambda: batcher.waiting)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with batcher:
+            watch = asyncio.create_task(served.watch())
             yield
+            watch.cancel()
 
     app = FastAPI(
         title="recbole-etegrec",
@@ -80,8 +87,8 @@ def create_app(
         redoc_url=None,
     )
     _add_errors(app)
-    _add_ranking(app, batcher, catalogue, exclude_history)
-    _add_reading(app, Search(catalogue), metrics, {"items": len(catalogue) - 1}, exclude_history)
+    _add_ranking(app, batcher, served, exclude_history)
+    _add_reading(app, served, metrics, exclude_history)
     paths = tuple(path for route in app.routes if (path := getattr(route, "path", None)))
     app.add_middleware(WholeBody)
     if hosts is not None:
@@ -93,24 +100,21 @@ def create_app(
 # Paths --------------------------------------------------------------------------------------------
 
 
-def _add_ranking(
-    app: FastAPI, batcher: Batcher, catalogue: Catalogue, exclude_history: bool
-) -> None:
+def _add_ranking(app: FastAPI, batcher: Batcher, served: Served, exclude_history: bool) -> None:
     @app.post("/recommend")
     async def recommend(asked: Asked) -> Response:
         if asked.explain and asked.k > EXPLAINED:
             raise HTTPException(422, f"k: at most {EXPLAINED} items are explained, not {asked.k}")
-        history, unknown = catalogue.find(asked.history)
+        by = served.answers
+        history, unknown = by.catalogue.find(asked.history)
         if unknown:
             raise HTTPException(422, f"history: the model does not know {_list(unknown)}")
         exclude = exclude_history if asked.exclude_history is None else asked.exclude_history
-        query = answers.Query(history, asked.k, exclude, asked.explain)
-        return JSONResponse({"items": await batcher.ask(query)})
+        query = Query(history, asked.k, exclude, asked.explain)
+        return JSONResponse({"items": await batcher.ask(Question(by, query))})
 
 
-def _add_reading(
-    app: FastAPI, search: Search, metrics: Metrics, facts: dict[str, Any], exclude_history: bool
-) -> None:
+def _add_reading(app: FastAPI, served: Served, metrics: Metrics, exclude_history: bool) -> None:
     html = _PAGE.read_text("utf-8")
 
     @app.get("/", response_class=HTMLResponse)
@@ -120,14 +124,15 @@ def _add_reading(
     # Not async, so that a large catalogue is searched in a thread.
     @app.get("/items")
     def items(
-        query: Annotated[str, Query(max_length=200)] = "",
-        limit: Annotated[int, Query(ge=1, le=K)] = 20,
+        query: Annotated[str, Parameter(max_length=200)] = "",
+        limit: Annotated[int, Parameter(ge=1, le=K)] = 20,
     ) -> Response:
-        return JSONResponse({"items": search(query, limit)})
+        return JSONResponse({"items": served.search(query, limit)})
 
     @app.get("/health")
     async def health() -> Response:
-        return JSONResponse({"status": "ok", "exclude_history": exclude_history, **facts})
+        items = len(served.catalogue) - 1
+        return JSONResponse({"status": "ok", "exclude_history": exclude_history, "items": items})
 
     @app.get("/metrics")
     async def counts() -> Response:

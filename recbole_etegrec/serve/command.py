@@ -4,13 +4,14 @@ import ipaddress
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from recbole_etegrec.errors import Interrupted, UserError
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     import uvicorn
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from recbole_etegrec.inference.catalogue import Catalogue
     from recbole_etegrec.model.protocol import RankingModel
+    from recbole_etegrec.serve.watched import Loaded
 
 _NEEDS = ("fastapi", "uvicorn", "prometheus_client")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -29,6 +31,7 @@ class _Served(NamedTuple):
     model: "RankingModel"
     catalogue: "Catalogue"
     exclude: bool  # items of a history, where a request does not say
+    renew: "Callable[[], Loaded | None] | None" = None
 
 
 def serve_command(directory: str, values: dict[str, str]) -> None:
@@ -56,7 +59,10 @@ def serve_command(directory: str, values: dict[str, str]) -> None:
         address, number = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         hosts = known_hosts(host, address, allowed)
-        server = make_server(create_app(*served, hosts=hosts))
+        app = create_app(
+            served.model, served.catalogue, served.exclude, hosts=hosts, renew=served.renew
+        )
+        server = make_server(app)
         listener.listen()
         if not ipaddress.ip_address(address).is_loopback:
             pages = ", pages of other sites in their browsers too" if hosts is None else ""
@@ -142,9 +148,15 @@ def bound_socket(host: str, port: str) -> socket.socket:
 def _load(directory: str, values: dict[str, str]) -> _Served:
     if (Path(directory) / "config.yaml").is_file():
         from recbole_etegrec.inference.command import open_run
+        from recbole_etegrec.serve.watched import RunWatch
 
-        run = open_run(directory, values)
-        return _Served(run.model, run.catalogue, run.exclude)
+        def load() -> "Loaded":
+            run = open_run(directory, dict(values))
+            return run.model, run.catalogue
+
+        watch = RunWatch(RunDirectory(directory), load)  # before the first look at what was added
+        run = open_run(directory, dict(values))
+        return _Served(run.model, run.catalogue, run.exclude, watch)
     if not (Path(directory) / "config.json").is_file():
         raise UserError(
             f"{directory}: no config.yaml; is it the directory of a run, or of an exported model?"

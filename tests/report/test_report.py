@@ -13,7 +13,14 @@ from recbole_etegrec.cli import main
 from recbole_etegrec.quick_start import run
 from recbole_etegrec.report import ranking
 from recbole_etegrec.report.charts import Axis, Band, Series, line_chart, nice_ticks
-from recbole_etegrec.report.ranking import Rankings, by_bins, examples, rank
+from recbole_etegrec.report.ranking import (
+    Rankings,
+    by_age,
+    by_bins,
+    by_frequency,
+    examples,
+    rank,
+)
 from recbole_etegrec.storage.run_directory import RunDirectory
 from tests.conftest import write_interactions
 from tests.helpers import small_values
@@ -190,6 +197,19 @@ def test_bins_hold_all_users_and_average_to_the_test_metric(finished, rankings):
             mean = sum(users * bars[place].value for _, users, bars in bins) / 50
             assert mean == pytest.approx(result[name], abs=1e-7)
     assert 0 < result["recall@10"] < 1
+
+
+def test_groups_of_items_hold_all_that_is_shown_and_average_to_the_recall(finished, rankings):
+    recall = json.loads((finished / "result.json").read_text())["test_result"]["recall@10"]
+    for groups in (by_frequency(rankings), by_age(rankings)):
+        assert sum(group.items for group in groups) == ITEMS
+        assert sum(group.shown for group in groups) == pytest.approx(1)
+        tested = [group for group in groups if group.tested]
+        assert sum(group.tested for group in tested) == 50
+        hits = sum(group.tested * group.recall for group in tested)
+        assert hits / 50 == pytest.approx(recall, abs=1e-7)
+    later = rankings._replace(added=np.arange(ITEMS + 1) > 30)
+    assert (by_frequency(later)[0].name, by_frequency(later)[0].items) == ("added later", 10)
 
 
 def test_rank_tells_users_histories_and_how_often_items_are_trained_on(folder, rankings):

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi")
@@ -26,14 +27,22 @@ httpx = pytest.importorskip("httpx")
 import anyio  # noqa: E402
 from fastapi.responses import HTMLResponse  # noqa: E402
 
-from recbole_etegrec import export_run, load_run, recommend, run  # noqa: E402
+from recbole_etegrec import (  # noqa: E402
+    add_items,
+    export_run,
+    load_run,
+    recommend,
+    remove_items,
+    run,
+)
 from recbole_etegrec.cli import main  # noqa: E402
 from recbole_etegrec.inference import Catalogue, explain  # noqa: E402
-from recbole_etegrec.serve import command, limits, protocol  # noqa: E402
+from recbole_etegrec.serve import command, limits, protocol, watched  # noqa: E402
 from recbole_etegrec.serve.app import create_app  # noqa: E402
 from recbole_etegrec.serve.batching import Batcher, BusyError  # noqa: E402
 from recbole_etegrec.serve.command import make_server  # noqa: E402
 from recbole_etegrec.serve.search import Search  # noqa: E402
+from recbole_etegrec.storage.run_directory import RunDirectory  # noqa: E402
 from tests.helpers import small_values  # noqa: E402
 
 HISTORY = ["i3", "i4", "i5", "i6"]
@@ -85,6 +94,38 @@ def serving(app) -> Iterator[httpx.Client]:
 def client(model, catalogue) -> Iterator[httpx.Client]:
     with serving(create_app(model, catalogue)) as client:
         yield client
+
+
+def test_server_serves_items_that_are_added_to_its_run_until_they_are_removed(
+    finished, model, catalogue, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(watched, "SECONDS", 0.05)
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    new = tmp_path / "new.item"
+    new.write_text("item_id:token\ttitle:token_seq\nnew1\tNew one\n")
+    np.save(tmp_path / "new.npy", np.ones((1, model.item_embedding.shape[1])))
+
+    def load() -> watched.Loaded:
+        _, loaded, dataset, *_ = load_run(str(run_dir))
+        return loaded, Catalogue.from_dataset(dataset)
+
+    renew = watched.RunWatch(RunDirectory(run_dir), load)
+    with serving(create_app(model, catalogue, renew=renew)) as client:
+        items = client.get("/health").json()["items"]
+        for change, more in (
+            (lambda: add_items(str(run_dir), str(new), str(tmp_path / "new.npy")), 1),
+            (lambda: remove_items(str(run_dir)), 0),
+        ):
+            change()
+            for _ in range(200):
+                if client.get("/health").json()["items"] == items + more:
+                    break
+                time.sleep(0.05)
+            assert client.get("/health").json()["items"] == items + more
+            asked = {"history": ["new1"] if more else ["i1"], "k": 3}
+            assert len(items_of(client.post("/recommend", json=asked))) == 3
+            assert len(client.get("/items?query=new1").json()["items"]) == more
+        assert "does not know" in error_of(client.post("/recommend", json={"history": ["new1"]}))
 
 
 @pytest.fixture

@@ -12,9 +12,36 @@ import torch
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.dataset import WholeSequenceDataset
+from recbole_etegrec.data.item_embedding.content import (
+    ItemContent,
+    content_fields,
+    content_sources,
+    make_content,
+    width_of,
+)
+from recbole_etegrec.data.item_embedding.predicted import predict
 from recbole_etegrec.data.item_embedding.sources import ITEM_EMBEDDINGS
 from recbole_etegrec.data.item_embedding.text import check_text_model
 from recbole_etegrec.errors import UserError
+
+FROM_INTERACTIONS = ("collaborative", "sasrec")  # sources that know no item without them
+
+
+__all__ = [
+    "ITEM_EMBEDDINGS",
+    "ItemContent",
+    "ItemVectors",
+    "check_item_embedding",
+    "content_sources",
+    "embedding_sources",
+    "embedding_width",
+    "item_vectors",
+    "load_item_embedding",
+    "make_content",
+    "standardise",
+    "standardised",
+    "width_of",
+]
 
 
 class ItemVectors(NamedTuple):
@@ -24,11 +51,13 @@ class ItemVectors(NamedTuple):
         embedding: standardised, of all items ``[N, width]``; row 0, the padding item's, is zero.
         mean: what was taken from the vectors that the sources gave ``[width]``.
         scale: by what they were then divided ``[width]``.
+        content: what is known of the items besides; None where ``item_content`` is empty.
     """
 
     embedding: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
+    content: ItemContent | None = None
 
 
 def load_item_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
@@ -39,7 +68,8 @@ def load_item_embedding(config: Config, dataset: WholeSequenceDataset) -> np.nda
 def item_vectors(config: Config, dataset: WholeSequenceDataset) -> ItemVectors:
     """Make, or read from the cache, the embeddings named by ``item_embedding``.
 
-    Several sources are fused: each is standardised, then their columns are set side by side.
+    Several sources are fused: each is standardised, then their columns are set side by side. What
+    a source of interactions would give items without any is predicted from their content.
 
     Args:
         config: keys ``item_embedding`` and those of the sources.
@@ -51,7 +81,7 @@ def item_vectors(config: Config, dataset: WholeSequenceDataset) -> ItemVectors:
     Raises:
         UserError: if a source cannot give a finite vector for every item.
     """
-    parts = []
+    parts, content = [], make_content(config, dataset)
     for name in embedding_sources(config):
         vectors = ITEM_EMBEDDINGS[name](config, dataset)
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
@@ -60,12 +90,28 @@ def item_vectors(config: Config, dataset: WholeSequenceDataset) -> ItemVectors:
                 f"item_embedding ({name}): {len(bad)} of {len(vectors) - 1} items have a vector "
                 f"with NaN or infinity, first {dataset.field2id_token[dataset.iid_field][bad[0]]}"
             )
+        if content is not None and name in FROM_INTERACTIONS:
+            _predict_unseen(vectors, content.vectors, dataset)
         parts.append(standardised(vectors))
     if config["device"].type == "cuda" and torch.cuda.is_initialized():
         # What the sources took is free again, and is not what training takes.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(config["device"])
-    return ItemVectors(*(np.concatenate(part, axis=-1) for part in zip(*parts, strict=True)))
+    joined = (np.concatenate(part, axis=-1) for part in zip(*(p[:3] for p in parts), strict=True))
+    return ItemVectors(*joined, content)
+
+
+def _predict_unseen(
+    vectors: np.ndarray, content: np.ndarray, dataset: WholeSequenceDataset
+) -> None:
+    """Predict the vectors of items that training does not show, in place."""
+    items = dataset.inter_feat[dataset.iid_field].numpy()
+    unseen = np.bincount(items, minlength=len(vectors)) == 0
+    unseen[0] = False
+    seen = ~unseen
+    seen[0] = False
+    if unseen.any() and seen.any():
+        vectors[unseen] = predict(content[seen], vectors[seen], content[unseen])
 
 
 def embedding_width(config: Config, dataset: WholeSequenceDataset) -> int:
@@ -86,7 +132,9 @@ def check_item_embedding(config: Config) -> None:
     Raises:
         UserError: it cannot.
     """
-    if "text" in embedding_sources(config):
+    if content_sources(config):
+        content_fields(config)
+    if "text" in (*embedding_sources(config), *content_sources(config)):
         check_text_model(config["text_model"])
 
 

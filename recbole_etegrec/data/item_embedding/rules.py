@@ -5,7 +5,7 @@ from pathlib import Path
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.config.keys import KEYS
-from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS, embedding_sources
+from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS, content_sources, embedding_sources
 from recbole_etegrec.errors import nearest
 
 
@@ -22,8 +22,16 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
         yield from _file_rules(config["item_embedding_file"])
     if "sasrec" in sources:
         yield from _sasrec_rules(config["sasrec_run"], config["semantic_hidden_size"])
-    if "text" in sources:
-        yield from _text_rules(config["text_model"], config["text_fields"])
+    content = content_sources(config)
+    yield (
+        bool(content) and not config["item_head"],
+        f"item_content ({config['item_content']}) is read by the item head: set item_head to True, "
+        "or leave it out",
+    )
+    for name in content:
+        yield content.count(name) > 1, f"item_content names {name} more than once"
+    if "text" in (*sources, *content):
+        yield from _text_rules(config["text_model"])
 
 
 def _file_rules(file: str | None) -> Iterator[tuple[bool, str]]:
@@ -39,11 +47,9 @@ def _sasrec_rules(run: str | None, width: int) -> Iterator[tuple[bool, str]]:
         yield width % 2 != 0, f"semantic_hidden_size ({width}) must be even for sasrec"
 
 
-def _text_rules(model: str | None, fields: list[str] | None) -> Iterator[tuple[bool, str]]:
-    yield model is None, _must_be("text_model", model)
+def _text_rules(model: str) -> Iterator[tuple[bool, str]]:
     like_a_path = str(model).startswith((".", "~", "/")) or str(model).count("/") > 1
     yield like_a_path and not Path(model).is_dir(), f"text_model ({model}): no such directory"
-    yield fields is None, _must_be("text_fields", fields)
 
 
 def _must_be(key: str, value: object) -> str:

@@ -11,7 +11,7 @@ from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.item_embedding.collaborative import collaborative_embedding
 from recbole_etegrec.data.item_embedding.file import file_embedding
 from recbole_etegrec.data.item_embedding.sasrec import sasrec_embedding, sasrec_run_embedding
-from recbole_etegrec.data.item_embedding.text import text_embedding
+from recbole_etegrec.data.item_embedding.text import text_embedding, word_fields
 
 
 def _collaborative(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
@@ -50,11 +50,12 @@ def _sasrec(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
 
 
 def _text(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
+    files = AtomicFiles.of(config)
     return text_embedding(
         dataset,
-        AtomicFiles.of(config),
+        files,
         text_model=config["text_model"],
-        text_fields=config["text_fields"],
+        text_fields=config["text_fields"] or word_fields(files),
         seed=config["seed"],
         device=config["device"],
         cache=Path(config["embedding_cache"]),

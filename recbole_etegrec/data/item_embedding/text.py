@@ -16,6 +16,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from recbole_etegrec.data.atomic_files import AtomicFiles
+from recbole_etegrec.data.atomic_header import read_header
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.item_embedding.cache import cached
 from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
@@ -25,6 +26,7 @@ from recbole_etegrec.storage.digests import bytes_digest
 
 logger = logging.getLogger(__name__)
 
+WORDS = ("token", "token_seq")  # types of fields that are words
 _MARKS = ("modules.json", "config.json")  # a model has one of them, the second if of transformers
 
 
@@ -53,15 +55,36 @@ def text_embedding(
         UserError: the model cannot be loaded, or no item has any text.
     """
     texts = item_texts(dataset, files, text_fields)
-    rows = {text: row for row, text in enumerate(sorted(set(texts) - {""}))}
     empty = [item for item, text in enumerate(texts, start=1) if not text]
-    logger.info(
-        "item embeddings: %d distinct texts of %d items with text",
-        len(rows),
-        len(texts) - len(empty),
-    )
-    if not rows:
+    if len(empty) == len(texts):
         raise UserError(f"text_fields ({text_fields}): no item has any text in them")
+    encoded = cached_texts(
+        texts, text_model=text_model, device=device, cache=cache, show_progress=show_progress
+    )
+    vectors = np.concatenate([np.zeros_like(encoded[:1]), encoded])
+    fill_cold_items(vectors, np.array(empty), np.random.default_rng(seed), "have no text")
+    return vectors
+
+
+def cached_texts(
+    texts: Sequence[str],
+    *,
+    text_model: str,
+    device: torch.device,
+    cache: Path,
+    show_progress: bool,
+) -> np.ndarray:
+    """Vectors of texts ``[n, width]``, each distinct one encoded once; 0 of those that are empty.
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+    rows = {text: row for row, text in enumerate(sorted(set(texts) - {""}))}
+    logger.info(
+        "texts: %d distinct ones of %d items with text",
+        len(rows),
+        sum(map(bool, texts)),
+    )
     manifest = {
         "source": "text: sentence-transformers, fp32",
         "texts": bytes_digest(json.dumps(list(rows)).encode()),
@@ -74,12 +97,8 @@ def text_embedding(
         )
 
     encoded = cached(cache, manifest, encode)
-    vectors = np.zeros((len(texts) + 1, encoded.shape[1]), dtype=np.float32)
-    for item, text in enumerate(texts, start=1):
-        if text:
-            vectors[item] = encoded[rows[text]]
-    fill_cold_items(vectors, np.array(empty), np.random.default_rng(seed), "have no text")
-    return vectors
+    encoded = np.concatenate([encoded, np.zeros_like(encoded[:1])])  # the last for no text
+    return encoded[[rows.get(text, len(rows)) for text in texts]]
 
 
 def item_texts(
@@ -91,9 +110,22 @@ def item_texts(
 
 
 def join_fields(table: pd.DataFrame) -> dict[str, str]:
-    """The text of each item of a table of its fields, by its token."""
-    joined = (". ".join(filter(None, map(str.strip, values))) for values in table.to_numpy())
-    return dict(zip(table.index, joined, strict=True))
+    """The text of each item of a table of its fields, by its token: the first, others by name."""
+    names = ["", *(f"{field}: " for field in table.columns[1:])]
+    texts = []
+    for row in table.to_numpy():
+        parts = zip(names, map(str.strip, row), strict=True)
+        texts.append(". ".join(name + text for name, text in parts if text))
+    return dict(zip(table.index, texts, strict=True))
+
+
+def word_fields(files: AtomicFiles) -> list[str]:
+    """The fields of the `.item` file that are words, which are read where none are named."""
+    path = files.path("item")
+    if not path.is_file():
+        return []
+    types = read_header(path, files.separator, files.encoding).types
+    return [f for f, kind in types.items() if kind in WORDS and f != files.item_field]
 
 
 def check_text_model(text_model: str) -> None:

@@ -83,9 +83,13 @@ def test_item_texts_joins_fields_in_the_items_order_when_some_are_empty(shop, tm
     write_texts(tmp_path, [("Comb", "hair tools"), ("", "hair"), ("Brush ", ""), ("", "")])
     texts = texts_of(shop, ["title", "categories"])
     assert len(texts) == 9
-    assert (texts["i0"], texts["i1"], texts["i2"]) == ("Comb. hair tools", "hair", "Brush")
+    assert (texts["i0"], texts["i1"], texts["i2"]) == (
+        "Comb. categories: hair tools",
+        "categories: hair",
+        "Brush",
+    )
     assert (texts["i3"], texts["i8"]) == ("", "")
-    assert texts_of(shop, ["categories", "title"])["i0"] == "hair tools. Comb"
+    assert texts_of(shop, ["categories", "title"])["i0"] == "hair tools. title: Comb"
 
 
 @needs_encoder
@@ -93,7 +97,7 @@ def test_text_puts_items_close_when_they_read_alike(shop, caplog):
     config = small_config(shop, "shop", **text_values(text_model=encoder()))
     with caplog.at_level(logging.INFO, "recbole_etegrec"):
         found = load_item_embedding(config, small_data(config)[1].train._dataset)
-    assert "6 distinct texts of 7 items with text" in caplog.text
+    assert "6 distinct ones of 7 items with text" in caplog.text
     assert "2 of 9 items have no text" in caplog.text
     assert found.shape == (10, 384)
     place = place_of(shop)
@@ -145,7 +149,6 @@ def test_text_is_refused_when_no_item_has_any(shop, tmp_path):
         ({"text_model": ""}, r"text_model ('') must be a hub id or a directory"),
         ({"text_model": "/no/such/model"}, "text_model (/no/such/model): no such directory"),
         ({"text_model": "./model"}, "text_model (./model): no such directory"),
-        ({"text_fields": None}, "text_fields (None) must be a list of fields of the .item file"),
         ({"text_fields": []}, "text_fields ([]) must be a list of fields"),
         ({"text_fields": "title"}, "text_fields (title) must be a list of fields"),
     ],
