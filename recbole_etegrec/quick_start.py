@@ -9,7 +9,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from recbole_etegrec.config import Config, is_ours
 from recbole_etegrec.config.compat import versions
-from recbole_etegrec.config.models import STANDS_ON
+from recbole_etegrec.config.models import TRAINED
 from recbole_etegrec.data import (
     check_item_embedding,
     embedding_width,
@@ -197,7 +197,7 @@ def _look(*arguments) -> tuple:
     """Config, dataset and loaders, without a run directory."""
     config = Config(*arguments)
     if not is_ours(config):
-        raise UserError(f"model {config['model']}: only {', '.join(STANDS_ON)} can be looked at so")
+        raise UserError(f"model {config['model']}: only {', '.join(TRAINED)} can be looked at so")
     if PartialState().num_processes > 1:
         raise UserError("--plan and --check look at one process: start without a launcher")
     start_logging(None)

@@ -18,6 +18,7 @@ STANDS_ON: dict[str, str | None] = {
     "Ensemble": "ETEGRecLlama",  # of runs: it is joined, not trained
 }
 ENSEMBLE = "Ensemble"
+TRAINED = tuple(name for name in STANDS_ON if name != ENSEMBLE)
 
 
 def is_ours(config: "Config | Mapping[str, Any]") -> bool:

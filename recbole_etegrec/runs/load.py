@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from recbole_etegrec.config import is_ours
-from recbole_etegrec.config.models import ENSEMBLE, STANDS_ON
+from recbole_etegrec.config.models import ENSEMBLE, TRAINED
 from recbole_etegrec.data.identity import known_ids
 from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.errors import UserError
@@ -95,7 +95,7 @@ def read_own_config(directory: RunDirectory, *, joined: bool = False) -> dict[st
     if not is_ours(values):
         raise UserError(
             f"run_dir {directory.path}: a run of {values.get('model')}; name a run of "
-            f"{', '.join(STANDS_ON)}"
+            f"{', '.join(TRAINED)}"
         )
     if values["model"] == ENSEMBLE and not joined:
         raise UserError(

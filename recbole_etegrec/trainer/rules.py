@@ -8,7 +8,7 @@ from recbole_etegrec.config.checks import launched_with
 from recbole_etegrec.errors import nearest
 from recbole_etegrec.trainer.schedule import SCHEDULES
 
-FAST = 0.002  # a learning rate above which pretrained weights are lost
+FAST = 0.001  # a learning rate above which pretrained weights are lost
 
 
 def rules(config: Config) -> Iterator[tuple[bool, str]]:

@@ -31,7 +31,7 @@ MODELS = ("ETEGRec", "TIGER")
 
 @pytest.mark.parametrize("model", MODELS)
 def test_config_gives_the_published_backbone_when_the_model_is_published(model):
-    config = Config(model, "ml-100k")
+    config = Config(model, "ml-100k", config_dict={"code_num": 256})
     spec = recommender_spec(config, 256, 128)
     backbone = empty_recommender(spec, keep_buffers=False).backbone
     for stack in (backbone.encoder, backbone.decoder):
@@ -174,6 +174,7 @@ VALUES = {
     "finetune_epochs": 2,
     "eval_step": 1,
     "max_tokens": 4000,
+    "step_targets": 64,
     "dropout": 0.2,
     "residual_dropout": 0.1,
     "sia_weight": 0.01,
@@ -211,7 +212,7 @@ def test_run_goes_through_the_stages_of_its_model_when_it_trains(finished):
         *[("pretraining", "tokenizer")] * 2,
         ("codes", None),
         *(alternation if model == "ETEGRec" else []),
-        *[("final", "recommender")] * 2,
+        *[("polish" if model == "ETEGRec" else "final", "recommender")] * 2,
     ]
     assert outcome["test_result"]["recall@20"] > 0
     first, last = lines_of(run_dir)[-2:]

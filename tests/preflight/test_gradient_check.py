@@ -48,7 +48,7 @@ def test_check_looks_at_the_item_head_when_there_is_one(sample, tiny_data):
     assert report.losses["final"].keys() == {"recommendation", "item"}
     for name in ("item query", "item projector", "item entry", "free vectors"):
         cells = report.cells[name]
-        assert cells["tokenizer"] == "-" and "-" not in (cells["recommender"], cells["final"])
+        assert cells["tokenizer"] == "-" and "-" not in (cells["recommender"], cells["polish"])
 
 
 def test_check_leaves_alignment_out_when_the_run_never_comes_to_it(tiny_data):
@@ -75,7 +75,7 @@ def test_check_finds_nothing_wrong_when_an_encoder_and_a_decoder_learn(projector
     assert report.ok, report.problems
     for name in ("encoder, language model", "decoder, language model", "start and distances"):
         cells = report.cells[name]
-        assert cells["tokenizer"] == "-" and "-" not in (cells["recommender"], cells["final"])
+        assert cells["tokenizer"] == "-" and "-" not in (cells["recommender"], cells["polish"])
     assert ("codes enter the decoder at 1 " in report.scale[0]) == (projector_init == "matched")
 
 
@@ -88,7 +88,7 @@ def test_check_leaves_alternation_out_when_there_is_none(tiny_data):
 
 def test_check_advises_when_settings_are_those_of_a_decoder_from_scratch(llama, tiny_data):
     report = checked(tiny_data, base_model=llama, **LORA)
-    assert any("learning_rate (0.004)" in line for line in report.advice)
+    assert any("learning_rate (0.002)" in line for line in report.advice)
     assert any("projector_init (normal)" in line for line in report.advice)
     better = {"learning_rate": 1e-3, "finetune_learning_rate": 1e-3, "projector_init": "matched"}
     assert not checked(tiny_data, base_model=llama, **LORA, **better).advice

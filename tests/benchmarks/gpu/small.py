@@ -121,7 +121,7 @@ def _figures(found: dict) -> dict:
 
 def epochs(small: Small) -> Rows:
     """Epochs of the recommender and of pretraining, recorded and eager, on the same weights."""
-    model = _untrained(small)
+    model = _untrained(small.config())
     for tokens in (step["max_tokens"] for step in STEPS.values()):
         for recorded in (True, False):
             config = small.config(max_tokens=tokens, cuda_graphs=recorded)
@@ -170,9 +170,9 @@ def _epochs_of(engine: Engine, stage: Stage, loader, number: int) -> dict:
 
 def ranking(small: Small) -> Rows:
     """All test users, whose time does not depend on what the weights have learnt."""
-    model = _untrained(small).eval()
-    for users in (2048, 128):
-        config = small.config(eval_batch_size=users)
+    for kind, users in (("beam", 2048), ("beam", 128), ("fused", 2048)):
+        config = small.config(ranking=kind, eval_batch_size=users)
+        model = _untrained(config).eval()
         train, _, test = load_data(config)[1]
         for _ in range(2):  # the first warms up
             started = now(config["device"])
@@ -180,12 +180,11 @@ def ranking(small: Small) -> Rows:
             seconds = now(config["device"]) - started
         count = len(test._dataset.inter_feat)
         figures = {"seconds": seconds, "users": count, "users_per_second": count / seconds}
-        yield f"{config['num_beams']} beams, batches of {users}", figures
+        yield f"{kind}, batches of {users}", figures
 
 
-def _untrained(small: Small) -> ETEGRecLlama:
+def _untrained(config: Config) -> ETEGRecLlama:
     """A model of random item embeddings."""
-    config = small.config()
     dataset = load_data(config)[1][0]._dataset
     generator = torch.Generator().manual_seed(0)
     embedding = torch.randn(dataset.item_num, WIDTH, generator=generator)
