@@ -14,6 +14,7 @@ from recbole_etegrec.errors import UserError
 # Found, and not imported, which takes seconds.
 _RECBOLE = Path(next(iter(find_spec("recbole").submodule_search_locations)))
 RECBOLE_PROPERTIES = _RECBOLE / "properties"
+DEFAULT_DATASET = "ml-100k"
 
 
 class Loader(yaml.SafeLoader):
