@@ -10,6 +10,7 @@ from typing import NamedTuple, NoReturn
 from recbole_etegrec.errors import UserError, nearest
 
 PROGRAM = "recbole-etegrec"
+_FORM = "expected --key=value or --key value"
 _TRUTH = ("true", "false")
 
 
@@ -99,11 +100,9 @@ def read(name: str, command: Command, arguments: Sequence[str]) -> Arguments:
     if not command.keys:
         check_names(name, command, keys)
     parser = _parser(name, command, keys)
-    found, unknown = parser.parse_known_args([*_with_values(command, arguments)])
+    found, unknown = parser.parse_known_intermixed_args([*_with_values(command, arguments)])
     if unknown:
-        raise UserError(
-            f"argument '{unknown[0]}': expected --key=value or --key value (see --help)"
-        )
+        raise UserError(f"argument '{unknown[0]}': {_FORM} (see --help)")
     values = vars(found)
     places = [values.pop(f"place {place}") for place, _ in command.places]
     return Arguments(places[0] if command.several else places, values)
@@ -179,9 +178,19 @@ def _epilog(name: str, command: Command) -> str:
 
 
 def _with_values(command: Command, arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments, with their value for flags that stand alone: argparse would take what follows."""
+    """Give flags that stand alone their value: argparse would take what follows for it.
+
+    Raises:
+        UserError: another argument has no value.
+    """
     lone = {f"--{flag.name}": flag.lone for flag in command.flags if flag.lone}
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
-        truth = following.lower() in _TRUTH
-        taken = truth if command.places else not following.startswith("--")
-        yield argument if argument not in lone or taken else f"{argument}={lone[argument]}"
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
+        last = following.startswith("--")
+        taken = following.lower() in _TRUTH if command.places else not last
+        if argument in lone and not taken:
+            argument = f"{argument}={lone[argument]}"
+        elif argument.startswith("--") and "=" not in argument and last and argument != "--help":
+            names = [flag.name for flag in command.flags]
+            hint = "" if argument[2:] in names else nearest(argument[2:], names)
+            raise UserError(f"argument '{argument}': {_FORM}{hint} (see --help)")
+        yield argument

@@ -3,7 +3,7 @@
 from recbole_etegrec.cli.arguments import PROGRAM, Command, Flag
 from recbole_etegrec.config.files import DEFAULT_DATASET
 from recbole_etegrec.config.values import DEFAULT_MODEL
-from recbole_etegrec.prepare.kinds import KINDS
+from recbole_etegrec.prepare.kinds import KINDS, Kind
 
 _RUN = ("RUN_DIR", "the directory of a run, such as saved/ETEGRecLlama-ml-100k-20260101-120000")
 _OF_RUN = "the run's configuration, to be another for this command"
@@ -168,25 +168,19 @@ CHECK_DATA = Command(
     examples=(f"{PROGRAM} check-data Beauty --data_path dataset",),
 )
 
-PREPARE = {
-    kind: Command(
-        what.summary,
-        tuple(
-            Flag(name, text, value="FILE" if name in what.files else "TEXT")
-            for name, text in what.needed.items()
-        )
-        + tuple(
-            Flag(name, text, value="FILE" if name in what.files else "TEXT")
-            for name, text in what.optional.items()
-        )
-        + (
-            Flag("out", "the folder of the dataset", value="DIR"),
-            Flag("overwrite", "replace a dataset that is there", lone="True"),
-        ),
-        examples=(f"{PROGRAM} prepare {kind} {what.example} --out dataset/Mine",),
-    )
-    for kind, what in KINDS.items()
-}
+
+def _prepare(kind: str, what: Kind) -> Command:
+    flags = [
+        Flag(name, text, value="FILE" if name in what.files else "TEXT")
+        for name, text in {**what.needed, **what.optional}.items()
+    ]
+    out = Flag("out", "the folder of the dataset", value="DIR")
+    overwrite = Flag("overwrite", "replace a dataset that is there", lone="True")
+    example = f"{PROGRAM} prepare {kind} {what.example} --out dataset/Mine"
+    return Command(what.summary, (*flags, out, overwrite), examples=(example,))
+
+
+PREPARE = {kind: _prepare(kind, what) for kind, what in KINDS.items()}
 
 GROUPS: dict[str, dict[str, Command]] = {
     "Train and compare": {"run": RUN, "compare": COMPARE, "report": REPORT},
