@@ -11,6 +11,7 @@ from recbole_etegrec import __version__
 from recbole_etegrec.cli.arguments import PROGRAM, parse_arguments
 from recbole_etegrec.cli.commands import HANDLERS
 from recbole_etegrec.cli.table import GROUPS
+from recbole_etegrec.config.files import require_recbole
 from recbole_etegrec.errors import Interrupted, TrainingError, UserError, nearest, unwritable
 from recbole_etegrec.storage.printable import one_line
 
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None, default: str = "") -> int:
         sys.stderr.write(f"error: {one_line(str(error))}\n")
         return 1
     except Interrupted as error:
-        sys.stderr.write(f"{one_line(str(error))}\n")
+        if not error.told:
+            sys.stderr.write(f"{one_line(str(error))}\n")
         return 128 + error.number
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -69,6 +71,7 @@ def main(arguments: Sequence[str] | None = None, default: str = "") -> int:
 
 def _dispatch(arguments: list[str], default: str) -> None:
     first = arguments[0] if arguments else ""
+    require_recbole()
     if first in HANDLERS:
         HANDLERS[first](arguments[1:])
     elif first == "--version":

@@ -188,7 +188,7 @@ def test_main_ends_in_one_line_and_keeps_the_checkpoint_when_training_diverges(
     assert lines[-1].endswith("the last checkpoint stays")
     assert len(lines) == 11
     state, _, progress, *_ = checkpoint.load_last(RunDirectory(tmp_path / "run"))
-    assert str(progress) == "epoch 1 (alternation), before its evaluation"
+    assert str(progress) == "epoch 2 (alternation), before its evaluation"
     assert all(value.isfinite().all() for value in state.values())
     assert not (tmp_path / "run" / "result.json").exists()
 
