@@ -37,7 +37,8 @@ class Command(NamedTuple):
     Attributes:
         summary: what it does, in a line.
         places: the arguments without dashes, which come in this order, and their help.
-        several: whether the last of them may be repeated.
+        several: how often the last of them may come, in the words of argparse: ``+`` or ``*``;
+            empty: once.
         keys: of what the keys are that may be given too, if any may.
         instead: the flags that are meant by names of keys that would do nothing here.
         examples: without the program.
@@ -47,7 +48,7 @@ class Command(NamedTuple):
     summary: str
     flags: tuple[Flag, ...] = ()
     places: tuple[tuple[str, str], ...] = ()
-    several: bool = False
+    several: str = ""
     keys: str = ""
     instead: tuple[tuple[str, str], ...] = ()
     examples: tuple[str, ...] = ()
@@ -104,7 +105,7 @@ def read(name: str, command: Command, arguments: Sequence[str]) -> Arguments:
     if unknown:
         raise UserError(f"argument '{unknown[0]}': {_FORM} (see --help)")
     values = vars(found)
-    places = [values.pop(f"place {place}") for place, _ in command.places]
+    places = [values.pop(f"place {place}", []) for place, _ in command.places]
     return Arguments(places[0] if command.several else places, values)
 
 
@@ -147,7 +148,10 @@ def _parser(name: str, command: Command, keys: Collection[str]) -> ArgumentParse
     for number, (place, text) in enumerate(command.places, 1):
         repeated = command.several and number == len(command.places)
         parser.add_argument(
-            f"place {place}", metavar=place, help=text, nargs="+" if repeated else None
+            f"place {place}",
+            metavar=place,
+            help=text,
+            nargs="*" if repeated and not command.least else "+" if repeated else None,
         )
     for flag in command.flags:
         shown = flag.help.replace("%", "%%")
@@ -165,7 +169,7 @@ def _parser(name: str, command: Command, keys: Collection[str]) -> ArgumentParse
 
 
 def _usage(name: str, command: Command) -> str:
-    places = "".join(f" {place}" for place, _ in command.places) + " ..." * command.several
+    places = "".join(f" {place}" for place, _ in command.places) + " ..." * bool(command.several)
     flags = " [--FLAG VALUE ...]" if command.flags else ""
     return f"%(prog)s{places}{flags}{' [--KEY VALUE ...]' if command.keys else ''}"
 

@@ -24,6 +24,7 @@ from recbole_etegrec.storage.run_directory import RunDirectory
 # What `compare` takes besides keys, or takes more of than a run does.
 COMPARISON = ("models", "seeds", "jobs", "out", "ablations", "config_files", "exclude_history")
 COMPARISON += ("seed", "run_dir", "resume")
+ENSEMBLE_KEYS = ("model", "seeds", "jobs", "out", "weights", "config_files")
 
 
 def _print(text: str) -> None:
@@ -111,6 +112,24 @@ def _compare(arguments: Sequence[str]) -> None:
     _print(page)
     if failed:
         raise TrainingError(f"{len(failed)} of the runs failed: {', '.join(failed[:5])}; see above")
+
+
+def _ensemble(arguments: Sequence[str]) -> None:
+    run_dirs, values = read("ensemble", table.ENSEMBLE, arguments)
+    if "seeds" in values:
+        files = values.get("config_files", "").split()
+        models = [values.get("model") or DEFAULT_MODEL]
+        flags = _names(table.ENSEMBLE)
+        check_chosen(
+            models, values.get("dataset", ""), files, values, own=ENSEMBLE_KEYS, flags=flags
+        )
+    else:
+        check_names("ensemble", table.ENSEMBLE, values, known_keys(DEFAULT_MODEL))
+        check_values({key: parse_value(key, value) for key, value in values.items()})
+
+    from recbole_etegrec.ensemble.command import ensemble
+
+    _print(ensemble(run_dirs, values))
 
 
 def _report(arguments: Sequence[str]) -> None:
@@ -267,6 +286,7 @@ def _doctor(arguments: Sequence[str]) -> None:
 HANDLERS: dict[str, Callable[[Sequence[str]], None]] = {
     "run": _run,
     "compare": _compare,
+    "ensemble": _ensemble,
     "report": _report,
     "recommend": _recommend,
     "explain": _explain,

@@ -71,9 +71,30 @@ REPORT = Command(
         Flag("examples", "whether models are loaded, for groups and examples", "True", "TRUTH"),
     ),
     (("DIR", "directories of runs, or of whole comparisons"),),
-    several=True,
+    several="+",
     keys=_OF_RUN,
     examples=(f"{PROGRAM} report saved/RUN saved/OTHER --out report.html",),
+)
+
+ENSEMBLE = Command(
+    "Join finished runs of one dataset, or train a model with each seed and join these.",
+    (
+        Flag("out", "the directory of the ensemble, which is used like that of a run", value="DIR"),
+        Flag("weights", "of the members' scores", "found on validation", "W,W"),
+        Flag("seeds", "train the model with each of them first", value="S,S"),
+        Flag("model", "that is trained with --seeds", DEFAULT_MODEL, "NAME"),
+        Flag("dataset", "that it is trained on", DEFAULT_DATASET, "NAME"),
+        Flag("jobs", "runs at a time, spread over the GPUs", "1", "NUMBER"),
+        _FILES,
+    ),
+    (("RUN_DIR", "directories of finished runs; none with --seeds"),),
+    several="*",
+    keys="a run, with --seeds",
+    instead=(("seed", "seeds"),),
+    examples=(
+        f"{PROGRAM} ensemble saved/RUN saved/OTHER --out saved/both",
+        f"{PROGRAM} ensemble --seeds 1,2,3 --out saved/three --dataset Beauty",
+    ),
 )
 
 CODES = Command(
@@ -183,7 +204,7 @@ def _prepare(kind: str, what: Kind) -> Command:
 PREPARE = {kind: _prepare(kind, what) for kind, what in KINDS.items()}
 
 GROUPS: dict[str, dict[str, Command]] = {
-    "Train and compare": {"run": RUN, "compare": COMPARE, "report": REPORT},
+    "Train and compare": {"run": RUN, "compare": COMPARE, "ensemble": ENSEMBLE, "report": REPORT},
     "Use a trained model": {
         "recommend": RECOMMEND,
         "explain": EXPLAIN,

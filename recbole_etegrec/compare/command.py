@@ -98,7 +98,7 @@ class _Workers:
     def __init__(self, plan: Plan):
         self.plan = plan
         self.devices: SimpleQueue[str | None] = SimpleQueue()
-        visible = _visible_gpus() if plan.runs[0].config["use_gpu"] else []
+        visible = visible_gpus() if plan.runs[0].config["use_gpu"] else []
         for slot in range(plan.jobs):
             self.devices.put(visible[slot % len(visible)] if visible else None)
         self.processes: set[subprocess.Popen] = set()
@@ -186,7 +186,7 @@ def worker_environment(jobs: int, device: str | None) -> dict[str, str]:
     return environment
 
 
-def _visible_gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """The names by which CUDA_VISIBLE_DEVICES knows the GPUs that this process may use."""
     named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return named or [str(number) for number in range(torch.cuda.device_count())]

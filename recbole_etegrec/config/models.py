@@ -15,7 +15,9 @@ STANDS_ON: dict[str, str | None] = {
     "ETEGRecLlama": None,
     "ETEGRec": "ETEGRecLlama",
     "TIGER": "ETEGRec",
+    "Ensemble": "ETEGRecLlama",  # of runs: it is joined, not trained
 }
+ENSEMBLE = "Ensemble"
 
 
 def is_ours(config: "Config | Mapping[str, Any]") -> bool:

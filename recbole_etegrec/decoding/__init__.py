@@ -3,8 +3,10 @@
 from recbole_etegrec.config import Config
 from recbole_etegrec.decoding.batch import BatchFields, encode_batch
 from recbole_etegrec.decoding.beam import BeamRanker, beam_search
+from recbole_etegrec.decoding.ensemble import Ask, EnsembleRanker, Member, Scored
 from recbole_etegrec.decoding.exact import ExactRanker, ExactScores
 from recbole_etegrec.decoding.fused import FusedRanker, HeadRanker
+from recbole_etegrec.decoding.logits import LogitRanker
 from recbole_etegrec.decoding.ranker import CodeRanker, Part, Ranker, Ranking
 from recbole_etegrec.decoding.scoring import code_log_probs, score_items
 
@@ -23,16 +25,21 @@ def ranking_of(config: Config) -> str:
 
 __all__ = [
     "RANKERS",
+    "Ask",
     "BatchFields",
     "BeamRanker",
     "CodeRanker",
+    "EnsembleRanker",
     "ExactRanker",
     "ExactScores",
     "FusedRanker",
     "HeadRanker",
+    "LogitRanker",
+    "Member",
     "Part",
     "Ranker",
     "Ranking",
+    "Scored",
     "beam_search",
     "code_log_probs",
     "encode_batch",

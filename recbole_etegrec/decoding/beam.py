@@ -67,7 +67,7 @@ class BeamRanker(CodeRanker):
     def _search(
         self, interaction: Interaction, num_beams: int, excluded: HistoryIndex | None
     ) -> Ranking:
-        history = self.encode(interaction)
+        history = self.encode_anew(interaction)
         excluded = excluded and self.on_device(excluded)
         return beam_search(self.recommender, self.codes.trie, history, num_beams, excluded)
 

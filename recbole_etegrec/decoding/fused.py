@@ -40,6 +40,15 @@ class HeadRanker(CodeRanker):
         scores, items = self.score_all(interaction, excluded).topk(min(k, self.width(k)))
         return Ranking(items.masked_fill(scores.isneginf(), 0), scores)
 
+    def propose(
+        self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
+    ) -> torch.Tensor:
+        """See :class:`Ranker`; what the head ranks first."""
+        scores, items = HeadRanker.score_all(self, interaction, excluded).topk(
+            min(k, len(self.codes.table) - 1)
+        )
+        return items.masked_fill(scores.isneginf(), 0)
+
     def score_all(
         self, interaction: Interaction, excluded: HistoryIndex | None = None
     ) -> torch.Tensor:

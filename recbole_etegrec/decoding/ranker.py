@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -74,6 +75,16 @@ class Ranker(ABC):
         Two numbers of the same width give rankings of which one is the beginning of the other.
         """
 
+    def propose(
+        self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
+    ) -> torch.Tensor:
+        """Items that are worth a score ``[B, k]``, as :meth:`best` has them; no score is made."""
+        return self.best(interaction, k, excluded).items
+
+    def remembering(self) -> AbstractContextManager:
+        """Let calls in a block that are of one batch, the same object, read its histories once."""
+        return nullcontext()
+
     @abstractmethod
     def prepare(self) -> None:
         """Make now what ranking by the present codes needs, which is else made when it is due."""
@@ -96,6 +107,8 @@ class CodeRanker(Ranker):
     """
 
     keys: ClassVar[tuple[str, ...]] = ()
+    _read: tuple[Interaction, EncodedHistory] | None = None
+    _remembers = False
 
     def __init__(self, recommender: Recommender, codes: ItemCodes, fields: BatchFields):
         self.recommender, self.codes, self.fields = recommender, codes, fields
@@ -136,8 +149,26 @@ class CodeRanker(Ranker):
     def prepare(self) -> None:
         """See :class:`Ranker`; there is nothing to make."""
 
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """See :class:`Ranker`."""
+        self._remembers = True
+        try:
+            yield
+        finally:
+            self._remembers, self._read = False, None
+
     def encode(self, interaction: Interaction) -> EncodedHistory:
-        """The histories of a batch, run through the recommender."""
+        """The histories of a batch, run through the recommender; to be left as they are."""
+        if self._read is not None and self._read[0] is interaction:
+            return self._read[1]
+        history = self.encode_anew(interaction)
+        if self._remembers:
+            self._read = interaction, history
+        return history
+
+    def encode_anew(self, interaction: Interaction) -> EncodedHistory:
+        """The same for one use, after which it may be another."""
         return encode_batch(self.recommender, self.codes, self.fields, interaction)
 
     def on_device(self, index: HistoryIndex) -> HistoryIndex:

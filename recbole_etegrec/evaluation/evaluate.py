@@ -1,6 +1,6 @@
 """Evaluation by RecBole's collector and evaluator, full ranking or sampled."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.seen_items import FullSortLoader, HistoryIndex
-from recbole_etegrec.decoding import Ranker
+from recbole_etegrec.decoding import Ask, EnsembleRanker, Ranker, Scored
 from recbole_etegrec.evaluation.collector import RankingCollector
 from recbole_etegrec.model.protocol import RankingModel
 from recbole_etegrec.recommender import autocast
@@ -54,7 +54,7 @@ def evaluate(
     collected = collect_rankings(
         model, loader, train_dataset, config, show_progress=show_progress, title=title
     )
-    return _metrics(config, collected)
+    return metrics_of(config, collected)
 
 
 def evaluate_each(
@@ -69,7 +69,7 @@ def evaluate_each(
 ) -> list[dict[str, float]]:
     """What `evaluate` gives, for several rankers of the model, which rank each batch in turn."""
     each = _collect(model, rankers, loader, train_dataset, config, show_progress, title)
-    return [_metrics(config, collected) for collected in each]
+    return [metrics_of(config, collected) for collected in each]
 
 
 def collect_rankings(
@@ -83,14 +83,41 @@ def collect_rankings(
 ) -> DataStruct:
     """What RecBole's evaluator makes its metrics of, in the config's precision.
 
-    With several processes each ranks its share of the batches, and all get all of it.
+    With several processes each ranks its share of the batches, and all get all of it. The members
+    of an ensemble rank all batches in turn, so that one of them is in memory at a time.
 
     Args:
         model: its ranker ranks.
         loader: one of RecBole's evaluation loaders.
         train_dataset: for the metrics that need item counts.
     """
+    if isinstance(model.ranker, EnsembleRanker) and isinstance(loader, FullSortEvalDataLoader):
+        scored, weights = score_in_turn(model.ranker, loader, config), model.ranker.weights
+        best = (found.best(weights, max(config["topk"])).items for found in scored)
+        return collect_items(best, loader, train_dataset, config)
     return _collect(model, [model.ranker], loader, train_dataset, config, show_progress, title)[0]
+
+
+def score_in_turn(
+    ranker: EnsembleRanker, loader: FullSortEvalDataLoader, config: Config
+) -> Iterator[Scored]:
+    """What the members of an ensemble give to the candidates of each batch of a loader."""
+    asks = [Ask(interaction, excluded) for interaction, excluded, *_ in loader]
+    return ranker.in_turn(asks, max(config["topk"]))
+
+
+def collect_items(
+    best: Iterable[torch.Tensor],
+    loader: FullSortEvalDataLoader,
+    train_dataset: Dataset,
+    config: Config,
+) -> DataStruct:
+    """What RecBole's evaluator makes its metrics of, from the best items of each batch."""
+    collector = RankingCollector(config)
+    collector.data_collect(_Training(train_dataset))
+    for items, (interaction, _, positive_u, positive_i) in zip(best, loader, strict=True):
+        collector.collect_best_items(items, interaction, positive_u, positive_i)
+    return collector.get_data_struct()
 
 
 @torch.no_grad()
@@ -139,7 +166,8 @@ def _collect(
     return [collector.get_data_struct() for collector in collectors]
 
 
-def _metrics(config: Config, collected: DataStruct) -> dict[str, float]:
+def metrics_of(config: Config, collected: DataStruct) -> dict[str, float]:
+    """RecBole's metrics of what was collected."""
     result = Evaluator(config).evaluate(collected)
     return {name: float(value) for name, value in result.items()}
 

@@ -188,9 +188,9 @@ class _Parts:
         model, histories = self.run.model, self.source.histories
         return {
             "run_dir": str(self.run.directory.path),
-            "model": file_digest(self.run.directory.best / "model.safetensors"),
+            "model": file_digest(self.run.directory.best / "checksums.json"),
             "items": len(self.run.catalogue),  # some may have been added since
-            "items gone": model.codes.left_out.tolist(),
+            "items gone": model.left_out.tolist(),
             "histories": histories.digest(np.concatenate(self.rows or [np.arange(0)])),
             "users": hashlib.sha256("\n".join(self.users).encode()).hexdigest(),
             "eval_batch_size": self.run.config["eval_batch_size"],

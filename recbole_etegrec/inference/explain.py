@@ -19,7 +19,8 @@ from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.catalogue import Catalogue, cut
 from recbole_etegrec.inference.histories import given_histories
 from recbole_etegrec.inference.recommend import catalogue_of, item_ids
-from recbole_etegrec.model.protocol import RankingModel
+from recbole_etegrec.model.ensemble import EnsembleModel
+from recbole_etegrec.model.protocol import CodeModel, RankingModel
 from recbole_etegrec.recommender import autocast
 
 _EXAMPLES = 3
@@ -54,9 +55,12 @@ class Explanation(NamedTuple):
     """The steps to an item, and what it is ranked by.
 
     Attributes:
-        log_probability: of its codes, the sum over the steps.
+        log_probability: of its codes, the sum over the steps; of an ensemble, which has no codes
+            of its own, the score.
         score: what it is ranked by, the sum of the parts.
-        parts: weight and log-probability of each part of the score, by name.
+        parts: weight and log-probability of each part of the score, by name; of an ensemble, of
+            each member.
+        members: of an ensemble, what each member that has codes says of them.
     """
 
     item: str
@@ -65,15 +69,22 @@ class Explanation(NamedTuple):
     steps: list[Step]
     score: float
     parts: dict[str, tuple[float, float]]
+    members: dict[str, "Explanation"] = {}
 
     def __str__(self) -> str:
         name = f"{self.item} {self.title or ''}".rstrip()
-        lines = [f"item {name}", f"log p {self.log_probability:.3f}"]
+        lines = [f"item {name}"]
+        if self.steps:
+            lines.append(f"log p {self.log_probability:.3f}")
         if list(self.parts) != ["codes"]:
             parts = [
                 f"{weight:g} * {value:.3f} ({of})" for of, (weight, value) in self.parts.items()
             ]
             lines.append(f"score {self.score:.3f} = {' + '.join(parts)}")
+        for member, explanation in self.members.items():
+            lines += ["", f"{member}: {explanation}".rstrip()]
+        if not self.steps:
+            return "\n".join(lines) + "\n"
         lines.append("")
         lines.append(f"{'level':8}{'code':>5}{'p':>9}{'log p':>9}{'items':>8}  such as")
         for level, step in enumerate(self.steps):
@@ -116,12 +127,14 @@ def explain_each(
     given = given_histories(model, item_ids(catalogue, [history]), exclude=False)
     numbers = catalogue.ids(wanted)
     for number in numbers:
-        if number in model.codes.left_out:
+        if number in model.left_out:
             raise UserError(
                 f"item {catalogue.tokens[number]}: gone from the data since the run was trained, "
                 "and not recommended any more"
             )
     interaction, _ = given.batch(np.zeros(len(numbers), dtype=np.int64))
+    if isinstance(model, EnsembleModel):
+        return _joined(model, catalogue, interaction, numbers, (history, wanted, alternatives))
     log_probs, parts = _scores(model, interaction, numbers)
     return [
         _explanation(
@@ -136,8 +149,38 @@ def explain_each(
     ]
 
 
+def _joined(
+    model: EnsembleModel,
+    catalogue: Catalogue,
+    interaction: Interaction,
+    numbers: list[int],
+    asked: tuple[Sequence[str], Sequence[str], int],
+) -> list[Explanation]:
+    """Explain items of an ensemble by what each member says of them.
+
+    Args:
+        asked: history, items and alternatives, as `explain_each` has them.
+    """
+    items = torch.tensor(numbers, device=model.device).unsqueeze(1)
+    parts = model.ranker.parts(interaction.to(model.device), items)
+    history, wanted, alternatives = asked
+    members = {
+        member.name: explain_each(member.model, catalogue, history, wanted, alternatives)
+        for member in model.members
+        if hasattr(member.model, "codes")  # those of RecBole have none
+    }
+    found = []
+    for row, number in enumerate(numbers):
+        own = {name: (part.weight, float(part.log_probs[row])) for name, part in parts.items()}
+        score = sum(weight * value for weight, value in own.values())
+        each = {name: explanations[row] for name, explanations in members.items()}
+        item, title = catalogue.tokens[number], catalogue.titles[number]
+        found.append(Explanation(item, title, score, [], score, own, each))
+    return found
+
+
 def _explanation(
-    model: RankingModel,
+    model: CodeModel,
     catalogue: Catalogue,
     item: int,
     log_probs: torch.Tensor,
@@ -156,7 +199,7 @@ def _explanation(
 
 @torch.no_grad()
 def _scores(
-    model: RankingModel, interaction: Interaction, items: list[int]
+    model: CodeModel, interaction: Interaction, items: list[int]
 ) -> tuple[torch.Tensor, dict[str, Part]]:
     """How likely codes and items are, on the CPU, for the item of each row.
 
@@ -175,7 +218,7 @@ def _scores(
 
 
 def _step(
-    model: RankingModel,
+    model: CodeModel,
     catalogue: Catalogue,
     level: int,
     log_probs: torch.Tensor,
@@ -198,9 +241,7 @@ def _step(
     return Step(choices[0], choices[1:])
 
 
-def _below(
-    model: RankingModel, catalogue: Catalogue, depth: int, node: int
-) -> tuple[int, list[str]]:
+def _below(model: CodeModel, catalogue: Catalogue, depth: int, node: int) -> tuple[int, list[str]]:
     """Count the items under a node of the trie, and name some of them."""
     items = model.codes.trie.items[model.codes.trie.nodes[depth] == node]
     order = items.argsort()

@@ -59,6 +59,16 @@ class ExportedModel(nn.Module):
             self.recommender, self.codes, self.fields, **ranker["options"]
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.codes.table.device
+
+    @property
+    def left_out(self) -> torch.Tensor:
+        """Items that were gone from the data and are not ranked ``[n]``."""
+        return self.codes.left_out
+
 
 def export_run(run_dir: str, out: str, config_dict: dict[str, Any] | None = None) -> str:
     """Write the model of a finished run, adapters merged, as a directory of its own.

@@ -103,7 +103,7 @@ def rank(
     that come in order of length are ranked in batches as they come.
     """
     model.eval()
-    device = model.codes.table.device
+    device = model.device
     order = np.argsort(histories.lengths[rows], kind="stable")
     rankings = []
     for start in range(0, len(rows), batch_size):

@@ -249,6 +249,11 @@ class ETEGRecLlama(SequentialRecommender):
         self.recommender.backbone.token_rms = backbone.token_rms
         self.frozen_names, self.frozen_digest = set(), None
 
+    @property
+    def left_out(self) -> torch.Tensor:
+        """Items that are gone from the data and not ranked ``[n]``."""
+        return self.codes.left_out
+
     # Ranking ----------------------------------------------------------------------------------
 
     def predict(self, interaction: Interaction) -> torch.Tensor:

@@ -82,7 +82,7 @@ def rank(directory: RunDirectory, config_dict: dict[str, Any] | None = None) -> 
     rows = loader._dataset.inter_feat
     items, target = _recommend(config, model, loader, k), rows[dataset.iid_field].numpy()
     hits = items == target[:, None]  # [U, k]
-    history, length = rows[model.ITEM_SEQ].numpy(), rows[model.ITEM_SEQ_LEN].numpy()
+    history, length = rows[model.fields.history].numpy(), rows[model.fields.length].numpy()
     last = length[:, None] - np.arange(_HISTORY, 0, -1)  # [U, 8]
     shown = np.take_along_axis(history, np.maximum(last, 0), axis=1)
     trained = train_data._dataset.inter_feat[dataset.iid_field].numpy()

@@ -2,8 +2,10 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import recbole.trainer.trainer as recbole_trainer
 import torch
 from recbole.data import data_preparation
@@ -13,6 +15,7 @@ from recbole.evaluator.collector import DataStruct
 from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.trainer import AbstractTrainer
 from recbole.utils import get_trainer, init_seed
+from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from recbole_etegrec.config import Config, refusals_for_the_user
@@ -20,6 +23,7 @@ from recbole_etegrec.data import create_recbole_dataset
 from recbole_etegrec.data.dataset_files import check_dataset_counts
 from recbole_etegrec.data.identity import Identity, known_ids
 from recbole_etegrec.data.seen_items import settle_history
+from recbole_etegrec.decoding import BatchFields, LogitRanker
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.evaluation.collector import RankingCollector
 from recbole_etegrec.runs.identity import items_gone, write_identity
@@ -61,11 +65,27 @@ def load_baseline(config: Config, run_dir: RunDirectory, identity: Identity) -> 
 
     Users and items have the ids of the run; see `load_run` for what has changed since.
     """
+    dataset, loaders, gone = baseline_data(config, run_dir, identity)
+    return config, baseline_model(config, run_dir, loaders[0], gone), dataset, *loaders
+
+
+def baseline_data(config: Config, run_dir: RunDirectory, identity: Identity) -> tuple:
+    """The data of a trained model of RecBole: dataset, loaders, and the ids of items gone."""
     config["checkpoint_dir"] = os.devnull  # RecBole unpickles datasets that it finds there
     with known_ids(identity.tokens) as changes:
         dataset, *loaders = _prepare(config)
-    gone = items_gone(identity, changes, dataset)
-    model = _make_model(config, loaders[0])
+    return dataset, loaders, items_gone(identity, changes, dataset)
+
+
+def baseline_model(
+    config: Config, run_dir: RunDirectory, train_data: AbstractDataLoader, gone: np.ndarray
+) -> AbstractRecommender:
+    """A trained model of RecBole, which does not rank items that are gone.
+
+    Raises:
+        UserError: it was not kept, or is damaged.
+    """
+    model = _make_model(config, train_data)
     if not isinstance(model, torch.nn.Module):
         raise UserError(
             f"run_dir {run_dir.path}: {config['model']} cannot be kept without a pickle"
@@ -73,7 +93,47 @@ def load_baseline(config: Config, run_dir: RunDirectory, identity: Identity) -> 
     load_best(model, run_dir, config["device"])
     if len(gone):
         _leave_out(model, torch.from_numpy(gone))
-    return config, model.eval(), dataset, *loaders
+    return model.eval()
+
+
+class BaselineRanking:
+    """A sequential model of RecBole as a member of an ensemble; see `MemberModel`.
+
+    Args:
+        model: trained.
+        config: its own.
+        name: what messages call it.
+    """
+
+    precision = "fp32"
+
+    def __init__(self, model: AbstractRecommender, config: Config, name: str):
+        self.model, self.name = model, name
+        self.fields = BatchFields(model.ITEM_ID, model.ITEM_SEQ, model.ITEM_SEQ_LEN)
+        self.max_history = config["MAX_ITEM_LIST_LENGTH"]
+        self.ranker = LogitRanker(self._logits, model.n_items)
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Of the model."""
+        return self.model.parameters()
+
+    def _logits(self, interaction: Interaction) -> torch.Tensor:
+        """Scores of all items, histories padded to the width that RecBole gives them.
+
+        Raises:
+            UserError: the model wants to know more of a row than its history.
+        """
+        history = interaction[self.fields.history]
+        padding = (0, self.max_history - history.shape[1])
+        padded = {**interaction.interaction, self.fields.history: F.pad(history, padding)}
+        try:
+            scores = self.model.full_sort_predict(Interaction(padded))
+        except KeyError as error:
+            raise UserError(
+                f"{self.name}: {type(self.model).__name__} ranks by more than the items of a "
+                f"history ({error}), and cannot be a member of an ensemble; leave it out"
+            ) from error
+        return scores.view(len(history), -1)[:, : self.ranker.n_items]
 
 
 def baseline_rankings(

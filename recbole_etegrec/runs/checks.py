@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from itertools import chain
 
 from recbole_etegrec.config import Config, is_ours
+from recbole_etegrec.config.models import ENSEMBLE
 from recbole_etegrec.data import rules as data
 from recbole_etegrec.data.item_embedding import rules as item_embedding
+from recbole_etegrec.decoding import ensemble
 from recbole_etegrec.decoding import rules as decoding
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.recommender import rules as recommender
@@ -28,12 +30,19 @@ def check_rules(config: Config, *, embeds: bool = True) -> None:
         UserError: a rule of a part is broken.
     """
     rules = [data.rules_of_all(config)]
-    if is_ours(config):
+    if config["model"] == ENSEMBLE:
+        rules += [_joined(trains=embeds), data.rules(config), ensemble.rules(config)]
+    elif is_ours(config):
         parts = _PARTS if embeds else [part for part in _PARTS if part is not item_embedding]
         rules += [part.rules(config) for part in parts]
     for broken, message in chain.from_iterable(rules):
         if broken:
             raise UserError(message)
+
+
+def _joined(*, trains: bool) -> Iterator[tuple[bool, str]]:
+    """An ensemble is no model that could be trained."""
+    yield trains, f"model ({ENSEMBLE}): it is made of runs: see recbole-etegrec ensemble (--help)"
 
 
 def advice(config: Config) -> Iterator[str]:

@@ -57,7 +57,7 @@ class Answers:
             wanted = [recommendation.item for recommendation in found]
             explanations = explain_each(self.model, self.catalogue, history, wanted)
             for item, explanation in zip(answer, explanations, strict=True):
-                if "item head" in explanation.parts:
+                if list(explanation.parts) != ["codes"]:
                     item["parts"] = {
                         name: {"weight": weight, "log_probability": value}
                         for name, (weight, value) in explanation.parts.items()

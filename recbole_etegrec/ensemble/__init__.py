@@ -1,0 +1,1 @@
+"""`recbole-etegrec ensemble`: several runs joined to one that ranks better than each."""
