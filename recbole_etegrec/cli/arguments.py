@@ -146,13 +146,8 @@ def _parser(name: str, command: Command, keys: Collection[str]) -> ArgumentParse
         argument_default=SUPPRESS,
     )
     for number, (place, text) in enumerate(command.places, 1):
-        repeated = command.several and number == len(command.places)
-        parser.add_argument(
-            f"place {place}",
-            metavar=place,
-            help=text,
-            nargs="*" if repeated and not command.least else "+" if repeated else None,
-        )
+        many = command.several if number == len(command.places) else ""
+        parser.add_argument(f"place {place}", metavar=place, help=text, nargs=many or None)
     for flag in command.flags:
         shown = flag.help.replace("%", "%%")
         parser.add_argument(
