@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from recbole_etegrec.errors import Interrupted, UserError
@@ -140,21 +139,9 @@ def bound_socket(host: str, port: str) -> socket.socket:
 
 
 def _load(directory: str, values: dict[str, str]) -> _Served:
-    if (Path(directory) / "config.yaml").is_file():
-        from recbole_etegrec.inference.command import open_run
+    from recbole_etegrec.inference.command import open_to_recommend
 
-        run = open_run(directory, values)
-        return _Served(run.model, run.catalogue, run.exclude)
-    if not (Path(directory) / "config.json").is_file():
-        raise UserError(
-            f"{directory}: no config.yaml; is it the directory of a run, or of an exported model?"
-        )
-
-    from recbole_etegrec.inference.export import load_exported
-
-    given = values.pop("exclude-history", None)
-    if values:
-        raise UserError(f"{next(iter(values))}: an exported model takes no keys of a run")
-    model, catalogue = load_exported(directory)
-    exclude = model.exclude_history if given is None else given.lower() != "false"
-    return _Served(model, catalogue, exclude)
+    run = open_to_recommend(directory, values)
+    if run.model.fields is None:
+        raise UserError(f"{directory}: {run.config['model']} ranks for users, not after histories")
+    return _Served(run.model, run.catalogue, run.exclude)
