@@ -235,7 +235,8 @@ def _export(arguments: Sequence[str]) -> None:
     with _held(values):
         from recbole_etegrec.inference.export import export_run
 
-        _print(export_run(run_dir, values.pop("out"), values))
+        out, form = values.pop("out"), values.pop("format", "own")
+        _print(export_run(run_dir, out, values, form))
 
 
 def _serve(arguments: Sequence[str]) -> None:

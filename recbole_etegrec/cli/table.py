@@ -156,10 +156,16 @@ ADD_ITEMS = Command(
 
 EXPORT = Command(
     "Write the model of a run as one directory that needs no dataset.",
-    (Flag("out", "a new directory", value="DIR"),),
+    (
+        Flag("out", "a new directory", value="DIR"),
+        Flag("format", "own, or hf: a plain LLaMA of transformers over codes", "own", "NAME"),
+    ),
     (_RUN,),
     keys=_OF_RUN,
-    examples=(f"{PROGRAM} export saved/RUN --out model",),
+    examples=(
+        f"{PROGRAM} export saved/RUN --out model",
+        f"{PROGRAM} export saved/RUN --out llama --format hf",
+    ),
 )
 
 SERVE = Command(

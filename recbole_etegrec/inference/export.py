@@ -20,6 +20,7 @@ from recbole_etegrec.decoding import RANKERS, BatchFields, ranking_of
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.model_card import model_card
+from recbole_etegrec.inference.plain_llama import write_plain_llama
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import ranker_options
 from recbole_etegrec.recommender import RecommenderSpec, empty_recommender
@@ -31,6 +32,8 @@ from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import ItemCodes
 
 _WEIGHTS, _CONFIG, _CATALOGUE, _CARD = "model.safetensors", "config.json", "items.json", "README.md"
+EXPORTED = (_WEIGHTS, _CONFIG, _CATALOGUE, "checksums.json", _CARD)
+FORMATS = ("own", "hf")
 _BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
@@ -70,12 +73,16 @@ class ExportedModel(nn.Module):
         return self.codes.left_out
 
 
-def export_run(run_dir: str, out: str, config_dict: dict[str, Any] | None = None) -> str:
+def export_run(
+    run_dir: str, out: str, config_dict: dict[str, Any] | None = None, form: str = "own"
+) -> str:
     """Write the model of a finished run, adapters merged, as a directory of its own.
 
     Args:
         out: the directory, which must not exist or be empty.
         config_dict: overrides keys of the run's config.
+        form: ``own``, which `load_exported` reads, or ``hf``: a plain LLaMA of transformers whose
+            vocabulary is the codes.
 
     Returns:
         The files with their sizes.
@@ -84,6 +91,8 @@ def export_run(run_dir: str, out: str, config_dict: dict[str, Any] | None = None
         UserError: `run_dir` is not the directory of a finished run of this plugin, its adapters
             cannot be merged, or `out` cannot be written.
     """
+    if form not in FORMATS:
+        raise UserError(f"format ({form}): must be one of {', '.join(FORMATS)}")
     directory, folder = RunDirectory(run_dir), Path(out).absolute()
     values = read_own_config(directory)
     if values.get("tuning") == "qlora":
@@ -98,31 +107,39 @@ def export_run(run_dir: str, out: str, config_dict: dict[str, Any] | None = None
     with held_output(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"out: {folder} exists already; name a new directory")
-        _export(directory, folder, config_dict)
+        _export(directory, folder, config_dict, form)
         return _sizes(folder)
 
 
-def _export(directory: RunDirectory, folder: Path, config_dict: dict[str, Any] | None) -> None:
+def _export(
+    directory: RunDirectory, folder: Path, config_dict: dict[str, Any] | None, form: str
+) -> None:
     config, model, dataset, *_ = load_run(str(directory.path), config_dict)
     if isinstance(model.recommender.backbone, PeftModel):
         model.merge_adapters()
     catalogue = Catalogue.from_dataset(dataset)
     try:
         with atomic_directory(folder) as fresh:
-            if model.recommender.item_head is not None:
-                model.recommender.item_head.finish()
-            state = {f"recommender.{k}": v for k, v in model.recommender.state_dict().items()}
-            state["codes.table"] = model.codes.table
-            save_file({k: v.cpu().contiguous() for k, v in state.items()}, fresh / _WEIGHTS)
-            _write_json(fresh / _CONFIG, _description(config, model))
-            _write_json(
-                fresh / _CATALOGUE, {"tokens": catalogue.tokens, "titles": catalogue.titles}
-            )
-            write_checksums(fresh)  # not of the card, which is there to be edited
-            card = model_card(directory, config, model, dataset)
+            if form == "hf":
+                write_plain_llama(fresh, model, catalogue)
+            else:
+                _write_own(fresh, config, model, catalogue)
+            # The card has no checksum: it is there to be edited.
+            card = model_card(directory, config, model, dataset, form)
             (fresh / _CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"out: {folder} cannot be written ({error})") from error
+
+
+def _write_own(folder: Path, config: Config, model: ETEGRecLlama, catalogue: Catalogue) -> None:
+    if model.recommender.item_head is not None:
+        model.recommender.item_head.finish()
+    state = {f"recommender.{k}": v for k, v in model.recommender.state_dict().items()}
+    state["codes.table"] = model.codes.table
+    save_file({k: v.cpu().contiguous() for k, v in state.items()}, folder / _WEIGHTS)
+    _write_json(folder / _CONFIG, _description(config, model))
+    _write_json(folder / _CATALOGUE, {"tokens": catalogue.tokens, "titles": catalogue.titles})
+    write_checksums(folder)
 
 
 def load_exported(
