@@ -9,6 +9,7 @@ from pathlib import Path
 
 from recbole_etegrec.cli import table
 from recbole_etegrec.cli.arguments import PROGRAM, check_names, read
+from recbole_etegrec.config.models import check_own
 from recbole_etegrec.config.values import (
     DEFAULT_MODEL,
     check_chosen,
@@ -155,7 +156,7 @@ def _of_run(
     """The directory that comes first, looked at, and the other arguments.
 
     Args:
-        exported: whether it may be that of an exported model.
+        exported: whether it may be that of an exported model, or of a run of RecBole's.
 
     Raises:
         UserError: it is no run's, the run has no model yet, or an argument is unknown.
@@ -166,7 +167,10 @@ def _of_run(
     if exported and not run.config.is_file() and (run.path / "config.json").is_file():
         check_names(name, command, values)
     else:
-        model = run.read_config()["model"]
+        config = run.read_config()
+        if not exported:
+            check_own(config, run.path)
+        model = config["model"]
         check_names(name, command, values, known_keys(model))
         check_values({key: parse_value(key, value) for key, value in values.items()}, model)
         if not run.read_result():

@@ -5,10 +5,9 @@ from typing import Any
 import torch
 
 from recbole_etegrec.config import is_ours
-from recbole_etegrec.config.models import ENSEMBLE, STANDS_ON
+from recbole_etegrec.config.models import ENSEMBLE, check_own
 from recbole_etegrec.data.identity import known_ids
 from recbole_etegrec.data.input_files import require_files
-from recbole_etegrec.errors import UserError
 from recbole_etegrec.runs.added_items import read_added_items, take_added_items
 from recbole_etegrec.runs.baseline import load_baseline
 from recbole_etegrec.runs.checks import check_rules
@@ -84,9 +83,5 @@ def read_own_config(directory: RunDirectory) -> dict[str, Any]:
         UserError: `directory` is not a run's, or is of a model of RecBole.
     """
     values = directory.read_config()
-    if not is_ours(values):
-        raise UserError(
-            f"run_dir {directory.path}: a run of {values.get('model')}; name a run of "
-            f"{', '.join(STANDS_ON)}"
-        )
+    check_own(values, directory.path)
     return values
