@@ -123,12 +123,13 @@ def _what_next(config: Config, run_dir: RunDirectory, outcome: dict[str, Any]) -
     """The last lines of a run: where it is, what was best, and what one would type next."""
     path = shlex.quote(os.path.relpath(run_dir.path))
     best = run_dir.read_json("best/model.json").get("epoch")
-    which = "" if best is None or not outcome["epochs"] else f"epoch {best + 1} of "
-    found = f"{which}{outcome['epochs']} epochs"
+    found = f"{outcome['epochs']} epochs"
+    if best is not None and outcome["epochs"]:
+        found += f", the best was {best + 1}"
     if outcome["best_valid_score"] is not None:
         found += f", {config['valid_metric']} {outcome['best_valid_score']:.4f} on validation"
     return (
-        f"best: {found}; the run is in {path}; next:\n"
+        f"{found}; the run is in {path}; next:\n"
         f"  recbole-etegrec recommend {path} --all --out=top.csv\n"
         f"  recbole-etegrec report {path}"
     )

@@ -21,12 +21,14 @@ class Outlook:
         self.took: dict[str, list[float]] = {}
 
     def __str__(self) -> str:
-        parts = [
-            f"{len(phase.stages)} of {phase.name} ({_KEYS.get(phase.name, 'finetune_epochs')})"
-            for phase in self.phases
-            if phase.stages
-        ]
-        return f"{self.epochs} epochs at most, and the tokenizer's alone: {', '.join(parts)}"
+        alone, others = [], []
+        for phase in self.phases:
+            text = (
+                f"{len(phase.stages)} of {phase.name} ({_KEYS.get(phase.name, 'finetune_epochs')})"
+            )
+            (others if phase.loader == "sequences" else alone).append(text)
+        before = f"epochs of the tokenizer alone: {', '.join(alone)}; then " if alone else ""
+        return f"{before}{self.epochs} epochs at most: {', '.join(others) or 'none'}"
 
     def note(self, what: str, seconds: float) -> None:
         """Keep how long an epoch of a module took, or an evaluation."""
