@@ -144,7 +144,8 @@ def _report(arguments: Sequence[str]) -> None:
     with _held(flags):
         from recbole_etegrec.report import report
 
-        _print(f"{report(directories, flags.get('out'), look, values, png)}\n")
+        path = report(directories, flags.get("out"), look, values, png)
+        _print(f"{path}\n" + (f"{path.with_suffix('.png')}: its charts\n" if png else ""))
 
 
 # Trained models -----------------------------------------------------------------------------------

@@ -138,7 +138,8 @@ def _write_own(folder: Path, config: Config, model: ETEGRecLlama, catalogue: Cat
     state["codes.table"] = model.codes.table
     save_file({k: v.cpu().contiguous() for k, v in state.items()}, folder / _WEIGHTS)
     _write_json(folder / _CONFIG, _description(config, model))
-    _write_json(folder / _CATALOGUE, {"tokens": catalogue.tokens, "titles": catalogue.titles})
+    names = {"tokens": catalogue.tokens, "titles": catalogue.titles, "counts": catalogue.counts}
+    _write_json(folder / _CATALOGUE, names)
     write_checksums(folder)
 
 
@@ -161,7 +162,7 @@ def load_exported(
         description = json.loads((folder / _CONFIG).read_text("utf-8"))
         names = json.loads((folder / _CATALOGUE).read_text("utf-8"))
         titles = dict(zip(names["tokens"], names["titles"], strict=True))
-        catalogue = Catalogue(names["tokens"], titles)
+        catalogue = Catalogue(names["tokens"], titles, names.get("counts"))
         _check_description(folder, description)
         if damaged := damaged_file(folder, _WEIGHTS, _CONFIG, _CATALOGUE):
             raise ValueError(f"{damaged} is missing or not as it was written")

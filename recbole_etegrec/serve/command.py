@@ -140,8 +140,12 @@ def bound_socket(host: str, port: str) -> socket.socket:
 
 def _load(directory: str, values: dict[str, str]) -> _Served:
     from recbole_etegrec.inference.command import open_to_recommend
+    from recbole_etegrec.inference.recbole_model import RecBoleModel
 
     run = open_to_recommend(directory, values)
-    if run.model.fields is None:
-        raise UserError(f"{directory}: {run.config['model']} ranks for users, not after histories")
+    if isinstance(run.model, RecBoleModel):
+        raise UserError(
+            f"run_dir {run.directory.path}: a run of {run.config['model']}, which has no codes to "
+            "show: recommend takes it, serve does not"
+        )
     return _Served(run.model, run.catalogue, run.exclude)
