@@ -162,6 +162,21 @@ def test_main_returns_its_code_when_the_run_ends_early(monkeypatch, capsys, rais
     assert text in capsys.readouterr().err or isinstance(raised, RuntimeError)
 
 
+def test_absent_recbole_is_named_in_one_line():
+    code = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "recbole" else find(name, *more)
+import sys
+from recbole_etegrec.cli import main
+sys.exit(main(["doctor"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    message = "RecBole is not installed: pip install --no-deps recbole==1.2.1"
+    assert done.stderr == f"error: {message}\n"
+
+
 @pytest.mark.slow
 def test_script_runs_a_baseline_when_given_recboles_arguments(tiny_data, tmp_path):
     file = tmp_path / "a.yaml"

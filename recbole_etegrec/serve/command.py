@@ -46,7 +46,7 @@ def serve_command(directory: str, values: dict[str, str]) -> None:
     allowed = {name.strip().lower() for name in values.pop("allowed-hosts", "").split(",")} - {""}
     missing = [name for name in _NEEDS if find_spec(name) is None]
     if missing:
-        raise UserError(f"serve needs {missing[0]}: pip install recbole-etegrec[serve]")
+        raise UserError(f"serve needs {missing[0]}: pip install 'recbole-etegrec[serve]'")
     with _interruptions(), bound_socket(host, port) as listener:
         served = _load(directory, values)
 
