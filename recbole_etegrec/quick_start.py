@@ -23,6 +23,7 @@ from recbole_etegrec.runs.checks import advice, check_rules
 from recbole_etegrec.runs.identity import vectors_to_train_with, write_identity
 from recbole_etegrec.runs.load import load_data, load_run, make_model
 from recbole_etegrec.runs.start import held_run_directory, start_config
+from recbole_etegrec.runs.teaching import find_teacher
 from recbole_etegrec.storage.logs import start_logging
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import ETEGRecTrainer
@@ -97,6 +98,7 @@ def run_etegrec(
         logger.warning(line)
     with PartialState().main_process_first():  # which leaves the embeddings in the cache
         dataset, (train_data, valid_data, test_data) = load_data(config)
+        train_data.teacher = find_teacher(config, train_data, dataset.identity)
         vectors = vectors_to_train_with(config, run_dir, dataset, train_data._dataset, resume)
         memory = MemoryPlan(config, train_data, vectors.embedding.shape[1])
         logger.info("memory plan\n%s", memory)
@@ -178,7 +180,7 @@ def plan(
     Raises:
         UserError: anything the user can mend; that it does not fit is for `MemoryPlan.check`.
     """
-    config, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
+    config, _, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
     return MemoryPlan(config, train_data, embedding_width(config, train_data._dataset))
 
 
@@ -193,15 +195,16 @@ def check(
     Raises:
         UserError: anything the user can mend.
     """
-    config, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
+    config, data, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
     check_base_model(config)
     embedding = load_item_embedding(config, train_data._dataset)
+    train_data.teacher = find_teacher(config, train_data, data.identity)
     model = make_model(config, train_data._dataset, embedding)
     return check_gradients(config, model, train_data)
 
 
 def _look(*arguments) -> tuple:
-    """Config and loaders, without a run directory."""
+    """Config, dataset and loaders, without a run directory."""
     config = Config(*arguments)
     if not is_ours(config):
         raise UserError(f"model {config['model']}: only {', '.join(STANDS_ON)} can be looked at so")
@@ -211,4 +214,4 @@ def _look(*arguments) -> tuple:
     check_rules(config)
     require_files(config)
     check_item_embedding(config)
-    return config, load_data(config)[1]
+    return config, *load_data(config)

@@ -24,7 +24,7 @@ from recbole_etegrec.storage.run_directory import RunDirectory
 
 # What `compare` takes besides keys, or takes more of than a run does.
 COMPARISON = ("models", "seeds", "jobs", "out", "ablations", "config_files", "exclude_history")
-COMPARISON += ("seed", "run_dir", "resume")
+COMPARISON += ("runs", "seed", "run_dir", "resume")
 ENSEMBLE_KEYS = ("model", "seeds", "jobs", "out", "weights", "config_files")
 
 
@@ -97,7 +97,8 @@ def _look(names: list[str], *arguments) -> None:
 
 def _compare(arguments: Sequence[str]) -> None:
     values = read("compare", table.COMPARE, arguments).values
-    models = [name.strip() for name in values.get("models", "").split(",") if name.strip()]
+    named = [name.partition("+")[0].strip() for name in values.get("models", "").split(",")]
+    models = [name for name in named if name]
     models += [DEFAULT_MODEL] if "ablations" in values else []
     for key, meant in table.COMPARE.instead:
         if key in values:

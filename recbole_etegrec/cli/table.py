@@ -50,6 +50,7 @@ COMPARE = Command(
     (
         Flag("models", "of the plugin or of RecBole", value="A,B"),
         Flag("seeds", "one run of each model for each", "2020", "S,S"),
+        Flag("runs", "runs that have ended, to be put into the table", value="DIR,DIR"),
         Flag("ablations", "overlays of properties/ablation/, each a further row", value="X,Y"),
         Flag("dataset", "its folder in data_path, or a name of RecBole's", DEFAULT_DATASET, "NAME"),
         Flag("jobs", "runs at a time, spread over the GPUs", "1", "NUMBER"),

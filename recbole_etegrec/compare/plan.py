@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +23,12 @@ from recbole_etegrec.data.dataset_files import repeated_user
 from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.data.rules import CLASSIFIERS
 from recbole_etegrec.errors import UserError, nearest
+from recbole_etegrec.report.compared import compared_runs
 from recbole_etegrec.runs.checks import check_rules
+from recbole_etegrec.runs.load import config_of_run
 from recbole_etegrec.runs.start import MAY_CHANGE
+from recbole_etegrec.runs.trust import config_to_use
+from recbole_etegrec.storage.run_directory import RunDirectory
 
 # A comparison chooses these itself.
 _NOT_TAKEN = {"seed": "give --seeds", "run_dir": "give --out", "resume": "it goes on by itself"}
@@ -83,7 +87,11 @@ def make_plan(values: Mapping[str, str]) -> Plan:
     if not jobs.isdecimal() or not int(jobs):
         raise UserError(f"jobs ({jobs}): must be a whole number above 0, of runs at a time")
     out = Path(given.pop("out", f"saved/compare-{dataset}")).absolute()
-    rows = _rows(_names(given.pop("models", "")), _names(given.pop("ablations", "")))
+    finished = {}
+    for path in _names(given.pop("runs", "")):
+        finished |= dict.fromkeys(compared_runs([path]), Path(path).name)
+    models, ablations = _names(given.pop("models", "")), _names(given.pop("ablations", ""))
+    rows = _rows(models, ablations, finished)
     both = str(given.get("exclude_history")).lower() == "both"
     if both or given.get("exclude_history") is None:
         given.pop("exclude_history", None)
@@ -98,15 +106,17 @@ def make_plan(values: Mapping[str, str]) -> Plan:
     known = {model: probe.known_keys for model, probe in probes.items()}
     notes = _notes(given, known)
     # One rule for all: without a value general models would be ranked otherwise than sequential.
-    given.setdefault("exclude_history", any(p["exclude_history"] for p in probes.values()))
+    recorded = [RunDirectory(path).read_config() for path in finished]
+    recorded += [probe.inputs for probe in probes.values()]
+    given.setdefault("exclude_history", any(keys.get("exclude_history") for keys in recorded))
 
-    runs = []
+    runs = [_finished(*one, dataset, given["exclude_history"]) for one in finished.items()]
     for label, model, changes in rows:
         applied = {key: value for key, value in given.items() if key in known[model]}
         for seed in seeds:
             config = _config(model, dataset, {**applied, **changes, "seed": seed})
             runs.append(PlannedRun(label, config, out / _name(label, config)))
-    for run in runs[:: len(seeds)]:
+    for run in [*runs[: len(finished)], *runs[len(finished) :: len(seeds)]]:
         require_files(run.config)
     _check_presplit(runs)
     command = [f"--{key}={value}" for key, value in values.items()]
@@ -130,9 +140,29 @@ def _check_presplit(runs: list[PlannedRun]) -> None:
         )
 
 
-def _rows(models: list[str], ablations: list[str]) -> list[tuple[str, str, dict[str, Any]]]:
-    """Label, model and changed keys of each row of the table."""
-    if not models and not ablations:
+def _finished(path: str, name: str, dataset: str, exclude: Any) -> PlannedRun:
+    """A run that has ended elsewhere, which is tested in its own directory.
+
+    Args:
+        name: of its directory, or of the comparison that it belongs to.
+
+    Raises:
+        UserError: it has not ended, was not kept, or is of another dataset.
+    """
+    directory = RunDirectory(path)
+    config = config_of_run(directory, config_to_use(directory, {"exclude_history": exclude}))
+    if not directory.result.exists() or not directory.best.is_dir():
+        raise UserError(f"runs: {path} has no result.json or no best/: name runs that have ended")
+    if config["dataset"] != dataset:
+        raise UserError(f"runs: {path} is of {config['dataset']}, not of {dataset}: leave it out")
+    return PlannedRun(f"{config['model']} {name}", config, directory.path)
+
+
+def _rows(
+    models: list[str], ablations: list[str], finished: Collection[str]
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """Label, model and changed keys of each row of the table that is to be trained."""
+    if not models and not ablations and not finished:
         raise UserError("compare: --models=A,B,... missing")
     rows = [(model, model, {}) for model in models]
     for name in ablations:

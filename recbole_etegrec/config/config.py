@@ -43,6 +43,8 @@ from recbole.utils import InputType, ModelType, get_model  # isort: skip
 NOT_INPUTS = {"MODEL_TYPE", "run_dir", "resume", "nproc", "world_size", "download"}
 NOT_INPUTS |= {"dataset_counts"}
 
+_PATHS = ("data_path", "item_embedding_file", "sasrec_run", "embedding_cache", "distill_from")
+
 # What the plugin's keys are on the CPU and on a GPU where they are left empty.
 BY_DEVICE: dict[str, tuple[int, int]] = {"eval_batch_size": (128, 2048)}
 
@@ -155,7 +157,7 @@ class Config(recbole.config.Config):
         if self.model in STANDS_ON:
             final.update(with_floats(final))
         final.update(model=self.model, dataset=self.dataset)
-        for key in ("data_path", "item_embedding_file", "sasrec_run", "embedding_cache"):
+        for key in _PATHS:
             if final.get(key):
                 final[key] = os.path.abspath(str(final[key]))
         for key in ("base_model", "text_model"):  # hub ids, unless there is such a path

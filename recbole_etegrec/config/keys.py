@@ -98,6 +98,11 @@ KEYS: dict[str, Key] = {
     "item_weight": above_zero(),
     "item_smoothing": share(),
     "item_sample": integer(1),
+    "distill_from": optional(path("the directory of an ensemble or a run")),
+    "distill_weight": weight(),
+    "distill_codes_weight": weight(),
+    "distill_temperature": above_zero(),
+    "distill_candidates": integer(2),
     # Schedule
     "schedule": listed(entry(*PHASES), f"a list of phases: {', '.join(PHASES)}", least=1),
     "epochs": integer(0, LONGEST),

@@ -17,6 +17,7 @@ import torch
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.sequences import Windows, place_in_run
+from recbole_etegrec.data.teacher import Teacher
 
 
 class SequenceBatch(NamedTuple):
@@ -34,6 +35,8 @@ class SequenceBatch(NamedTuple):
         micro_batches: of the step, on all processes.
         real_targets: which of the targets count ``[n]``; None for all.
         real_distinct: which of the distinct targets there are ``[U]``; None for all.
+        taught_items: items that a teacher scores for each target ``[n, K]``; None: there is none.
+        taught_scores: log-probabilities that it gives them ``[n, K]``.
     """
 
     items: torch.Tensor
@@ -46,6 +49,8 @@ class SequenceBatch(NamedTuple):
     micro_batches: int
     real_targets: torch.Tensor | None = None
     real_distinct: torch.Tensor | None = None
+    taught_items: torch.Tensor | None = None
+    taught_scores: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "SequenceBatch":
         """The same batch on a device."""
@@ -130,6 +135,7 @@ class SequenceLoader:
 
     The micro-batches are those of one process, as :meth:`split` says; by default one holds the
     whole step. ``loader._dataset`` is RecBole's training dataset, as in RecBole's own loaders.
+    What ``loader.teacher`` says of targets, where there is one, goes into their batches.
 
     Args:
         dataset: the training part.
@@ -154,6 +160,7 @@ class SequenceLoader:
         seed: int,
     ):
         self._dataset = dataset
+        self.teacher: Teacher | None = None
         self.items = dataset.inter_feat[dataset.iid_field].numpy()
         stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
         if training_rows == "prefixes":
@@ -208,6 +215,7 @@ class SequenceLoader:
                     step_targets=len(targets),
                     step_items=int((end - start).sum()),
                     micro_batches=self.micro_batches,
+                    **self._taught(rows, number),
                 )
                 for number in self.own
             ]
@@ -245,3 +253,13 @@ class SequenceLoader:
         target_index = np.flatnonzero(supervised[:, 1:])
         targets = items[:, 1:].reshape(-1)[target_index]
         return items, target_index, targets, distinct, np.searchsorted(distinct, targets)
+
+    def _taught(self, rows: np.ndarray, number: int) -> dict[str, torch.Tensor]:
+        """What the teacher says of the targets of a micro-batch, in their order, row by row."""
+        if self.teacher is None:
+            return {}
+        own = rows[number :: self.micro_batches]
+        counts = self.windows.end[own] - self.windows.supervised_from[own]
+        places = np.repeat(self.windows.supervised_from[own], counts) + place_in_run(counts)
+        items, scores = map(torch.from_numpy, self.teacher(places))
+        return {"taught_items": items, "taught_scores": scores}

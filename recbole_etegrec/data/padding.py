@@ -32,8 +32,9 @@ def pad_batch(batch: SequenceBatch, max_items: int, n_items: int) -> SequenceBat
     index = row * (width - 1) + batch.target_index - row * old_width
 
     def spread(values: torch.Tensor) -> torch.Tensor:
-        return values.new_zeros(places).index_copy_(0, index, values)
+        return values.new_zeros(places, *values.shape[1:]).index_copy_(0, index, values)
 
+    taught = {"taught_items": batch.taught_items, "taught_scores": batch.taught_scores}
     distinct = min(places, n_items - 1)
     known = len(batch.distinct)
     padding = (0, width - batch.items.shape[1], 0, rows - len(batch.items))
@@ -48,6 +49,7 @@ def pad_batch(batch: SequenceBatch, max_items: int, n_items: int) -> SequenceBat
         micro_batches=batch.micro_batches,
         real_targets=spread(torch.ones_like(index, dtype=torch.bool)),
         real_distinct=torch.arange(distinct) < known,
+        **{name: spread(values) for name, values in taught.items() if values is not None},
     )
 
 

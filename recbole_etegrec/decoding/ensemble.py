@@ -7,8 +7,9 @@ unknown here, and so is where it is kept: it is loaded when it is needed, and ne
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import NamedTuple, Protocol
+from contextlib import ExitStack
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from recbole.data.interaction import Interaction
@@ -19,6 +20,7 @@ from recbole_etegrec.decoding.batch import BatchFields
 from recbole_etegrec.decoding.ranker import Part, Ranker, Ranking, needs_all_scores
 from recbole_etegrec.recommender import autocast
 
+Result = TypeVar("Result")
 _SCORES = 2**28  # that are held at once where members are ranked in turn, 4 bytes each
 
 
@@ -58,20 +60,15 @@ class Member:
             self._model = self._load()
         return self._model
 
-    @contextmanager
-    def opened(self) -> Iterator[MemberModel]:
-        """Its model for a while; one that did not stay before is freed after that."""
+    def borrow(self, work: Callable[[MemberModel], Result]) -> Result:
+        """What some work with its model gives; a model that did not stay before is freed then."""
         if self._model is not None:
-            yield self._model
-            return
-        self._model = self._load()
-        try:
-            yield self._model
-        finally:
-            self._model = None
-            gc.collect()  # models hold themselves in circles
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            return work(self._model)
+        result = work(self._load())
+        gc.collect()  # models hold themselves in circles
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return result
 
 
 class Ask(NamedTuple):
@@ -145,15 +142,17 @@ class EnsembleRanker(Ranker):
         return [member.weight for member in self.members]
 
     @property
+    def mass(self) -> float:
+        """See :class:`Ranker`."""
+        return sum(one.weight * one.borrow(lambda model: model.ranker.mass) for one in self.members)
+
+    @property
     def exact(self) -> bool:
         """Whether every member scores all items."""
         if self._exact is None:
-            self._exact = all(map(self._scores_all, self.members))
+            widths = [one.borrow(lambda model: model.ranker.width(1)) for one in self.members]
+            self._exact = min(widths) >= self.n_items - 1
         return self._exact
-
-    def _scores_all(self, member: Member) -> bool:
-        with member.opened() as model:
-            return model.ranker.width(1) >= self.n_items - 1
 
     def best(
         self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
@@ -217,30 +216,37 @@ class EnsembleRanker(Ranker):
         columns = self.n_items if self.exact else len(self.members) * width
         for part in _parts(asks, max(_SCORES // (columns * len(self.members)), 1)):
             items = self._proposed_in_turn(part, width)
-            scores = []
-            for member in self.members:
-                with member.opened() as model:
-                    pairs = zip(part, items, strict=True)
-                    scores.append([self._scores_of(model, ask, found) for ask, found in pairs])
+            scores = [
+                member.borrow(partial(self._scores_in_turn, part, items)) for member in self.members
+            ]
             for found, each in zip(items, zip(*scores, strict=True), strict=True):
                 yield Scored(found, torch.stack(each).masked_fill(found == 0, -torch.inf))
 
     def _proposed_in_turn(self, asks: Sequence[Ask], width: int) -> list[torch.Tensor]:
         if self.exact:
             return [torch.arange(1, self.n_items).expand(len(ask.interaction), -1) for ask in asks]
-        proposals: list[list[torch.Tensor]] = [[] for _ in asks]
-        for member in self.members:
-            with member.opened() as model:
-                for found, (interaction, excluded) in zip(proposals, asks, strict=True):
-                    batch = self._batch_for(model, interaction)
-                    found.append(self._proposed(model, batch, width, excluded).cpu())
-        return [union(found) for found in proposals]
 
-    def _scores_of(self, model: MemberModel, ask: Ask, items: torch.Tensor) -> torch.Tensor:
-        batch = self._batch_for(model, ask.interaction)
-        if self.exact:
-            return self._all_scores(model, batch, ask.excluded)[:, 1:].cpu()
-        return self._scores(model, batch, items.to(self.device)).cpu()
+        def proposals(model: MemberModel) -> list[torch.Tensor]:
+            batches = (self._batch_for(model, ask.interaction) for ask in asks)
+            return [
+                self._proposed(model, batch, width, ask.excluded).cpu()
+                for batch, ask in zip(batches, asks, strict=True)
+            ]
+
+        found = [member.borrow(proposals) for member in self.members]
+        return [union(each) for each in zip(*found, strict=True)]
+
+    def _scores_in_turn(
+        self, asks: Sequence[Ask], items: Sequence[torch.Tensor], model: MemberModel
+    ) -> list[torch.Tensor]:
+        scores = []
+        for ask, found in zip(asks, items, strict=True):
+            batch = self._batch_for(model, ask.interaction)
+            if self.exact:
+                scores.append(self._all_scores(model, batch, ask.excluded)[:, 1:].cpu())
+            else:
+                scores.append(self._scores(model, batch, found.to(self.device)).cpu())
+        return scores
 
     def _candidates(
         self, interaction: Interaction, width: int, excluded: HistoryIndex | None

@@ -155,6 +155,11 @@ class FusedRanker(HeadRanker):
         codes = score_items(self.recommender, history, self.codes(items))
         return {"codes": Part(1.0, codes), "item head": Part(self.weight, head.log_probs)}
 
+    @property
+    def mass(self) -> float:
+        """See :class:`Ranker`."""
+        return 1.0 + self.weight
+
     def trials(self) -> list["FusedRanker"]:
         """Rankers of the weights in `WEIGHTS`, if none is given.
 

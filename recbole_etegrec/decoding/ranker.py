@@ -85,6 +85,11 @@ class Ranker(ABC):
         """Let calls in a block that are of one batch, the same object, read its histories once."""
         return nullcontext()
 
+    @property
+    def mass(self) -> float:
+        """The sum of the weights of the log-probabilities of items that a score is made of."""
+        return 1.0
+
     @abstractmethod
     def prepare(self) -> None:
         """Make now what ranking by the present codes needs, which is else made when it is due."""

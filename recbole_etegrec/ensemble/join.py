@@ -41,6 +41,7 @@ from recbole_etegrec.storage.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 MEMBERS = "members"  # the folder of those that were trained to be joined
+_CANDIDATES = 20  # of each member; few, for all members score the candidates of all
 _NOT_SHARED = {"train_neg_sample_args", "checkpoint_dir"}
 
 
@@ -90,6 +91,9 @@ def make_plan(
     longest = max(config["MAX_ITEM_LIST_LENGTH"] for config, _ in checked)
     shared |= {"MAX_ITEM_LIST_LENGTH": longest, **values}
     config = Config(ENSEMBLE, first["dataset"], config_dict=shared)
+    if "candidates" not in shared:
+        shared["candidates"] = max(_CANDIDATES, *config["topk"])
+        config = Config(ENSEMBLE, first["dataset"], config_dict=shared)
     check_rules(config, embeds=False)
     if set(config["eval_args"]["mode"].values()) != {"full"}:
         raise UserError("eval_args: mode must be full to weigh the members of an ensemble")

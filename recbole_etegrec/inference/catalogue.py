@@ -56,6 +56,10 @@ class Catalogue:
         """The number of items, the padding item included."""
         return len(self.tokens)
 
+    def record(self) -> dict[str, list]:
+        """What a catalogue is made of, as plain data."""
+        return {"tokens": self.tokens, "titles": self.titles, "counts": self.counts}
+
     def find(self, tokens: Iterable[str]) -> tuple[list[int], list[str]]:
         """Return the ids of known tokens, in their order, and the distinct unknown tokens."""
         ids, unknown = [], {}

@@ -90,7 +90,7 @@ def open_run(run_dir: str, values: dict[str, str]) -> LoadedRun:
         UserError: anything the user can mend.
     """
     directory = RunDirectory(run_dir)
-    read_own_config(directory)
+    read_own_config(directory, joined=True)
     if not directory.best.is_dir():
         raise UserError(f"run_dir {run_dir}: the run has no best/, its model was not kept")
     if "exclude-history" in values:

@@ -6,6 +6,7 @@ and new items need: item embeddings and the tokenizer's encoder and decoder.
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from recbole_etegrec.config import Config
-from recbole_etegrec.decoding import RANKERS, BatchFields, ranking_of
+from recbole_etegrec.config import Config, is_ours
+from recbole_etegrec.config.models import ENSEMBLE
+from recbole_etegrec.decoding import RANKERS, BatchFields, Member, ranking_of
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.model_card import model_card
 from recbole_etegrec.inference.plain_llama import write_plain_llama
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import ranker_options
+from recbole_etegrec.model.ensemble import EnsembleModel
 from recbole_etegrec.recommender import RecommenderSpec, empty_recommender
+from recbole_etegrec.runs.ensemble import read_members
 from recbole_etegrec.runs.load import load_run, read_own_config
 from recbole_etegrec.storage.atomic import atomic_directory
 from recbole_etegrec.storage.digests import damaged_file, write_checksums
@@ -94,7 +98,7 @@ def export_run(
     if form not in FORMATS:
         raise UserError(f"format ({form}): must be one of {', '.join(FORMATS)}")
     directory, folder = RunDirectory(run_dir), Path(out).absolute()
-    values = read_own_config(directory)
+    values = read_own_config(directory, joined=True)
     if values.get("tuning") == "qlora":
         raise UserError(
             "tuning (qlora): its adapters cannot be merged into weights of 4 bits without losing "
@@ -107,12 +111,20 @@ def export_run(
     with held_output(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"out: {folder} exists already; name a new directory")
-        _export(directory, folder, config_dict, form)
+        if values["model"] != ENSEMBLE:
+            _export(directory, folder, config_dict, form)
+        elif form == "own":
+            _export_ensemble(directory, folder, config_dict)
+        else:
+            raise UserError(f"format ({form}): an ensemble has none: name one of its members")
         return _sizes(folder)
 
 
 def _export(
-    directory: RunDirectory, folder: Path, config_dict: dict[str, Any] | None, form: str
+    directory: RunDirectory,
+    folder: Path,
+    config_dict: dict[str, Any] | None,
+    form: str = "own",
 ) -> None:
     config, model, dataset, *_ = load_run(str(directory.path), config_dict)
     if isinstance(model.recommender.backbone, PeftModel):
@@ -138,14 +150,70 @@ def _write_own(folder: Path, config: Config, model: ETEGRecLlama, catalogue: Cat
     state["codes.table"] = model.codes.table
     save_file({k: v.cpu().contiguous() for k, v in state.items()}, folder / _WEIGHTS)
     _write_json(folder / _CONFIG, _description(config, model))
-    names = {"tokens": catalogue.tokens, "titles": catalogue.titles, "counts": catalogue.counts}
-    _write_json(folder / _CATALOGUE, names)
+    _write_json(folder / _CATALOGUE, catalogue.record())
     write_checksums(folder)
+
+
+def _export_ensemble(
+    directory: RunDirectory, folder: Path, config_dict: dict[str, Any] | None
+) -> None:
+    """Write an ensemble as a directory with an export of each member in it."""
+    config, model, dataset, *_ = load_run(str(directory.path), config_dict)
+    members = [one for one in read_members(directory) if one.weight]
+    for member in members:
+        if not is_ours(found := RunDirectory(member.path).read_config()):
+            raise UserError(
+                f"run_dir {directory.path}: its member {member.name} is {found['model']} of "
+                "RecBole, which cannot be had without its dataset: use the run itself"
+            )
+    catalogue, values = Catalogue.from_dataset(dataset), {"data_path": config.inputs["data_path"]}
+    description = {
+        "members": [{"name": member.name, "weight": member.weight} for member in members],
+        "fields": model.fields._asdict(),
+        "n_items": model.n_items,
+        "max_history": model.max_history,
+        "exclude_history": model.exclude_history,
+        "candidates": model.ranker.candidates,
+        "left_out": model.left_out.tolist(),
+    }
+    try:
+        with atomic_directory(folder) as fresh:
+            for number, member in enumerate(members):
+                _export(RunDirectory(member.path), fresh / str(number), values)
+            _write_json(fresh / _CONFIG, description)
+            _write_json(fresh / _CATALOGUE, catalogue.record())
+            write_checksums(fresh)
+    except OSError as error:
+        raise UserError(f"out: {folder} cannot be written ({error})") from error
+
+
+def _load_ensemble(
+    folder: Path, description: dict[str, Any], device: str | torch.device
+) -> EnsembleModel:
+    """The ensemble in a directory; its members are loaded when they are needed."""
+
+    def load(number: int) -> ExportedModel:
+        return load_exported(folder / str(number), device)[0]
+
+    members = [
+        Member(member["name"], member["weight"], partial(load, number))
+        for number, member in enumerate(description["members"])
+    ]
+    return EnsembleModel(
+        members,
+        BatchFields(**description["fields"]),
+        n_items=description["n_items"],
+        max_history=description["max_history"],
+        exclude_history=description["exclude_history"],
+        candidates=description["candidates"],
+        left_out=torch.tensor(description["left_out"], dtype=torch.long),
+        device=torch.device(device),
+    )
 
 
 def load_exported(
     directory: str | Path, device: str | torch.device | None = None
-) -> tuple[ExportedModel, Catalogue]:
+) -> tuple[ExportedModel | EnsembleModel, Catalogue]:
     """The model in a directory written by :func:`export_run`, and the names of its items.
 
     Args:
@@ -155,7 +223,10 @@ def load_exported(
         UserError: it is not such a directory, or is damaged.
     """
     folder = Path(directory)
-    for name in (_WEIGHTS, _CONFIG, _CATALOGUE):
+    joined = (folder / "0").is_dir()  # the first member of an ensemble
+    needed = (_CONFIG, _CATALOGUE) if joined else (_WEIGHTS, _CONFIG, _CATALOGUE)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in needed:
         if not (folder / name).is_file():
             raise UserError(f"{folder}: no {name}; is it the directory of an exported model?")
     try:
@@ -163,9 +234,12 @@ def load_exported(
         names = json.loads((folder / _CATALOGUE).read_text("utf-8"))
         titles = dict(zip(names["tokens"], names["titles"], strict=True))
         catalogue = Catalogue(names["tokens"], titles, names.get("counts"))
-        _check_description(folder, description)
-        if damaged := damaged_file(folder, _WEIGHTS, _CONFIG, _CATALOGUE):
+        if not joined:
+            _check_description(folder, description)
+        if damaged := damaged_file(folder, *needed):
             raise ValueError(f"{damaged} is missing or not as it was written")
+        if joined:
+            return _load_ensemble(folder, description, device), catalogue
         model = ExportedModel(description)
         model.load_state_dict(load_file(folder / _WEIGHTS), assign=True)
         model.codes.leave_out(torch.tensor(description["left_out"], dtype=torch.long))
@@ -174,7 +248,6 @@ def load_exported(
     except (*_BROKEN, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{folder} is damaged ({reason}): export the run again") from error
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.requires_grad_(False).to(device).eval(), catalogue
 
 
@@ -210,6 +283,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _sizes(folder: Path) -> str:
-    files = [(path.name, path.stat().st_size) for path in sorted(folder.iterdir())]
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
     lines = [f"{name:20}{size / 2**10:12,.1f} KiB" for name, size in files]
     return "\n".join([f"exported to {folder}", *lines]) + "\n"

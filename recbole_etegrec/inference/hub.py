@@ -70,19 +70,21 @@ class ETEGRecModel(
     ) -> "ETEGRecModel":
         folder = Path(model_id)
         if not folder.is_dir():
-            found = snapshot_download(
+            found = snapshot_download(  # nothing but what is read, and no code
                 model_id,
                 revision=revision,
                 cache_dir=cache_dir,
                 force_download=force_download,
                 local_files_only=local_files_only,
                 token=token,
-                allow_patterns=list(EXPORTED),  # nothing else is read, and no code
+                allow_patterns=[*EXPORTED, *(f"[0-9]*/{name}" for name in EXPORTED)],
             )
             folder = Path(found)
         return cls(*load_exported(folder, device), folder)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        for name in EXPORTED:
-            if (self.folder / name).is_file():
-                shutil.copy(self.folder / name, save_directory / name)
+        files = [path for path in self.folder.rglob("*") if path.name in EXPORTED]
+        for path in files:  # those of an ensemble's members are in folders below
+            target = save_directory / path.relative_to(self.folder)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(path, target)

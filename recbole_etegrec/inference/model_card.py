@@ -10,7 +10,7 @@ from recbole_etegrec.data import WholeSequenceDataset
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.storage.run_directory import RunDirectory
 
-_PATHS = {"embedding_cache", "item_embedding_file", "sasrec_run"}  # of one machine
+_PATHS = {"embedding_cache", "item_embedding_file", "sasrec_run", "distill_from"}  # of one machine
 
 
 def model_card(

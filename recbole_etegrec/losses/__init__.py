@@ -7,6 +7,7 @@ in ``properties/model/ETEGRecLlama.yaml``.
 from collections.abc import Mapping
 from typing import Any
 
+from recbole_etegrec.losses.distillation import CODE_DISTILLATION, DISTILLATION
 from recbole_etegrec.losses.item import ITEM, item_loss
 from recbole_etegrec.losses.objective import ForwardPass, Objective
 from recbole_etegrec.losses.psa import PSA, preference_semantic_alignment
@@ -18,6 +19,8 @@ from recbole_etegrec.losses.sia import SIA, sequence_item_alignment
 OBJECTIVES: dict[str, Objective] = {
     "recommendation": RECOMMENDATION,
     "item": ITEM,
+    "distillation": DISTILLATION,
+    "code_distillation": CODE_DISTILLATION,
     "sia": SIA,
     "psa": PSA,
     "quantization": QUANTIZATION,

@@ -10,7 +10,7 @@ from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.recommender import Candidates, RecommenderOutput
 from recbole_etegrec.tokenizer import Quantization, TokenizerOutput
 
-OUTPUTS = {*RecommenderOutput._fields, "items", "sequence"}
+OUTPUTS = {*RecommenderOutput._fields, "items", "sequence", "taught_codes"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class ForwardPass:
         candidate_vectors: of the items that targets are told from ``[S, d]``.
         target_vectors: of the targets ``[n, d]``.
         candidates: those items.
+        taught_vectors: of the items that a teacher scores for each target ``[n, K, d]``.
+        taught_codes: codes of these items ``[n, K, L]``.
         items: the tokenizer's output for the distinct targets of the whole step ``[U, ...]``.
         sequence: ``sequence_latent``, quantized ``[n, ...]``.
         logsumexp_over_processes: combines ``[U]`` of this process with those of the others, which
@@ -42,6 +44,8 @@ class ForwardPass:
     candidate_vectors: torch.Tensor | None = None
     target_vectors: torch.Tensor | None = None
     candidates: Candidates | None = None
+    taught_vectors: torch.Tensor | None = None
+    taught_codes: torch.Tensor | None = None
     items: TokenizerOutput | None = None
     sequence: Quantization | None = None
     logsumexp_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -68,7 +72,7 @@ class Objective:
         loss: takes a :class:`ForwardPass`, and `options` by name; returns the micro-batch's share
             of the loss: shares sum to the mean over the step.
         needs: what it reads of the forward pass: outputs of the recommender by their names,
-            `items`, `sequence`.
+            `items`, `sequence`, `taught_codes`.
         trains: the modules, ``tokenizer`` or ``recommender``, in whose epochs it counts.
         title: what reports call it.
         unit: of its values.

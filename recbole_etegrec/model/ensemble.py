@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import torch
+from recbole.data.interaction import Interaction
 
 from recbole_etegrec.decoding import BatchFields, EnsembleRanker, Member
 
@@ -58,8 +59,16 @@ class EnsembleModel:
         """Members are in evaluation mode."""
         return self
 
+    def predict(self, interaction: Interaction) -> torch.Tensor:
+        """The score of the item in each row ``[B]``."""
+        items = interaction[self.fields.item].unsqueeze(1)
+        return self.ranker.score(interaction, items).squeeze(1)
+
+    def full_sort_predict(self, interaction: Interaction) -> torch.Tensor:
+        """Scores ``[B, n_items]``, -inf where an item is not ranked."""
+        return self.ranker.score_all(interaction)
+
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         """Of all members, one member in memory at a time."""
         for member in self.members:
-            with member.opened() as model:
-                yield from model.parameters()
+            yield from member.borrow(lambda model: list(model.parameters()))

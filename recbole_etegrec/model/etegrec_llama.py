@@ -284,13 +284,16 @@ class ETEGRecLlama(SequentialRecommender):
             logsumexp_over_processes: see :class:`ForwardPass`.
         """
         objectives = {name: OBJECTIVES[name] for name in names if name in self.loss_options}
+        if batch.taught_items is None:  # where a batch is made up, as to plan memory
+            objectives = {n: one for n, one in objectives.items() if one.part != "distill_from"}
         needs = {need for objective in objectives.values() for need in objective.needs}
         outputs: dict[str, torch.Tensor] = {}
         candidates = None
         if "item_query" in needs:
             candidates = draw_candidates(self.n_items, self.item_sample, batch.items.device)
         if needs != {"items"}:
-            output = self.read(batch, recommender, candidates)
+            taught = batch.taught_items if "taught_vectors" in needs else None
+            output = self.read(batch, recommender, candidates, taught)
             outputs = {name: value for name, value in output._asdict().items() if value is not None}
         items = sequence = None
         if not needs.isdisjoint({"items", "sequence"}):
@@ -305,6 +308,7 @@ class ETEGRecLlama(SequentialRecommender):
             items=items,
             sequence=sequence,
             candidates=candidates,
+            taught_codes=self.codes(batch.taught_items) if "taught_codes" in needs else None,
             logsumexp_over_processes=logsumexp_over_processes,
         )
         shares = {
@@ -324,17 +328,20 @@ class ETEGRecLlama(SequentialRecommender):
         batch: SequenceBatch,
         recommender: Callable[..., RecommenderOutput] | None = None,
         candidates: Candidates | None = None,
+        taught: torch.Tensor | None = None,
     ) -> RecommenderOutput:
         """Run a micro-batch through the recommender.
 
         Args:
             recommender: as wrapped for training.
             candidates: the items that the item head is to tell targets from; None: it is not asked.
+            taught: items that a teacher scores for each target ``[n, K]``; None: there is none.
         """
         recommender, codes = recommender or self.recommender, self.codes(batch.items)
         if self.recommender.item_head is None:
             return recommender(codes, batch.target_index)
-        return recommender(codes, batch.target_index, items=batch.items, candidates=candidates)
+        given = {"items": batch.items, "candidates": candidates, "taught": taught}
+        return recommender(codes, batch.target_index, **given)
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """What the recommender minimises in alternation, of RecBole's own prefix rows.

@@ -35,6 +35,7 @@ class RecommenderOutput(NamedTuple):
         item_query: of the item head ``[n, d]``; it and the next two where candidates are given.
         candidate_vectors: of the candidates ``[S, d]``.
         target_vectors: of the targets ``[n, d]``.
+        taught_vectors: of items that a teacher scores for each target ``[n, K, d]``.
     """
 
     logits: torch.Tensor
@@ -43,6 +44,7 @@ class RecommenderOutput(NamedTuple):
     item_query: torch.Tensor | None = None
     candidate_vectors: torch.Tensor | None = None
     target_vectors: torch.Tensor | None = None
+    taught_vectors: torch.Tensor | None = None
 
 
 class EncodedHistory(NamedTuple):
@@ -118,6 +120,7 @@ class Recommender(nn.Module):
         attention_mask: torch.Tensor | None = None,
         items: torch.Tensor | None = None,
         candidates: Candidates | None = None,
+        taught: torch.Tensor | None = None,
     ) -> RecommenderOutput:
         """Predict many items of each sequence in one pass.
 
@@ -129,6 +132,7 @@ class Recommender(nn.Module):
                 right, where causality hides it.
             items: ids of the items ``[B, T]``, for the item head.
             candidates: the items that the item head is to tell targets from; None: it is not asked.
+            taught: items that a teacher scores for each target ``[n, K]``; None: there is none.
         """
         length = codes.shape[-1]
         embeddings = self._embed(codes, items).flatten(1, 2)[:, :-1]  # nothing follows
@@ -146,22 +150,30 @@ class Recommender(nn.Module):
         if candidates is None:
             return output
         targets = items[:, 1:].flatten().index_select(0, target_index)
-        return output._replace(**self._ask_for_items(before[:, 0], targets, candidates))
+        outputs = self._ask_for_items(before[:, 0], targets, candidates)
+        if taught is not None:
+            known = outputs["candidate_vectors"]
+            outputs["taught_vectors"] = self._vectors(taught, known, candidates)
+        return output._replace(**outputs)
+
+    def _vectors(
+        self, items: torch.Tensor, of_candidates: torch.Tensor, candidates: Candidates
+    ) -> torch.Tensor:
+        """Vectors of items ``[...]``, taken from those of candidates where these are all items."""
+        if candidates.whole:
+            return F.embedding((items - 1).clamp_min(0), of_candidates)  # padding is of no matter
+        return self.item_head.vectors(items)
 
     def _ask_for_items(
         self, state: torch.Tensor, targets: torch.Tensor, candidates: Candidates
     ) -> dict[str, torch.Tensor]:
         """The outputs of the item head, by name."""
         head = self.item_head
-        if candidates.whole:
-            vectors = head.vectors()[1:]
-            own = F.embedding((targets - 1).clamp_min(0), vectors)  # padding is of no matter
-        else:
-            vectors, own = head.vectors(candidates.ids), head.vectors(targets)
+        vectors = head.vectors()[1:] if candidates.whole else head.vectors(candidates.ids)
         return {
             "item_query": head.ask(state),
             "candidate_vectors": vectors,
-            "target_vectors": own,
+            "target_vectors": self._vectors(targets, vectors, candidates),
         }
 
     @torch.no_grad()

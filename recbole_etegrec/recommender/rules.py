@@ -23,6 +23,10 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
     if config["backbone"] == "t5":
         yield from _encoder_decoder_rules(config)
     yield (
+        bool(config["distill_from"]) and not config["item_head"],
+        "distill_from needs an item head: set item_head: True, or leave it out",
+    )
+    yield (
         config["item_head"] and config["backbone"] == "t5",
         "item_head (True) is for decoders, and backbone (t5) is an encoder and a decoder: set it "
         "to False",

@@ -37,9 +37,11 @@ def compared_runs(paths: Sequence[str]) -> list[str]:
         if not file.is_file():
             found[path] = None
             continue
-        # By name: the directory may have been moved.
-        names = [Path(run["run_dir"]).name for run in read_json(file, _SHAPE)["runs"]]
-        runs = [str(Path(path, name)) for name in names if Path(path, name, "config.yaml").exists()]
+        recorded = [Path(run["run_dir"]) for run in read_json(file, _SHAPE)["runs"]]
+        # By name: the directory may have been moved. Runs that ended elsewhere are not below it.
+        places = ([Path(path, run.name), run] for run in recorded)
+        begun = ([one for one in found if (one / "config.yaml").exists()] for found in places)
+        runs = [str(found[0]) for found in begun if found]
         if not runs:
             raise UserError(f"{path}: no run of this comparison has begun")
         found |= dict.fromkeys(runs)

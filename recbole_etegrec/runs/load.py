@@ -8,6 +8,7 @@ from recbole_etegrec.config import is_ours
 from recbole_etegrec.config.models import ENSEMBLE, check_own
 from recbole_etegrec.data.identity import known_ids
 from recbole_etegrec.data.input_files import require_files
+from recbole_etegrec.errors import UserError
 from recbole_etegrec.runs.added_items import read_added_items, take_added_items
 from recbole_etegrec.runs.baseline import load_baseline
 from recbole_etegrec.runs.checks import check_rules
@@ -76,12 +77,20 @@ def load_run(run_dir: str, config_dict: dict[str, Any] | None = None) -> tuple:
     return config, model.to(config["device"]).eval(), dataset, *loaders
 
 
-def read_own_config(directory: RunDirectory) -> dict[str, Any]:
+def read_own_config(directory: RunDirectory, *, joined: bool = False) -> dict[str, Any]:
     """Read the config of a run that must be of one of this plugin's models.
+
+    Args:
+        joined: whether it may be of an ensemble.
 
     Raises:
         UserError: `directory` is not a run's, or is of a model of RecBole.
     """
     values = directory.read_config()
     check_own(values, directory.path)
+    if values["model"] == ENSEMBLE and not joined:
+        raise UserError(
+            f"run_dir {directory.path}: an ensemble, which has no codes of its own: name one of "
+            "its members"
+        )
     return values
