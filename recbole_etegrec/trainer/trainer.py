@@ -262,7 +262,7 @@ class ETEGRecTrainer(AbstractTrainer):
             f"Epoch {progress.number + 1} {stage.phase}: {stage.trains}",
             len(loader),
             initial=first,
-            leave=stage.save,
+            leave=stage.save and phase.loader == "sequences",
             disable=not self.show_progress,
             ncols=100,
         )
