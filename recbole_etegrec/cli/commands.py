@@ -72,6 +72,7 @@ def _refuse_taken(values: dict[str, str]) -> None:
         return  # the main process alone holds it
     resume, run_dir = values.get("resume", "False"), values.get("run_dir", "")
     if resume.lower() not in ("true", "false"):
+        RunDirectory(resume).read_config()
         RunDirectory(resume).refuse_held()
     elif run_dir.lower() in ("", "none", "null", "~"):
         return  # a new one is made
