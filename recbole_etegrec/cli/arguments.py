@@ -4,7 +4,8 @@
 """
 
 from argparse import SUPPRESS, Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, NoReturn
 
 from recbole_etegrec.errors import UserError, nearest
@@ -83,10 +84,19 @@ class _Formatter(RawDescriptionHelpFormatter):
 
 
 class _Parser(ArgumentParser):
-    """argparse with refusals of this package's kind."""
+    """argparse with refusals of this package's kind.
+
+    Attributes:
+        places: the arguments without dashes, and their help.
+    """
+
+    places: Mapping[str, str] = MappingProxyType({})
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
+        missing = message.removeprefix("the following arguments are required: ")
+        if missing != message:
+            message = f"expected {self.places[missing.split(', ')[0]]}"
+        raise UserError(f"{self.prog.removeprefix(PROGRAM).strip()}: {message} (see --help)")
 
 
 def read(name: str, command: Command, arguments: Sequence[str]) -> Arguments:
@@ -145,6 +155,7 @@ def _parser(name: str, command: Command, keys: Collection[str]) -> ArgumentParse
         allow_abbrev=False,
         argument_default=SUPPRESS,
     )
+    parser.places = dict(command.places)
     for number, (place, text) in enumerate(command.places, 1):
         many = command.several if number == len(command.places) else ""
         parser.add_argument(f"place {place}", metavar=place, help=text, nargs=many or None)

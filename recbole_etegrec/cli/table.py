@@ -71,7 +71,7 @@ REPORT = Command(
         Flag("png", "write each chart as a PNG too", lone="True"),
         Flag("examples", "whether models are loaded, for groups and examples", "True", "TRUTH"),
     ),
-    (("DIR", "directories of runs, or of whole comparisons"),),
+    (("DIR", "the directories of runs, or of whole comparisons"),),
     several="+",
     keys=_OF_RUN,
     examples=(f"{PROGRAM} report saved/RUN saved/OTHER --out report.html",),
@@ -191,7 +191,7 @@ DOCTOR = Command(
 CHECK_DATA = Command(
     "Read a dataset through, and name file, line and field of what is wrong.",
     (Flag("data_path", "the folder of datasets", "dataset/", "DIR"),),
-    (("NAME", "of the dataset"),),
+    (("NAME", "the name of a dataset"),),
     keys="a run",
     examples=(f"{PROGRAM} check-data Beauty --data_path dataset",),
 )

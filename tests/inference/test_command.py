@@ -197,7 +197,7 @@ def test_explain_follows_the_first_recommendation_when_no_item_is_named(finished
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["recommend"], "arguments are required: DIR"),
+        (["recommend"], "expected the directory of a run"),
         (["recommend", "{run}"], "give one of --users, --users-file, --all and --history"),
         (["recommend", "{run}", "--all", "--users=1"], "give one of"),
         (["recommend", "{run}", "--users=x,y"], "none is in ml-100k: x, y"),
