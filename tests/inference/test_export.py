@@ -194,7 +194,7 @@ def test_export_is_refused_in_one_line_when_input_is_bad(finished, tmp_path, cap
         (finished, f"--out={tmp_path}/full/file"): "file exists already",
         (finished, f"--out={tmp_path}/full/file/x"): "cannot be written",
         (str(qlora), f"--out={tmp_path}/x"): "tuning (qlora): its adapters cannot be merged",
-        (str(unsaved), f"--out={tmp_path}/x"): "the run has no best/, its model was not kept",
+        (str(unsaved), f"--out={tmp_path}/x"): "holds no model.safetensors",
     }
     for arguments, message in cases.items():
         capsys.readouterr()
