@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Catalogue",
     "Config",
+    "ETEGRecModel",
     "UserError",
     "add_items",
     "explain",
@@ -27,6 +28,7 @@ __all__ = [
 _MODULES = {
     "Catalogue": "inference",
     "Config": "config",
+    "ETEGRecModel": "inference.hub",
     "UserError": "errors",
     "add_items": "inference.new_items",
     "explain": "inference",

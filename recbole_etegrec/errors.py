@@ -30,7 +30,13 @@ class TrainingError(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM ended the run; the message says where it stood."""
+    """SIGINT or SIGTERM ended the run; the message says where it stood.
+
+    Attributes:
+        told: whether the log has said so already.
+    """
+
+    told = False
 
     def __init__(self, number: int, message: str):
         super().__init__(f"{signal.Signals(number).name}: {message}")

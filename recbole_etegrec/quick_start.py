@@ -1,6 +1,8 @@
 """The whole story of a run, in the order the data flows."""
 
 import logging
+import os
+import shlex
 import time
 from typing import Any
 
@@ -71,6 +73,8 @@ def run(
             run_dir.write_json("result.json", {**result, "versions": versions()})
             run_dir.drop_checkpoints()
         logger.info("test result\n%s", result_table(outcome["test_result"]))
+        if saved:
+            logger.info("%s", _what_next(config, run_dir, outcome))
     return {
         "best_valid_score": outcome["best_valid_score"],
         "valid_score_bigger": config["valid_metric_bigger"],
@@ -88,6 +92,7 @@ def _outcome(config: Config, run_dir: RunDirectory, saved: bool, resume: bool) -
             return _plain(run_etegrec(config, run_dir, saved, resume))
         except Interrupted as error:
             logger.warning("%s; go on with --resume=%s", error, run_dir.path)
+            error.told = True
             raise
 
 
@@ -124,6 +129,22 @@ def run_etegrec(
         "test_result": test_result,
         "epochs": trainer.progress.epochs_done,
     }
+
+
+def _what_next(config: Config, run_dir: RunDirectory, outcome: dict[str, Any]) -> str:
+    """The last lines of a run: where it is, what was best, and what one would type next."""
+    path = shlex.quote(os.path.relpath(run_dir.path))
+    best = run_dir.read_json("best/model.json").get("epoch")
+    found = f"{outcome['epochs']} epochs"
+    if best is not None and outcome["epochs"]:
+        found += f", the best was {best + 1}"
+    if outcome["best_valid_score"] is not None:
+        found += f", {config['valid_metric']} {outcome['best_valid_score']:.4f} on validation"
+    return (
+        f"{found}; the run is in {path}; next:\n"
+        f"  recbole-etegrec recommend {path} --all --out=top.csv\n"
+        f"  recbole-etegrec report {path}"
+    )
 
 
 def result_table(result: dict[str, float]) -> str:

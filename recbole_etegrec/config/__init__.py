@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
-    "DEFAULT_DATASET": "values",
+    "DEFAULT_DATASET": "files",
     "DEFAULT_MODEL": "values",
     "RECBOLE_PROPERTIES": "files",
     "Config": "config",

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.sparse import dok_matrix
 
 from recbole_etegrec import __version__
+from recbole_etegrec.config.files import require_recbole
 
 PACKAGES = (
     "recbole",
@@ -87,6 +88,7 @@ def versions() -> dict[str, str | None]:
     return found
 
 
+require_recbole()
 _add_missing_names()
 # Deprecations inside RecBole are nothing its user can act on.
 warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")

@@ -18,10 +18,15 @@ from accelerate import PartialState
 
 from recbole_etegrec.config import compat  # noqa: F401  before any part of RecBole is used
 from recbole_etegrec.config.checks import check_config
-from recbole_etegrec.config.files import Loader, properties_dir, read_config_files, recbole_models
+from recbole_etegrec.config.files import (
+    DEFAULT_DATASET,
+    Loader,
+    properties_dir,
+    read_config_files,
+    recbole_models,
+)
 from recbole_etegrec.config.models import STANDS_ON, is_ours, lineage
 from recbole_etegrec.config.values import (
-    DEFAULT_DATASET,
     DEFAULT_MODEL,
     check_keys,
     check_values,

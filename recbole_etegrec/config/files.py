@@ -12,8 +12,10 @@ import yaml
 from recbole_etegrec.errors import UserError
 
 # Found, and not imported, which takes seconds.
-_RECBOLE = Path(next(iter(find_spec("recbole").submodule_search_locations)))
+_FOUND = find_spec("recbole")
+_RECBOLE = Path(next(iter(_FOUND.submodule_search_locations)) if _FOUND else "recbole")
 RECBOLE_PROPERTIES = _RECBOLE / "properties"
+DEFAULT_DATASET = "ml-100k"
 
 
 class Loader(yaml.SafeLoader):
@@ -25,6 +27,16 @@ Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$"),
     list("-+0123456789"),
 )
+
+
+def require_recbole() -> None:
+    """Refuse to work without RecBole, which from Python 3.12 on needs a command of its own.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if _FOUND is None:
+        raise UserError("RecBole is not installed: pip install --no-deps recbole==1.2.1")
 
 
 def properties_dir() -> Path:

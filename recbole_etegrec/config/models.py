@@ -7,6 +7,8 @@ without them.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from recbole_etegrec.errors import UserError
+
 if TYPE_CHECKING:
     from recbole.config import Config
 
@@ -24,6 +26,18 @@ TRAINED = tuple(name for name in STANDS_ON if name != ENSEMBLE)
 def is_ours(config: "Config | Mapping[str, Any]") -> bool:
     """Whether a configuration, or what a run has kept of it, is of a model of the plugin."""
     return "model" in config and config["model"] in STANDS_ON
+
+
+def check_own(config: Mapping[str, Any], run_dir: object) -> None:
+    """Refuse a run that is not of a model of the plugin.
+
+    Raises:
+        UserError: it is of a model of RecBole.
+    """
+    if not is_ours(config):
+        raise UserError(
+            f"run_dir {run_dir}: a run of {config.get('model')}; name a run of {', '.join(TRAINED)}"
+        )
 
 
 def lineage(model: str) -> list[str]:

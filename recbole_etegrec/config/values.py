@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from recbole_etegrec.config.datasets import check_dataset
 from recbole_etegrec.config.files import (
     RECBOLE_PROPERTIES,
     Loader,
@@ -25,7 +26,6 @@ from recbole_etegrec.config.recbole_keys import RECBOLE_KEYS, model_keys
 from recbole_etegrec.errors import UserError, nearest
 
 DEFAULT_MODEL = "ETEGRecLlama"
-DEFAULT_DATASET = "ml-100k"
 
 EACH = ", for each of these models"  # of a comparison; added to what is said of a key
 
@@ -131,10 +131,13 @@ def with_floats(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_keys(values: Iterable[str], known: set[str], models: str = "") -> None:
+def check_keys(
+    values: Iterable[str], known: set[str], models: str = "", flags: Iterable[str] = ()
+) -> None:
     """Refuse keys that are not known.
 
     Args:
+        flags: further names that may have been meant.
         models: what the message says of the models that they are not known of.
 
     Raises:
@@ -142,7 +145,7 @@ def check_keys(values: Iterable[str], known: set[str], models: str = "") -> None
     """
     for key in values:
         if key not in known:
-            raise UnknownKeyError(key, known, models)
+            raise UnknownKeyError(key, {*known, *flags}, models)
 
 
 def check_chosen(
@@ -150,7 +153,9 @@ def check_chosen(
     dataset: str,
     files: Iterable[str],
     values: Mapping[str, str],
+    *,
     own: Iterable[str] = (),
+    flags: Iterable[str] = (),
 ) -> None:
     """Refuse, before anything heavy is imported, what needs no data to be seen to be wrong.
 
@@ -160,10 +165,11 @@ def check_chosen(
         files: of configuration.
         values: of the command line, as text; they win over the files.
         own: the keys of `compare` itself, which are passed over.
+        flags: of the command line, which an unknown key may have been meant for.
 
     Raises:
-        UserError: an unknown model or key, an unreadable file, or a value that its key does not
-            take.
+        UserError: an unknown model, dataset or key, an unreadable file, or a value that its key
+            does not take.
     """
     chosen = read_config_files(files)
     chosen |= {key: parse_value(key, value) for key, value in values.items()}
@@ -177,4 +183,5 @@ def check_chosen(
         check_model(model)
         known |= known_keys(model)
         check_values(chosen, model)
-    check_keys(chosen, known, EACH if own else "")
+    check_keys(chosen, known, EACH if own else "", flags)
+    check_dataset(chosen)

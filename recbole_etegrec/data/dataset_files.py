@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from recbole.data.dataset import Dataset
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.config.datasets import datasets_in
 from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.atomic_header import AtomicHeader, read_header
 from recbole_etegrec.data.cells import Needs, read_cells
@@ -181,12 +182,3 @@ def check_dataset_counts(dataset: Dataset, published: Mapping[str, int] | None) 
             dataset.dataset_name,
             ", ".join(other),
         )
-
-
-def datasets_in(folder: Path) -> list[str]:
-    """Names of the datasets under `folder`: its sub-folders ``X`` that hold an ``X*.inter``."""
-    return sorted({file.parent.name for file in folder.glob("*/*.inter") if _is_named(file)})
-
-
-def _is_named(file: Path) -> bool:
-    return file.name.split(".")[0] == file.parent.name.split(".")[0]

@@ -16,11 +16,11 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
 from filelock import FileLock
 from tqdm import tqdm
 
-from recbole_etegrec.config import RECBOLE_PROPERTIES, Config
+from recbole_etegrec.config import Config
+from recbole_etegrec.config.datasets import archives
 from recbole_etegrec.errors import UserError, nearest
 from recbole_etegrec.storage.archives import TOTAL, TooLargeError, check_zip
 from recbole_etegrec.storage.atomic import staged
@@ -79,8 +79,7 @@ def _has_atomic_files(folder: Path) -> bool:
 def _address(archive: Any, dataset: str) -> str | None:
     if str(archive).startswith(("http://", "https://")):
         return archive
-    text = (RECBOLE_PROPERTIES / "dataset" / "url.yaml").read_text("utf-8")
-    known = yaml.safe_load(text)
+    known = archives()
     if archive and archive not in known:
         raise UserError(
             f"download ({archive}) must be a name of RecBole's list of datasets, or an address "

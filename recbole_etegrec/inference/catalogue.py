@@ -6,6 +6,7 @@ here.
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 from recbole.data.dataset import Dataset
 
 from recbole_etegrec.data.atomic_files import AtomicFiles
@@ -22,14 +23,22 @@ class Catalogue:
     Args:
         tokens: of every id; that of id 0, the padding item, is never found.
         titles: by token; items without one, or with an empty one, have None.
+        counts: how often each was chosen, where that is known.
 
     Attributes:
         tokens: ``[N]``.
         titles: ``[N]``.
+        counts: ``[N]``, 0 where it is not known.
     """
 
-    def __init__(self, tokens: Sequence[str], titles: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        titles: Mapping[str, str] | None = None,
+        counts: Sequence[int] | None = None,
+    ):
         titles = titles or {}
+        self.counts = [*map(int, counts or ())] + [0] * (len(tokens) - len(counts or ()))
         self.tokens = [str(token) for token in tokens]
         self.titles = [titles.get(token) or None for token in self.tokens]
         self._id_of = {token: number for number, token in enumerate(self.tokens) if number}
@@ -39,7 +48,9 @@ class Catalogue:
         """The items of a dataset of RecBole's, with titles from its `.item` file."""
         further = getattr(dataset, "further_titles", {})  # not of RecBole's own datasets
         titles = {**read_titles(AtomicFiles.of(dataset.config)), **further}
-        return cls(dataset.field2id_token[dataset.iid_field], titles)
+        tokens = dataset.field2id_token[dataset.iid_field]
+        chosen = np.asarray(dataset.inter_feat[dataset.iid_field])
+        return cls(tokens, titles, np.bincount(chosen, minlength=len(tokens)).tolist())
 
     def __len__(self) -> int:
         """The number of items, the padding item included."""
@@ -47,7 +58,7 @@ class Catalogue:
 
     def record(self) -> dict[str, list]:
         """What a catalogue is made of, as plain data."""
-        return {"tokens": self.tokens, "titles": self.titles}
+        return {"tokens": self.tokens, "titles": self.titles, "counts": self.counts}
 
     def find(self, tokens: Iterable[str]) -> tuple[list[int], list[str]]:
         """Return the ids of known tokens, in their order, and the distinct unknown tokens."""

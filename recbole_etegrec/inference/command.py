@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from recbole_etegrec.config import Config
+from recbole_etegrec.config import Config, is_ours
 from recbole_etegrec.errors import Interrupted, UserError, nearest
 from recbole_etegrec.inference.catalogue import Catalogue, cut
 from recbole_etegrec.inference.explain import explain
+from recbole_etegrec.inference.export import load_exported
 from recbole_etegrec.inference.histories import (
     SPLITS,
     UserHistories,
@@ -22,8 +23,9 @@ from recbole_etegrec.inference.histories import (
     whole_histories,
 )
 from recbole_etegrec.inference.output import PartedFile, Row
+from recbole_etegrec.inference.recbole_model import RecBoleModel
 from recbole_etegrec.inference.recommend import item_ids, named, rank
-from recbole_etegrec.model import ETEGRecLlama
+from recbole_etegrec.model.protocol import RankingModel
 from recbole_etegrec.runs.load import load_run, read_own_config
 from recbole_etegrec.storage.digests import file_digest
 from recbole_etegrec.storage.printable import one_line
@@ -34,13 +36,23 @@ _BATCHES = 4  # of a part: their histories are sorted by length, so that batches
 
 
 class LoadedRun(NamedTuple):
-    """A trained model and what it was trained on."""
+    """A trained model and what it was trained on.
+
+    Attributes:
+        directory: of the run, or of an exported model.
+        data: the dataset, and its loaders (train, valid, test); an exported model has none.
+    """
 
     directory: RunDirectory
-    config: Config
-    model: ETEGRecLlama
+    config: Config | dict[str, Any]
+    model: RankingModel
     catalogue: Catalogue
-    data: tuple  # dataset, and its loaders (train, valid, test)
+    data: tuple
+
+    @property
+    def checksums(self) -> Path:
+        """What tells the model's weights from others."""
+        return (self.directory.best if self.data else self.directory.path) / "checksums.json"
 
     @property
     def exclude(self) -> bool:
@@ -49,7 +61,13 @@ class LoadedRun(NamedTuple):
 
     def histories(self, split: str | None) -> UserHistories:
         """Make the histories of all users: whole ones, or those before a split's held-out items."""
+        if not self.data:
+            raise UserError(
+                f"{self.directory.path}: an exported model knows no users: give --history=ITEM,ITEM"
+            )
         dataset, *loaders = self.data
+        if isinstance(self.model, RecBoleModel):
+            return self.model.histories(dataset, loaders, split, self.exclude)
         if split is None:
             return whole_histories(self.model, dataset, self.exclude)
         return split_histories(loaders, split, self.exclude)
@@ -57,6 +75,8 @@ class LoadedRun(NamedTuple):
     def given(self, text: str) -> UserHistories:
         """Make the history of an unnamed user from item tokens separated by commas."""
         known = item_ids(self.catalogue, [_names(text)])
+        if isinstance(self.model, RecBoleModel):
+            return UserHistories(np.array([""]), self.model.given(known, self.exclude))
         return UserHistories(np.array([""]), given_histories(self.model, known, self.exclude))
 
 
@@ -79,6 +99,37 @@ def open_run(run_dir: str, values: dict[str, str]) -> LoadedRun:
     return LoadedRun(directory, config, model, Catalogue.from_dataset(data[0]), tuple(data))
 
 
+def open_to_recommend(directory: str, values: dict[str, str]) -> LoadedRun:
+    """Load whatever ranks: a run of the plugin's models or of RecBole's, or an exported model.
+
+    Args:
+        values: as `open_run` takes them; an exported model has no keys to be overridden.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    run = RunDirectory(directory)
+    if run.config.is_file():
+        if is_ours(run.read_config()):
+            return open_run(directory, values)
+        run.refuse_unfinished()
+        if "exclude-history" in values:
+            values["exclude_history"] = values.pop("exclude-history")
+        config, model, *data = load_run(directory, values)
+        catalogue = Catalogue.from_dataset(data[0])
+        return LoadedRun(run, config, RecBoleModel(model, config), catalogue, tuple(data))
+    if not (run.path / "config.json").is_file():
+        run.read_config()  # which says that there is none
+    given = values.pop("exclude-history", None)
+    if values:
+        raise UserError(f"{next(iter(values))}: an exported model takes no keys of a run")
+    model, catalogue = load_exported(directory)
+    if given is not None:
+        model.exclude_history = given.lower() != "false"
+    config = {"dataset": directory, "eval_batch_size": 1, "show_progress": False}
+    return LoadedRun(run, config, model, catalogue, ())
+
+
 def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
     """Rank for users and write a file, or make a table; yields the text to print.
 
@@ -99,7 +150,7 @@ def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
     if split is not None and (split not in SPLITS or kind == "history"):
         raise UserError(f"split ({split}): {' or '.join(SPLITS)}, for users of the dataset")
     file = None if out is None else PartedFile(out)
-    run = open_run(run_dir, values)
+    run = open_to_recommend(run_dir, values)
     users, histories = run.given(text) if kind == "history" else run.histories(split)
     rows = np.arange(len(users)) if asked is None else _rows(users, asked, run, split)
     parts = _Parts(run, UserHistories(users, histories), rows, k)
@@ -192,7 +243,7 @@ class _Parts:
         model, histories = self.run.model, self.source.histories
         return {
             "run_dir": str(self.run.directory.path),
-            "model": file_digest(self.run.directory.best / "checksums.json"),
+            "model": file_digest(self.run.checksums),
             "items": _digest(self.run.catalogue.tokens),  # some may have been added since
             "items gone": model.left_out.tolist(),
             "histories": histories.digest(np.concatenate(self.rows or [np.arange(0)])),

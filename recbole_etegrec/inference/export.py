@@ -22,6 +22,7 @@ from recbole_etegrec.decoding import RANKERS, BatchFields, Member, ranking_of
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.model_card import model_card
+from recbole_etegrec.inference.plain_llama import write_plain_llama
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import ranker_options
 from recbole_etegrec.model.ensemble import EnsembleModel
@@ -35,6 +36,8 @@ from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer import ItemCodes
 
 _WEIGHTS, _CONFIG, _CATALOGUE, _CARD = "model.safetensors", "config.json", "items.json", "README.md"
+EXPORTED = (_WEIGHTS, _CONFIG, _CATALOGUE, "checksums.json", _CARD)
+FORMATS = ("own", "hf")
 _BROKEN = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
@@ -74,12 +77,16 @@ class ExportedModel(nn.Module):
         return self.codes.left_out
 
 
-def export_run(run_dir: str, out: str, config_dict: dict[str, Any] | None = None) -> str:
+def export_run(
+    run_dir: str, out: str, config_dict: dict[str, Any] | None = None, form: str = "own"
+) -> str:
     """Write the model of a finished run, adapters merged, as a directory of its own.
 
     Args:
         out: the directory, which must not exist or be empty.
         config_dict: overrides keys of the run's config.
+        form: ``own``, which `load_exported` reads, or ``hf``: a plain LLaMA of transformers whose
+            vocabulary is the codes.
 
     Returns:
         The files with their sizes.
@@ -88,6 +95,8 @@ def export_run(run_dir: str, out: str, config_dict: dict[str, Any] | None = None
         UserError: `run_dir` is not the directory of a finished run of this plugin, its adapters
             cannot be merged, or `out` cannot be written.
     """
+    if form not in FORMATS:
+        raise UserError(f"format ({form}): must be one of {', '.join(FORMATS)}")
     directory, folder = RunDirectory(run_dir), Path(out).absolute()
     values = read_own_config(directory, joined=True)
     if values.get("tuning") == "qlora":
@@ -102,30 +111,47 @@ def export_run(run_dir: str, out: str, config_dict: dict[str, Any] | None = None
     with held_output(folder):
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"out: {folder} exists already; name a new directory")
-        export = _export_ensemble if values["model"] == ENSEMBLE else _export
-        export(directory, folder, config_dict)
+        if values["model"] != ENSEMBLE:
+            _export(directory, folder, config_dict, form)
+        elif form == "own":
+            _export_ensemble(directory, folder, config_dict)
+        else:
+            raise UserError(f"format ({form}): an ensemble has none: name one of its members")
         return _sizes(folder)
 
 
-def _export(directory: RunDirectory, folder: Path, config_dict: dict[str, Any] | None) -> None:
+def _export(
+    directory: RunDirectory,
+    folder: Path,
+    config_dict: dict[str, Any] | None,
+    form: str = "own",
+) -> None:
     config, model, dataset, *_ = load_run(str(directory.path), config_dict)
     if isinstance(model.recommender.backbone, PeftModel):
         model.merge_adapters()
     catalogue = Catalogue.from_dataset(dataset)
     try:
         with atomic_directory(folder) as fresh:
-            if model.recommender.item_head is not None:
-                model.recommender.item_head.finish()
-            state = {f"recommender.{k}": v for k, v in model.recommender.state_dict().items()}
-            state["codes.table"] = model.codes.table
-            save_file({k: v.cpu().contiguous() for k, v in state.items()}, fresh / _WEIGHTS)
-            _write_json(fresh / _CONFIG, _description(config, model))
-            _write_json(fresh / _CATALOGUE, catalogue.record())
-            write_checksums(fresh)  # not of the card, which is there to be edited
-            card = model_card(directory, config, model, dataset)
+            if form == "hf":
+                write_plain_llama(fresh, model, catalogue)
+            else:
+                _write_own(fresh, config, model, catalogue)
+            # The card has no checksum: it is there to be edited.
+            card = model_card(directory, config, model, dataset, form)
             (fresh / _CARD).write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"out: {folder} cannot be written ({error})") from error
+
+
+def _write_own(folder: Path, config: Config, model: ETEGRecLlama, catalogue: Catalogue) -> None:
+    if model.recommender.item_head is not None:
+        model.recommender.item_head.finish()
+    state = {f"recommender.{k}": v for k, v in model.recommender.state_dict().items()}
+    state["codes.table"] = model.codes.table
+    save_file({k: v.cpu().contiguous() for k, v in state.items()}, folder / _WEIGHTS)
+    _write_json(folder / _CONFIG, _description(config, model))
+    _write_json(folder / _CATALOGUE, catalogue.record())
+    write_checksums(folder)
 
 
 def _export_ensemble(
@@ -207,7 +233,7 @@ def load_exported(
         description = json.loads((folder / _CONFIG).read_text("utf-8"))
         names = json.loads((folder / _CATALOGUE).read_text("utf-8"))
         titles = dict(zip(names["tokens"], names["titles"], strict=True))
-        catalogue = Catalogue(names["tokens"], titles)
+        catalogue = Catalogue(names["tokens"], titles, names.get("counts"))
         if not joined:
             _check_description(folder, description)
         if damaged := damaged_file(folder, *needed):

@@ -14,9 +14,17 @@ _PATHS = {"embedding_cache", "item_embedding_file", "sasrec_run", "distill_from"
 
 
 def model_card(
-    directory: RunDirectory, config: Config, model: ETEGRecLlama, dataset: WholeSequenceDataset
+    directory: RunDirectory,
+    config: Config,
+    model: ETEGRecLlama,
+    dataset: WholeSequenceDataset,
+    form: str = "own",
 ) -> str:
-    """Write the model card as Markdown."""
+    """Write the model card as Markdown, with the front matter of the hub.
+
+    Args:
+        form: of the export, ``own`` or ``hf``.
+    """
     counts = {
         "users": dataset.user_num - 1,
         "items": model.n_items - 1,
@@ -33,6 +41,8 @@ def model_card(
         counts=_table(("", "count"), {name: f"{count:,}" for name, count in counts.items()}),
         metrics=_metrics(directory),
         licence=licence,
+        library="transformers" if form == "hf" else "recbole-etegrec",
+        use=_USES[form],
         config=yaml.safe_dump(_settings(config), sort_keys=False),
     )
 
@@ -69,21 +79,44 @@ def _settings(config: Config) -> dict[str, Any]:
     return settings
 
 
-_PAGE = """\
-# {model} on {dataset}
-
-A generative recommender: each item is a tuple of codes, which the model says one after another.
-
+_USES = {
+    "own": """\
 ```python
-from recbole_etegrec import load_exported, recommend
+from recbole_etegrec import ETEGRecModel
 
-model, items = load_exported("DIRECTORY")
-recommend(model, items, [["ITEM", "ITEM"]], k=10)
+model = ETEGRecModel.from_pretrained("DIRECTORY_OR_HUB_ID")
+model.recommend([["ITEM", "ITEM"]], k=10)
 ```
 
 `model.safetensors` holds the weights and the table of codes, `config.json` what they are built
 into, `items.json` the items' tokens and titles by id. The dataset is not needed.
+""",
+    "hf": """\
+```python
+from transformers import AutoModelForCausalLM
+from code_logits import CodeLogits, generate_items  # a file of this directory
 
+model, codes = AutoModelForCausalLM.from_pretrained("DIRECTORY"), CodeLogits.of("DIRECTORY")
+generate_items(model, codes, [["ITEM", "ITEM"]], beams=20)
+```
+
+A plain LLaMA whose vocabulary is the codes of items: `items.json` has the items with their codes,
+`code_logits.py` keeps generation to codes that items have. It ranks by the codes alone, as
+`ranking: beam` does.
+""",
+}
+
+_PAGE = """\
+---
+library_name: {library}
+tags: [recommender-system, generative-recommendation]
+---
+
+# {model} on {dataset}
+
+A generative recommender: each item is a tuple of codes, which the model says one after another.
+
+{use}
 ## Data
 
 {counts}

@@ -40,7 +40,7 @@ class PartedFile:
             raise UserError(f"out {path}: must end in one of {', '.join(FORMATS)}")
         if self.path.suffix == ".parquet" and find_spec("pyarrow") is None:
             raise UserError(
-                f"out {path}: parquet needs pyarrow: pip install recbole-etegrec[parquet]"
+                f"out {path}: parquet needs pyarrow: pip install 'recbole-etegrec[parquet]'"
             )
         if self.path.is_dir() or not self.path.parent.is_dir():
             raise UserError(f"out {path}: cannot be written (no such folder, or a folder itself)")

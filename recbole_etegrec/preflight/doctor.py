@@ -9,7 +9,7 @@ import torch
 
 from recbole_etegrec.config import RECBOLE_PROPERTIES
 from recbole_etegrec.config.compat import WORKAROUNDS, versions
-from recbole_etegrec.data.dataset_files import datasets_in
+from recbole_etegrec.config.datasets import datasets_in
 from recbole_etegrec.model import MODELS
 
 

@@ -12,10 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.config.datasets import datasets_in
 from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.atomic_header import read_header
 from recbole_etegrec.data.cells import MISSING, Cells, is_number, read_cells
-from recbole_etegrec.data.dataset_files import Fields, datasets_in, part_paths
+from recbole_etegrec.data.dataset_files import Fields, part_paths
 from recbole_etegrec.data.filled_histories import find_padding
 from recbole_etegrec.data.sequences import sequence_offsets
 from recbole_etegrec.errors import UserError

@@ -66,7 +66,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def line_chart(title: str, series: Sequence[Series], axis: Axis, number: str = ".3g") -> str:
-    """Draw lines over shaded stages; returns nothing if no series has a finite value.
+    """Draw lines over shaded stages; returns nothing if no series has two finite values.
 
     Args:
         title: with the unit of y.
@@ -74,8 +74,8 @@ def line_chart(title: str, series: Sequence[Series], axis: Axis, number: str = "
     """
     series = [Series(name, [p for p in points if math.isfinite(p[1])]) for name, points in series]
     series = [one for one in series if one.points]
-    if not series:
-        return ""
+    if max((len(one.points) for one in series), default=0) < 2:
+        return ""  # a point tells no course
     low, high = _range([y for one in series for _, y in one.points])
     if number.endswith("%"):  # a share
         high = min(high, 1.0)
@@ -88,10 +88,13 @@ def line_chart(title: str, series: Sequence[Series], axis: Axis, number: str = "
         return _LEFT + (x - start) / (end - start) * (right - _LEFT), _TOP + down
 
     parts = [*_bands(axis, right, bottom, lambda x: place(x, low)[0])]
+    texts: set[str] = set()
     for tick in nice_ticks(low, high):
-        y = place(start, tick)[1]
+        y, text = place(start, tick)[1], format(tick, number)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>')
-        parts.append(_text(_LEFT - 4, y + 4, format(tick, number), "end"))
+        if text not in texts:  # rounded, two may read alike
+            parts.append(_text(_LEFT - 4, y + 4, text, "end"))
+        texts.add(text)
     parts += _lines(series, place, right, bottom)
     return _figure(title, bottom + _BOTTOM, parts)
 

@@ -1,7 +1,7 @@
 """The curves of one run: what the lines of its ``metrics.jsonl`` say, epoch by epoch.
 
-Epochs are numbered as there. A point stands in the middle of its epoch; the codes that end
-pretraining stand at its end.
+Epochs are numbered from 1, as in the log; their records count from 0. A point stands in the middle
+of its epoch; the codes that end pretraining stand at its end.
 """
 
 from recbole_etegrec.losses import OBJECTIVES
@@ -125,7 +125,7 @@ def _stages(records: list[dict]) -> list[Band]:
 
 
 def _ticks(epochs: int) -> list[tuple[float, str]]:
-    return [(tick + 0.5, str(tick)) for tick in _whole(epochs - 1, 4)]
+    return [(tick - 0.5, str(tick)) for tick in _whole(epochs, 4) if tick]
 
 
 def _whole(last: float, count: int) -> list[int]:

@@ -74,12 +74,13 @@ def report(
 
 
 def _runs(run_dirs: Sequence[str]) -> list[RecordedRun]:
-    """Read the runs, under names that tell them apart."""
+    """Read the runs, those of a model together, under names that tell them apart."""
     run_dirs = compared_runs(run_dirs)
     runs = [read_run(path) for path in run_dirs]
     if len({run.name for run in runs}) < len(runs):
         runs = [run._replace(name=path) for run, path in zip(runs, run_dirs, strict=True)]
-    return runs
+    models = [run.config["model"] for run in runs]
+    return sorted(runs, key=lambda run: models.index(run.config["model"]))
 
 
 def _page(runs: list[RecordedRun], look: bool, config_dict: dict[str, Any] | None) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from recbole_etegrec.config import is_ours
-from recbole_etegrec.config.models import ENSEMBLE, TRAINED
+from recbole_etegrec.config.models import ENSEMBLE, check_own
 from recbole_etegrec.data.identity import known_ids
 from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.errors import UserError
@@ -92,11 +92,7 @@ def read_own_config(directory: RunDirectory, *, joined: bool = False) -> dict[st
         UserError: `directory` is not a run's, or is of a model of RecBole.
     """
     values = directory.read_config()
-    if not is_ours(values):
-        raise UserError(
-            f"run_dir {directory.path}: a run of {values.get('model')}; name a run of "
-            f"{', '.join(TRAINED)}"
-        )
+    check_own(values, directory.path)
     if values["model"] == ENSEMBLE and not joined:
         raise UserError(
             f"run_dir {directory.path}: an ensemble, which has no codes of its own: name one of "

@@ -21,6 +21,7 @@ from recbole_etegrec.inference.catalogue import Catalogue, cut
 from recbole_etegrec.model.protocol import RankingModel
 from recbole_etegrec.serve.answers import Query
 from recbole_etegrec.serve.batching import Batcher, BusyError, WorkError
+from recbole_etegrec.serve.docs import docs_page
 from recbole_etegrec.serve.limits import KnownHost, Measured, WholeBody
 from recbole_etegrec.serve.metrics import Metrics
 from recbole_etegrec.serve.watched import Loaded, Question, Served
@@ -83,7 +84,7 @@ def create_app(
         title="recbole-etegrec",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # these pages would load scripts from elsewhere
+        docs_url=None,  # these pages would load scripts from elsewhere; `docs.py` has another
         redoc_url=None,
     )
     _add_errors(app)
@@ -103,6 +104,7 @@ def create_app(
 def _add_ranking(app: FastAPI, batcher: Batcher, served: Served, exclude_history: bool) -> None:
     @app.post("/recommend")
     async def recommend(asked: Asked) -> Response:
+        """Rank items after a history of item tokens, oldest first; explain: with their codes."""
         if asked.explain and asked.k > EXPLAINED:
             raise HTTPException(422, f"k: at most {EXPLAINED} items are explained, not {asked.k}")
         by = served.answers
@@ -117,9 +119,15 @@ def _add_ranking(app: FastAPI, batcher: Batcher, served: Served, exclude_history
 def _add_reading(app: FastAPI, served: Served, metrics: Metrics, exclude_history: bool) -> None:
     html = _PAGE.read_text("utf-8")
 
-    @app.get("/", response_class=HTMLResponse)
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> Response:
         return HTMLResponse(html, headers={"Content-Security-Policy": _PAGE_MAY})
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(
+            docs_page(app.openapi()), headers={"Content-Security-Policy": _PAGE_MAY}
+        )
 
     # Not async, so that a large catalogue is searched in a thread.
     @app.get("/items")
@@ -127,15 +135,18 @@ def _add_reading(app: FastAPI, served: Served, metrics: Metrics, exclude_history
         query: Annotated[str, Parameter(max_length=200)] = "",
         limit: Annotated[int, Parameter(ge=1, le=K)] = 20,
     ) -> Response:
+        """Find items by words of their titles or by their tokens; without a query, popular ones."""
         return JSONResponse({"items": served.search(query, limit)})
 
     @app.get("/health")
     async def health() -> Response:
+        """Say that the server is up, and how many items it knows."""
         items = len(served.catalogue) - 1
         return JSONResponse({"status": "ok", "exclude_history": exclude_history, "items": items})
 
     @app.get("/metrics")
     async def counts() -> Response:
+        """Give figures for Prometheus."""
         return Response(metrics.text(), media_type=metrics.media_type)
 
 

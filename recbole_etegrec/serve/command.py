@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from recbole_etegrec.errors import Interrupted, UserError
@@ -50,7 +49,7 @@ def serve_command(directory: str, values: dict[str, str]) -> None:
     allowed = {name.strip().lower() for name in values.pop("allowed-hosts", "").split(",")} - {""}
     missing = [name for name in _NEEDS if find_spec(name) is None]
     if missing:
-        raise UserError(f"serve needs {missing[0]}: pip install recbole-etegrec[serve]")
+        raise UserError(f"serve needs {missing[0]}: pip install 'recbole-etegrec[serve]'")
     with _interruptions(), bound_socket(host, port) as listener:
         served = _load(directory, values)
 
@@ -146,27 +145,21 @@ def bound_socket(host: str, port: str) -> socket.socket:
 
 
 def _load(directory: str, values: dict[str, str]) -> _Served:
-    if (Path(directory) / "config.yaml").is_file():
-        from recbole_etegrec.inference.command import open_run
-        from recbole_etegrec.serve.watched import RunWatch
+    from recbole_etegrec.inference.command import open_to_recommend
+    from recbole_etegrec.inference.recbole_model import RecBoleModel
+    from recbole_etegrec.serve.watched import RunWatch
 
-        def load() -> "Loaded":
-            run = open_run(directory, dict(values))
-            return run.model, run.catalogue
+    def load() -> "Loaded":
+        run = open_to_recommend(directory, dict(values))
+        return run.model, run.catalogue
 
-        watch = RunWatch(RunDirectory(directory), load)  # before the first look at what was added
-        run = open_run(directory, dict(values))
-        return _Served(run.model, run.catalogue, run.exclude, watch)
-    if not (Path(directory) / "config.json").is_file():
+    path = RunDirectory(directory)
+    # Made before the first look at what was added.
+    watch = RunWatch(path, load) if path.config.is_file() else None
+    run = open_to_recommend(directory, dict(values))
+    if isinstance(run.model, RecBoleModel):
         raise UserError(
-            f"{directory}: no config.yaml; is it the directory of a run, or of an exported model?"
+            f"run_dir {run.directory.path}: a run of {run.config['model']}, which has no codes to "
+            "show: recommend takes it, serve does not"
         )
-
-    from recbole_etegrec.inference.export import load_exported
-
-    given = values.pop("exclude-history", None)
-    if values:
-        raise UserError(f"{next(iter(values))}: an exported model takes no keys of a run")
-    model, catalogue = load_exported(directory)
-    exclude = model.exclude_history if given is None else given.lower() != "false"
-    return _Served(model, catalogue, exclude)
+    return _Served(run.model, run.catalogue, run.exclude, watch)

@@ -79,6 +79,21 @@ class RunDirectory:
                     f"run_dir {self.path}: holds a stopped run; --resume it or choose another"
                 )
 
+    def refuse_unfinished(self) -> None:
+        """Refuse a run that has no model to be used.
+
+        Raises:
+            UserError: it is not finished, or its model was not kept.
+        """
+        if self.best.is_dir():
+            return
+        if self.result.exists():
+            raise UserError(f"run_dir {self.path}: the run has no best/, its model was not kept")
+        raise UserError(
+            f"run_dir {self.path}: not finished, there is no model in it yet (no best/): go on "
+            f"with --resume={self.path}"
+        )
+
     def refuse_taken(self) -> None:
         """Refuse a directory that no run may begin in, whatever its configuration.
 

@@ -85,7 +85,7 @@ class Progress:
         if not self.phase:
             return "the beginning"
         place = "before its evaluation" if self.trained else f"step {self.step}"
-        return f"epoch {self.number} ({self.phase}), {place}"
+        return f"epoch {self.number + 1} ({self.phase}), {place}"
 
 
 # The model ----------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ def follow_up(engine: Engine, stage: Stage, loader: SequenceLoader | ItemLoader)
         found["revived"] = engine.revive_codes(loader.generator)
     if stage.measure_codes:
         health = model.codes.health(model.tokenizer.encode(model.item_embedding[1:]))
-        logger.info("tokenizer: %s, revived %d", health, found.get("revived", 0))
+        level = logging.DEBUG if stage.revive else logging.INFO  # the last epoch revives none
+        logger.log(level, "tokenizer: %s, revived %d", health, found.get("revived", 0))
         found |= health.record()
     if stage.rebuild_codes:
         found |= _moved_codes(engine, stage)
@@ -63,7 +64,7 @@ def rebuild_codes(engine: Engine) -> dict[str, Any]:
         "codes: %s; %d of %d items have new ones", health, round(health.changed * items), items
     )
     for level, perplexity in enumerate(health.perplexity):
-        if perplexity < _COLLAPSED * min(code_num, items):
+        if perplexity < _COLLAPSED * code_num <= _COLLAPSED * items:
             logger.warning(
                 "codebook %d has collapsed: its items use as many codes as %.1f of equal use "
                 "would be (%d there are); lower the learning rates of the tokenizer",

@@ -70,16 +70,26 @@ class EpochSums:
         self.counts["targets"] -= targets
 
 
-def log_epoch(record: dict, device: torch.device) -> None:
-    """One line of what an epoch came to."""
-    logger.info(
-        "epoch %d %s %s: %s, lr %.1e, %.1f s, %.0f tokens/s, memory %.1f GiB",
-        record["epoch"],
+def log_epoch(record: dict, device: torch.device, of: int, left: str, shown: bool) -> None:
+    """One line of what an epoch came to.
+
+    Args:
+        of: epochs there are, of its kind.
+        left: what is said of the time that is left.
+        shown: whether it is one of those that are logged; the others are for those who debug.
+    """
+    rate = f"{record['tokens'] / record['seconds']:.0f} tokens/s, " if record["tokens"] else ""
+    logger.log(
+        logging.INFO if shown else logging.DEBUG,
+        "epoch %d/%d %s %s: %s, lr %.1e, %.1f s, %smemory %.1f GiB%s",
+        record["epoch"] + 1,
+        of,
         record["phase"],
         record["trains"],
         ", ".join(f"{name} {record[name]:.4f}" for name in OBJECTIVES if name in record),
         record["lr"],
         record["seconds"],
-        record["tokens"] / record["seconds"],
+        rate,
         memory_gib(device),
+        left,
     )

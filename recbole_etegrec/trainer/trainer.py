@@ -5,6 +5,7 @@ engine's business.
 """
 
 import logging
+import time
 
 import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
@@ -34,6 +35,7 @@ from recbole_etegrec.trainer.memory import (
     out_of_memory_explained,
 )
 from recbole_etegrec.trainer.optimizers import make_scheduler
+from recbole_etegrec.trainer.outlook import Outlook
 from recbole_etegrec.trainer.schedule import Phase, Stage, phases_of
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class ETEGRecTrainer(AbstractTrainer):
         self.loaders: dict[str, SequenceLoader | ItemLoader] = {}
         self.valid_data = None
         self.untrained: checkpoint.State = {}
+        self.outlook = Outlook(phases_of(config))
         self.show_progress = False
 
     @property
@@ -98,6 +101,8 @@ class ETEGRecTrainer(AbstractTrainer):
         self.use_data(train_data, valid_data)
         self.accelerator.init_trackers("")
         phases = phases_of(self.config)
+        self.outlook = Outlook(phases)
+        logger.info("%s", self.outlook)
         if any(phase.starts_from == "fresh" for phase in phases):
             self.untrained = checkpoint.trained_state(self.model, ("recommender.",))
         begun = self._resume(phases) if resume else 0
@@ -197,7 +202,9 @@ class ETEGRecTrainer(AbstractTrainer):
         schedulers = self._start_optimizers(phase, loader)
         for stage in phase.stages[progress.index :]:
             if not progress.trained:
-                self._train_epoch(stage, loader, [schedulers[part.trains] for part in stage.parts])
+                self._train_epoch(
+                    phase, stage, loader, [schedulers[part.trains] for part in stage.parts]
+                )
             record, stop = progress.epoch["record"], False
             if stage.evaluate and self.valid_data is not None:
                 record["valid_result"], stop = self._validate()
@@ -241,7 +248,11 @@ class ETEGRecTrainer(AbstractTrainer):
     # Epochs -------------------------------------------------------------------------------------
 
     def _train_epoch(
-        self, stage: Stage, loader: SequenceLoader | ItemLoader, schedulers: list[LambdaLR]
+        self,
+        phase: Phase,
+        stage: Stage,
+        loader: SequenceLoader | ItemLoader,
+        schedulers: list[LambdaLR],
     ) -> None:
         """One pass over a loader; `progress.epoch` ends up with its record."""
         progress, engine = self.progress, self.engine
@@ -250,10 +261,10 @@ class ETEGRecTrainer(AbstractTrainer):
         sums, first = EpochSums(engine, stage, progress.epoch), progress.step
         bar = tqdm(
             loader.iterate(first),
-            f"Epoch {progress.number} {stage.phase}: {stage.trains}",
+            f"Epoch {progress.number + 1} {stage.phase}: {stage.trains}",
             len(loader),
             initial=first,
-            leave=stage.save,
+            leave=stage.save and phase.loader == "sequences",
             disable=not self.show_progress,
             ncols=100,
         )
@@ -285,7 +296,15 @@ class ETEGRecTrainer(AbstractTrainer):
             "lr": schedulers[-1].get_last_lr()[0],
             **counts,
         }
-        log_epoch(record, engine.device)
+        self.outlook.note(stage.trains, record["seconds"])
+        sequences = phase.loader == "sequences"
+        log_epoch(
+            record,
+            engine.device,
+            self.outlook.epochs if sequences else len(phase.stages),
+            self.outlook.left(phase.name, progress.index + 1) if sequences else "",
+            shown=sequences or progress.index + 1 == len(phase.stages),
+        )
         record |= self._gradient_shares(stage, loader)
         record |= follow_up(engine, stage, loader)
         progress.trained, progress.epoch = True, {"record": record}
@@ -311,7 +330,9 @@ class ETEGRecTrainer(AbstractTrainer):
 
     def _validate(self) -> tuple[dict, bool]:
         """The present model's metrics on the sample of users, and whether to stop."""
-        result, progress = self._evaluate(self.valid_sample, "Validation"), self.progress
+        started, progress = time.perf_counter(), self.progress
+        result = self._evaluate(self.valid_sample, "Validation")
+        self.outlook.note("evaluation", time.perf_counter() - started)
         self.best_valid_score, progress.stale, stop, better = early_stopping(
             self._score(result),
             self.best_valid_score,
@@ -319,7 +340,8 @@ class ETEGRecTrainer(AbstractTrainer):
             self.config["stopping_step"],
             self.bigger,
         )
-        logger.info("valid %s %s", result, "(best)" if better else "")
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in result.items())
+        logger.info("valid %s%s", shown, " (best)" if better else "")
         if better:
             self._keep_best(result)
         return result, stop

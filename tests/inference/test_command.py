@@ -236,9 +236,11 @@ def test_command_is_refused_when_a_run_has_no_model_to_use(finished, tmp_path, c
     assert "a run of BPR; name a run of ETEGRecLlama, " in capsys.readouterr().err
 
 
-def test_recommend_says_what_to_install_when_parquet_cannot_be_written(monkeypatch, capsys):
+def test_recommend_says_what_to_install_when_parquet_cannot_be_written(
+    finished, monkeypatch, capsys
+):
     monkeypatch.setattr("recbole_etegrec.inference.output.find_spec", lambda _: None)
-    assert main(["recommend", "run", "--all", "--out=top.parquet"]) == 2
+    assert main(["recommend", str(finished), "--all", "--out=top.parquet"]) == 2
     assert "recbole-etegrec[parquet]" in capsys.readouterr().err
 
 

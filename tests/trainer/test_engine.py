@@ -188,7 +188,7 @@ def test_main_ends_in_one_line_and_keeps_the_checkpoint_when_training_diverges(
     assert lines[-1].endswith("the last checkpoint stays")
     assert len(lines) == 11
     state, _, progress, *_ = checkpoint.load_last(RunDirectory(tmp_path / "run"))
-    assert str(progress) == "epoch 1 (alternation), before its evaluation"
+    assert str(progress) == "epoch 2 (alternation), before its evaluation"
     assert all(value.isfinite().all() for value in state.values())
     assert not (tmp_path / "run" / "result.json").exists()
 
@@ -271,11 +271,18 @@ def test_fit_warns_of_collapsed_codebooks_when_item_vectors_hardly_differ(
     np.save(tmp_path / "v.npy", vectors)
     (tmp_path / "v.items").write_text("".join(f"i{n}\n" for n in range(40)))
     source = {"item_embedding": "file", "item_embedding_file": str(tmp_path / "v.npy")}
-    values = {"epochs": 0, "finetune_epochs": 0, "code_num": 64}
+    values = {"epochs": 0, "finetune_epochs": 0, "code_num": 32}
     fit(tiny_data, tmp_path / "run", **source, **values)
     warned = [line for line in caplog.messages if "has collapsed" in line]
     assert [line.split(" has ")[0] for line in warned] == [f"codebook {n}" for n in range(3)]
-    assert all("(64 there are); lower the learning rates of the tokenizer" in w for w in warned)
+    assert all("(32 there are); lower the learning rates of the tokenizer" in w for w in warned)
+
+
+def test_fit_warns_of_no_collapse_when_there_are_fewer_items_than_codes(
+    tiny_data, tmp_path, caplog
+):
+    fit(tiny_data, tmp_path / "run", epochs=0, finetune_epochs=0, code_num=64, tokenizer_epochs=0)
+    assert not [line for line in caplog.messages if "has collapsed" in line]
 
 
 def test_fit_warns_of_the_one_collapsed_codebook_when_its_rows_are_out_of_reach(

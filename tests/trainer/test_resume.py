@@ -49,7 +49,7 @@ VALUES = {
     "max_tokens": 500,
     "use_gpu": False,
 }
-EPOCH_20 = "epoch 19 (pretraining), before its evaluation"
+EPOCH_20 = "epoch 20 (pretraining), before its evaluation"
 STEP = "recbole_etegrec.trainer.engine:Engine.step"
 RANKING = "recbole_etegrec.decoding:FusedRanker.best"
 RECORD = "recbole_etegrec.storage.run_directory:RunDirectory.append_metrics"
@@ -186,25 +186,25 @@ def test_unbroken_run_trains_all_stages_in_several_steps_when_it_is_the_measure(
         pytest.param(Trap(STEP, 6), 0, None, id="before the first checkpoint"),
         pytest.param(Trap(STEP, 23), 0, EPOCH_20, id="pretraining"),
         pytest.param(
-            after_pretraining(4), 1, "epoch 0 (alternation), step 3", id="tokenizer epoch"
+            after_pretraining(4), 1, "epoch 1 (alternation), step 3", id="tokenizer epoch"
         ),
         pytest.param(
-            after_pretraining(13), 1, "epoch 1 (alternation), step 4", id="recommender epoch"
+            after_pretraining(13), 1, "epoch 2 (alternation), step 4", id="recommender epoch"
         ),
         pytest.param(
-            after_pretraining(13), 3, "epoch 1 (alternation), step 3", id="steps after a save"
+            after_pretraining(13), 3, "epoch 2 (alternation), step 3", id="steps after a save"
         ),
         pytest.param(
             after_pretraining(45),
             0,
-            "epoch 4 (final), before its evaluation",
+            "epoch 5 (final), before its evaluation",
             id="epoch after a save",
         ),
         pytest.param(
-            Trap(RANKING, 5), 0, "epoch 3 (alternation), before its evaluation", id="evaluation"
+            Trap(RANKING, 5), 0, "epoch 4 (alternation), before its evaluation", id="evaluation"
         ),
         pytest.param(
-            Trap(RECORD, 26), 0, "epoch 1 (alternation), before its evaluation", id="best kept"
+            Trap(RECORD, 26), 0, "epoch 2 (alternation), before its evaluation", id="best kept"
         ),
     ],
 )
@@ -285,7 +285,7 @@ def test_resume_stops_early_where_the_unbroken_run_does_when_scores_had_gone_dow
     assert len(unbroken.lines) == 23 + 1 + 4 + 2
     again = [*arguments(tiny_data, tmp_path / "run", save_steps=1, **values), "--resume"]
     assert start(*again, trap=after_pretraining(45))[0] == -signal.SIGKILL
-    assert stand_of(tmp_path / "run") == "epoch 5 (final), step 4"
+    assert stand_of(tmp_path / "run") == "epoch 6 (final), step 4"
     assert start(*again)[0] == 0
     assert_same(tmp_path / "run", unbroken)
 
@@ -301,9 +301,9 @@ def test_resume_writes_nothing_to_stderr_when_all_is_well(start, killed, tmp_pat
 @pytest.mark.parametrize(
     ("trap", "stand"),
     [
-        (Trap(STEP, 22, signal.SIGTERM), "epoch 21 (pretraining), step 1"),
-        (after_pretraining(12)._replace(number=signal.SIGTERM), "epoch 1 (alternation), step 4"),
-        (after_pretraining(12)._replace(number=signal.SIGINT), "epoch 1 (alternation), step 4"),
+        (Trap(STEP, 22, signal.SIGTERM), "epoch 22 (pretraining), step 1"),
+        (after_pretraining(12)._replace(number=signal.SIGTERM), "epoch 2 (alternation), step 4"),
+        (after_pretraining(12)._replace(number=signal.SIGINT), "epoch 2 (alternation), step 4"),
     ],
 )
 def test_signal_ends_the_run_after_the_step_when_it_comes_in_one(
@@ -376,7 +376,7 @@ def test_resume_gives_the_unbroken_outcome_when_best_is_newer_than_the_checkpoin
     code, _ = start(*arguments(tiny_data, run_dir), trap=after_pretraining(45))
     assert code == -signal.SIGKILL
     flip_a_byte(run_dir / "last" / "model.safetensors")
-    assert stand_of(run_dir) == "epoch 3 (alternation), before its evaluation"
+    assert stand_of(run_dir) == "epoch 4 (alternation), before its evaluation"
     assert json.loads((run_dir / "best" / "model.json").read_text())["epoch"] == 4
     go_on(start, run_dir)
     assert_same(run_dir, unbroken)
