@@ -17,7 +17,7 @@ from recbole_etegrec.config.checks import launched_with
 from recbole_etegrec.data import SequenceBatch, load_item_embedding
 from recbole_etegrec.decoding import RANKERS, BatchFields, ranking_of
 from recbole_etegrec.losses import OBJECTIVES, ForwardPass, objective_weights
-from recbole_etegrec.model.build import ranker_options, recommender_spec, tuning_of
+from recbole_etegrec.model.build import ranker_options, recommender_spec, settle_codes, tuning_of
 from recbole_etegrec.recommender import (
     Candidates,
     Recommender,
@@ -85,6 +85,7 @@ class ETEGRecLlama(SequentialRecommender):
         if item_embedding is None:
             item_embedding = torch.from_numpy(load_item_embedding(config, dataset))
         self.n_items = len(item_embedding)  # a dataset may know items that were added to a run
+        settle_codes(config, self.n_items)
         self.register_buffer("item_embedding", item_embedding, persistent=False)
         self.tokenizer = TOKENIZERS[config["tokenizer"]](
             semantic_hidden_size=item_embedding.shape[1],

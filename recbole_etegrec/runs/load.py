@@ -15,13 +15,13 @@ from recbole_etegrec.data.identity import known_ids
 from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import MODELS, ETEGRecLlama
+from recbole_etegrec.model.build import settle_codes
 from recbole_etegrec.runs.added_items import read_added_items, take_added_items
 from recbole_etegrec.runs.baseline import load_baseline
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.identity import items_gone, read_identity, read_vectors
 from recbole_etegrec.runs.trust import config_to_use, offline
 from recbole_etegrec.storage.run_directory import RunDirectory
-from recbole_etegrec.tokenizer import default_code_num
 from recbole_etegrec.trainer.checkpoint import load_model
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def load_data(config: Config) -> tuple:
     logger.info(dataset)
     check_dataset_counts(dataset, config["dataset_counts"])
     if is_ours(config):
-        config.settle("code_num", default_code_num(dataset.item_num - 1, config["code_length"]))
+        settle_codes(config, dataset.item_num)
     return dataset, data_preparation(config, dataset)
 
 
