@@ -5,6 +5,8 @@ import torch
 from recbole_etegrec.decoding.prefixes import prefix_levels, seen_by
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 
+_TOKENS = {"cpu": 3072}  # run at once at most, so that layers find in the cache what others left
+
 
 @torch.no_grad()
 def score_items(
@@ -19,6 +21,17 @@ def score_items(
     Returns:
         Sums over the codes, in nats ``[B, n]``.
     """
+    rows, count, length = codes.shape
+    most = _TOKENS.get(codes.device.type)
+    users = rows if most is None else max(most // (count * length), 1)
+    if users >= rows:
+        return _score(recommender, history, codes)
+    parts = [slice(start, start + users) for start in range(0, rows, users)]
+    return torch.cat([_score(recommender, history.part(part), codes[part]) for part in parts])
+
+
+def _score(recommender: Recommender, history: EncodedHistory, codes: torch.Tensor) -> torch.Tensor:
+    """What :func:`score_items` gives, of all users at once."""
     embedding = recommender.code_embedding
     levels = prefix_levels(codes[..., :-1], embedding.code_num)  # the last code is never read
     states = [history.state.unsqueeze(1)]  # before the codes of each level [B, M, H]

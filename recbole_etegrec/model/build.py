@@ -11,6 +11,7 @@ from recbole_etegrec.recommender.base_model import (
     find_base_config,
     without_vocabulary,
 )
+from recbole_etegrec.tokenizer import default_code_num
 
 
 def recommender_spec(
@@ -53,6 +54,15 @@ def recommender_spec(
     }
     keys = {field.name for field in fields(RecommenderSpec)} - given.keys()
     return RecommenderSpec(**given, **{key: config[key] for key in keys})
+
+
+def settle_codes(config: Config, n_items: int) -> None:
+    """Settle what a config leaves to the catalogue.
+
+    Args:
+        n_items: items, the padding item included.
+    """
+    config.settle("code_num", default_code_num(n_items - 1, config["code_length"]))
 
 
 def tuning_of(config: Config) -> Tuning:

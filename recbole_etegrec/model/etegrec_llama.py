@@ -17,7 +17,7 @@ from recbole_etegrec.config.checks import launched_with
 from recbole_etegrec.data import SequenceBatch, item_vectors
 from recbole_etegrec.decoding import RANKERS, BatchFields, ranking_of
 from recbole_etegrec.losses import OBJECTIVES, ForwardPass, objective_weights
-from recbole_etegrec.model.build import ranker_options, recommender_spec, tuning_of
+from recbole_etegrec.model.build import ranker_options, recommender_spec, settle_codes, tuning_of
 from recbole_etegrec.recommender import (
     Candidates,
     Recommender,
@@ -94,6 +94,7 @@ class ETEGRecLlama(SequentialRecommender):
                 item_content = torch.from_numpy(vectors.content.vectors)
         # A dataset may know items that were added to a run.
         self.n_items = self.trained_items = len(item_embedding)
+        settle_codes(config, self.n_items)
         self.register_buffer("item_embedding", item_embedding, persistent=False)
         self.register_buffer("item_content", item_content, persistent=False)
         self.tokenizer = TOKENIZERS[config["tokenizer"]](

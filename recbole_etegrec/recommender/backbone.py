@@ -184,6 +184,20 @@ def new_cache() -> DynamicCache:
     return DynamicCache()
 
 
+def part_of_cache(
+    cache: DynamicCache | EncoderDecoderCache, rows: slice
+) -> DynamicCache | EncoderDecoderCache:
+    """A cache of some rows of a batch, which grows without the other."""
+    if isinstance(cache, EncoderDecoderCache):
+        both = (cache.self_attention_cache, cache.cross_attention_cache)
+        return EncoderDecoderCache(*(part_of_cache(one, rows) for one in both))
+    part = new_cache()
+    for number, layer in enumerate(cache.layers):
+        if layer.keys is not None:
+            part.update(layer.keys[rows], layer.values[rows], number)
+    return part
+
+
 def cached_tensors(cache: DynamicCache | EncoderDecoderCache) -> list[torch.Tensor]:
     """The keys and values of all layers, those of an encoder's states among them."""
     caches = [cache]

@@ -19,6 +19,7 @@ from recbole_etegrec.recommender.backbone import (
     causal_attention,
     masked_attention,
     new_cache,
+    part_of_cache,
     residual_dtype,
 )
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
@@ -63,6 +64,11 @@ class EncodedHistory(NamedTuple):
     length: torch.Tensor
     encoded: torch.Tensor | None = None
     taste: torch.Tensor | None = None
+
+    def part(self, rows: slice) -> "EncodedHistory":
+        """Some of the histories, with a cache of their own."""
+        others = (None if one is None else one[rows] for one in self[1:])
+        return EncodedHistory(part_of_cache(self.cache, rows), *others)
 
 
 class Recommender(nn.Module):

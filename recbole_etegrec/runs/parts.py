@@ -12,9 +12,9 @@ from recbole_etegrec.data.dataset_files import check_dataset_counts
 from recbole_etegrec.data.identity import Identity
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import MODELS, ETEGRecLlama
+from recbole_etegrec.model.build import settle_codes
 from recbole_etegrec.runs.identity import read_vectors
 from recbole_etegrec.storage.run_directory import RunDirectory
-from recbole_etegrec.tokenizer import default_code_num
 from recbole_etegrec.trainer.checkpoint import load_model
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def load_data(config: Config) -> tuple:
     logger.info(dataset)
     check_dataset_counts(dataset, config["dataset_counts"])
     if is_ours(config):
-        config.settle("code_num", default_code_num(dataset.item_num - 1, config["code_length"]))
+        settle_codes(config, dataset.item_num)
     return dataset, data_preparation(config, dataset)
 
 

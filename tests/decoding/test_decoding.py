@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recbole_etegrec.decoding import ExactScores, beam_search, score_items
+from recbole_etegrec.decoding import ExactScores, beam_search, score_items, scoring
 from recbole_etegrec.recommender import BACKBONES, EncodedHistory, Recommender
 from recbole_etegrec.recommender.backbone import cached_tensors
 from recbole_etegrec.tokenizer import ItemCodes
@@ -154,7 +154,11 @@ def test_exact_ranking_is_the_same_when_cut_into_chunks(backbone, chunk_items):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("code_length", [2, 4])
-def test_score_items_equals_exact_ranking_when_candidates_are_many(backbone, code_length):
+@pytest.mark.parametrize("tokens", [1, 80, 3072])  # one user at a time, two, all
+def test_score_items_equals_exact_ranking_when_candidates_are_many(
+    backbone, code_length, tokens, monkeypatch
+):
+    monkeypatch.setitem(scoring._TOKENS, "cpu", tokens)
     recommender, codes, items = setting(backbone, code_length)
     generator = torch.Generator().manual_seed(2)
     candidates = torch.randint(1, N_ITEMS + 1, (3, 9), generator=generator)
@@ -162,6 +166,8 @@ def test_score_items_equals_exact_ranking_when_candidates_are_many(backbone, cod
     found = score_items(recommender, history, codes(candidates))
     exact = ExactScores(recommender, codes.trie)(history)
     torch.testing.assert_close(found, exact.gather(1, candidates), **CLOSE)
+    again = score_items(recommender, history, codes(candidates))
+    assert torch.equal(found, again)  # the history is as it was
 
 
 def cache_of(history: EncodedHistory) -> list[torch.Tensor]:

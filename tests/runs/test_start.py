@@ -13,7 +13,7 @@ from recbole_etegrec.quick_start import run
 from recbole_etegrec.runs.load import load_data
 from recbole_etegrec.runs.start import held_run_directory, record_settled, start_config
 from recbole_etegrec.storage.run_directory import RunDirectory
-from tests.helpers import small_config, small_values
+from tests.helpers import small_config, small_model, small_values
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -102,6 +102,12 @@ def test_number_of_codes_is_recorded_and_kept_when_it_follows_the_catalogue(tiny
         again, resumes = start_config("ETEGRecLlama", "tiny", None, given(resume=resume))
         load_data(again)
         assert resumes and again["code_num"] == 8
+
+
+def test_number_of_codes_follows_the_catalogue_when_a_model_is_made_alone(tiny_data):
+    config = small_config(tiny_data, code_num=None)
+    model, _ = small_model(config)
+    assert model.codes.code_num == config["code_num"] == 16
 
 
 def test_number_of_codes_stays_when_it_is_given(tiny_data):
