@@ -75,7 +75,7 @@ def test_check_finds_nothing_wrong_when_an_encoder_and_a_decoder_learn(projector
     assert report.ok, report.problems
     for name in ("encoder, language model", "decoder, language model", "start and distances"):
         cells = report.cells[name]
-        assert cells["tokenizer"] == "-" and "-" not in (cells["recommender"], cells["final"])
+        assert cells["tokenizer"] == "-" and "-" not in (cells["recommender"], cells["polish"])
     assert ("codes enter the decoder at 1 " in report.scale[0]) == (projector_init == "matched")
 
 
