@@ -89,6 +89,7 @@ def test_alignment_is_felt_when_the_schedule_is_the_papers(tmp_path):
         "tokenizer_epochs": 40,
         "epochs": 4,
         "finetune_epochs": 0,
+        "warmup_steps": 0.1,  # there are few steps
         "valid_users": 50,
         "show_progress": False,
         "state": "WARNING",
