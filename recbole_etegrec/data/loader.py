@@ -215,7 +215,7 @@ class SequenceLoader:
                     step_targets=len(targets),
                     step_items=int((end - start).sum()),
                     micro_batches=self.micro_batches,
-                    **self._taught(rows, number),
+                    **self._taught(rows[number :: self.micro_batches]),
                 )
                 for number in self.own
             ]
@@ -254,12 +254,11 @@ class SequenceLoader:
         targets = items[:, 1:].reshape(-1)[target_index]
         return items, target_index, targets, distinct, np.searchsorted(distinct, targets)
 
-    def _taught(self, rows: np.ndarray, number: int) -> dict[str, torch.Tensor]:
-        """What the teacher says of the targets of a micro-batch, in their order, row by row."""
+    def _taught(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """What the teacher says of the targets of some windows, in their order, row by row."""
         if self.teacher is None:
             return {}
-        own = rows[number :: self.micro_batches]
-        counts = self.windows.end[own] - self.windows.supervised_from[own]
-        places = np.repeat(self.windows.supervised_from[own], counts) + place_in_run(counts)
+        counts = self.windows.end[rows] - self.windows.supervised_from[rows]
+        places = np.repeat(self.windows.supervised_from[rows], counts) + place_in_run(counts)
         items, scores = map(torch.from_numpy, self.teacher(places))
         return {"taught_items": items, "taught_scores": scores}
