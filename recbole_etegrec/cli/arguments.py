@@ -133,7 +133,7 @@ def check_names(
             continue
         hint = nearest(argument, {*flags, *keys})
         hint = f"; did you mean '{meant[argument]}'?" if argument in meant else hint
-        raise UserError(f"{name}: unknown argument '{argument}'{hint}")
+        raise UserError(f"{name}: unknown argument --{argument}{hint}")
 
 
 def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:

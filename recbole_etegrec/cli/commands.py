@@ -9,6 +9,7 @@ from pathlib import Path
 
 from recbole_etegrec.cli import table
 from recbole_etegrec.cli.arguments import PROGRAM, check_names, read
+from recbole_etegrec.config.datasets import check_dataset
 from recbole_etegrec.config.models import check_own
 from recbole_etegrec.config.values import (
     DEFAULT_MODEL,
@@ -39,10 +40,13 @@ def _run(arguments: Sequence[str]) -> None:
     values = read("run", table.RUN, arguments).values
     model, dataset, files = (_named(values, key) for key in ("model", "dataset", "config_files"))
     look = [name for name in ("plan", "check") if values.pop(name, "False").lower() != "false"]
-    check_chosen([model] if model else [], dataset, files.split(), values, flags=_names(table.RUN))
+    models, flags = [model] if model else [], _names(table.RUN)
+    chosen = check_chosen(models, dataset, files.split(), values, flags=flags)
+    if not look:
+        _refuse_taken(values)
+    check_dataset(chosen)
     if look:
         return _look(look, model, dataset, files.split(), values)
-    _refuse_taken(values)
 
     from accelerate import PartialState
 
@@ -103,11 +107,11 @@ def _compare(arguments: Sequence[str]) -> None:
     models += [DEFAULT_MODEL] if "ablations" in values else []
     for key, meant in table.COMPARE.instead:
         if key in values:
-            raise UserError(f"compare: unknown argument '{key}'; did you mean '{meant}'?")
+            raise UserError(f"compare: unknown argument --{key}; did you mean '{meant}'?")
     if models:
         files = values.get("config_files", "").split()
         dataset, flags = values.get("dataset", ""), _names(table.COMPARE)
-        check_chosen(models, dataset, files, values, own=COMPARISON, flags=flags)
+        check_dataset(check_chosen(models, dataset, files, values, own=COMPARISON, flags=flags))
 
     from recbole_etegrec.compare.command import compare
 
@@ -123,9 +127,9 @@ def _ensemble(arguments: Sequence[str]) -> None:
         files = values.get("config_files", "").split()
         models = [values.get("model") or DEFAULT_MODEL]
         flags = _names(table.ENSEMBLE)
-        check_chosen(
-            models, values.get("dataset", ""), files, values, own=ENSEMBLE_KEYS, flags=flags
-        )
+        dataset = values.get("dataset", "")
+        chosen = check_chosen(models, dataset, files, values, own=ENSEMBLE_KEYS, flags=flags)
+        check_dataset(chosen)
     else:
         check_names("ensemble", table.ENSEMBLE, values, known_keys(DEFAULT_MODEL))
         check_values({key: parse_value(key, value) for key, value in values.items()})
@@ -170,6 +174,8 @@ def _of_run(
     if exported and not run.config.is_file() and (run.path / "config.json").is_file():
         check_names(name, command, values)
     else:
+        if not run.config.is_file():  # a wrong value is as wrong without a run
+            check_values({key: parse_value(key, value) for key, value in values.items()})
         config = run.read_config()
         if not exported:
             check_own(config, run.path)

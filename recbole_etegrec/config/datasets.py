@@ -30,11 +30,13 @@ def check_dataset(chosen: Mapping[str, Any]) -> None:
     """Refuse a dataset that has no folder here and is none that can be fetched.
 
     Args:
-        chosen: keys of a run.
+        chosen: keys of a run; none, where the run has chosen before.
 
     Raises:
         UserError: there is no such dataset.
     """
+    if not chosen:
+        return
     name = str(chosen.get("dataset", DEFAULT_DATASET))
     parent = Path(str(chosen.get("data_path") or "dataset/"))
     shipped = {path.stem for path in properties_dir().glob("dataset/*.yaml")}

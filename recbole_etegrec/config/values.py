@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from recbole_etegrec.config.datasets import check_dataset
 from recbole_etegrec.config.files import (
     RECBOLE_PROPERTIES,
     Loader,
@@ -156,7 +155,7 @@ def check_chosen(
     *,
     own: Iterable[str] = (),
     flags: Iterable[str] = (),
-) -> None:
+) -> dict[str, Any]:
     """Refuse, before anything heavy is imported, what needs no data to be seen to be wrong.
 
     Args:
@@ -167,9 +166,12 @@ def check_chosen(
         own: the keys of `compare` itself, which are passed over.
         flags: of the command line, which an unknown key may have been meant for.
 
+    Returns:
+        What is chosen, by key; empty for a run that goes on, which has chosen before.
+
     Raises:
-        UserError: an unknown model, dataset or key, an unreadable file, or a value that its key
-            does not take.
+        UserError: an unknown model or key, an unreadable file, or a value that its key does not
+            take.
     """
     chosen = read_config_files(files)
     chosen |= {key: parse_value(key, value) for key, value in values.items()}
@@ -177,11 +179,11 @@ def check_chosen(
     chosen = {key: value for key, value in chosen.items() if key not in own}
     if isinstance(resumed := chosen.get("resume"), str) and os.path.isdir(resumed):
         check_values(chosen)  # the run has its own model
-        return
+        return {}
     known = set()
     for model in models or [chosen.get("model", DEFAULT_MODEL)]:
         check_model(model)
         known |= known_keys(model)
         check_values(chosen, model)
     check_keys(chosen, known, EACH if own else "", flags)
-    check_dataset(chosen)
+    return chosen

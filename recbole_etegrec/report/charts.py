@@ -66,7 +66,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def line_chart(title: str, series: Sequence[Series], axis: Axis, number: str = ".3g") -> str:
-    """Draw lines over shaded stages; returns nothing if no series has two finite values.
+    """Draw lines over shaded stages; returns nothing if no series has a finite value.
 
     Args:
         title: with the unit of y.
@@ -74,8 +74,8 @@ def line_chart(title: str, series: Sequence[Series], axis: Axis, number: str = "
     """
     series = [Series(name, [p for p in points if math.isfinite(p[1])]) for name, points in series]
     series = [one for one in series if one.points]
-    if max((len(one.points) for one in series), default=0) < 2:
-        return ""  # a point tells no course
+    if not series:
+        return ""
     low, high = _range([y for one in series for _, y in one.points])
     if number.endswith("%"):  # a share
         high = min(high, 1.0)

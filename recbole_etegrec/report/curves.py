@@ -31,11 +31,11 @@ def loss_charts(run: RecordedRun) -> list[str]:
     if not records:
         return []
     axis = Axis("epoch", _stages(records), _ticks(len(records)))
-    charts = [line_chart(validation_title(run), [validation(run)._replace(name="")], axis)]
+    charts = [_course(validation_title(run), [validation(run)._replace(name="")], axis)]
     for name, objective in OBJECTIVES.items():
         title = f"{objective.title}, {objective.unit}"
-        charts.append(line_chart(title, _by_module(records, name), axis, ".3g"))
-    return [*charts, line_chart("Learning rate", _by_module(records, "lr"), axis, ".2g")]
+        charts.append(_course(title, _by_module(records, name), axis, ".3g"))
+    return [*charts, _course("Learning rate", _by_module(records, "lr"), axis, ".2g")]
 
 
 def code_charts(run: RecordedRun) -> list[str]:
@@ -70,7 +70,7 @@ def code_charts(run: RecordedRun) -> list[str]:
                 Series(f"level {level}", [(x, values[level]) for x, values in found])
                 for level in range(len(found[0][1]))
             ]
-        charts.append(line_chart(title, series, axis, number))
+        charts.append(_course(title, series, axis, number))
     return charts
 
 
@@ -82,7 +82,7 @@ def comparison(runs: list[RecordedRun]) -> str:
     if len(runs) < 2 or len(titles) > 1 or epochs < 1:
         return ""
     axis = Axis("epoch", [Band(0, epochs, "final")], _ticks(int(epochs)))
-    return line_chart(titles.pop(), series, axis)
+    return _course(titles.pop(), series, axis)
 
 
 def validation(run: RecordedRun) -> Series:
@@ -96,6 +96,13 @@ def validation(run: RecordedRun) -> Series:
 def validation_title(run: RecordedRun) -> str:
     """Title of a chart of `validation`."""
     return f"Validation {run.config['valid_metric']}"
+
+
+def _course(title: str, series: list[Series], axis: Axis, number: str = ".3g") -> str:
+    """Draw lines; nothing where no series has two points, for one tells no course."""
+    if max((len(one.points) for one in series), default=0) < 2:
+        return ""
+    return line_chart(title, series, axis, number)
 
 
 def _by_module(records: list[dict], key: str) -> list[Series]:

@@ -548,7 +548,7 @@ def test_serve_is_refused_in_one_line_when_it_cannot_start(finished, tmp_path, c
     assert "host 192.0.2.1" in refused(capsys, finished, "--host=192.0.2.1")  # of no machine
     assert "no config.yaml" in refused(capsys, str(tmp_path), "--port=0")
     (tmp_path / "config.json").write_text("{}")
-    assert "unknown argument 'top'" in refused(capsys, str(tmp_path), "--top=1")
+    assert "unknown argument --top" in refused(capsys, str(tmp_path), "--top=1")
     assert "no model.safetensors" in refused(capsys, str(tmp_path), "--port=0")
     (tmp_path / "config.yaml").write_text("model: BPR\ndataset: tiny\n")
     assert "a run of BPR" in refused(capsys, str(tmp_path), "--port=0")
