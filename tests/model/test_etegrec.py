@@ -31,7 +31,7 @@ MODELS = ("ETEGRec", "TIGER")
 
 @pytest.mark.parametrize("model", MODELS)
 def test_config_gives_the_published_backbone_when_the_model_is_published(model):
-    config = Config(model, "ml-100k")
+    config = Config(model, "ml-100k", config_dict={"code_num": 256})
     spec = recommender_spec(config, 256, 128)
     backbone = empty_recommender(spec, keep_buffers=False).backbone
     for stack in (backbone.encoder, backbone.decoder):
