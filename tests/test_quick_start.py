@@ -214,7 +214,8 @@ def test_run_takes_vectors_from_a_file_when_told_to(tiny_data, tmp_path):
 def arguments(data_path: str, tmp_path: Path, *more: str, dataset: str = "tiny") -> list[str]:
     """A command line of the small model."""
     values = {**SMALL_MODEL, "run_dir": tmp_path / "run", "embedding_cache": tmp_path / "cache"}
-    pairs = [f"--{key}={value}" for key, value in values.items()]
+    given = {argument.partition("=")[0] for argument in more}
+    pairs = [f"--{key}={value}" for key, value in values.items() if f"--{key}" not in given]
     return [f"--dataset={dataset}", f"--data_path={data_path}", *pairs, *more]
 
 
