@@ -174,6 +174,7 @@ VALUES = {
     "finetune_epochs": 2,
     "eval_step": 1,
     "max_tokens": 4000,
+    "step_targets": 100,
     "dropout": 0.2,
     "residual_dropout": 0.1,
     "sia_weight": 0.01,
@@ -211,7 +212,7 @@ def test_run_goes_through_the_stages_of_its_model_when_it_trains(finished):
         *[("pretraining", "tokenizer")] * 2,
         ("codes", None),
         *(alternation if model == "ETEGRec" else []),
-        *[("final", "recommender")] * 2,
+        *[("polish" if model == "ETEGRec" else "final", "recommender")] * 2,
     ]
     assert outcome["test_result"]["recall@20"] > 0
     first, last = lines_of(run_dir)[-2:]
