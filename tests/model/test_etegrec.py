@@ -174,7 +174,7 @@ VALUES = {
     "finetune_epochs": 2,
     "eval_step": 1,
     "max_tokens": 4000,
-    "step_targets": 64,
+    "step_targets": 100,
     "dropout": 0.2,
     "residual_dropout": 0.1,
     "sia_weight": 0.01,
