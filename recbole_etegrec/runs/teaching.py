@@ -70,11 +70,8 @@ def find_teacher(config: Config, train_data: SequenceLoader, identity: Identity)
     targets = make_prefixes(train_data._dataset.windows, config["MAX_ITEM_LIST_LENGTH"])
     order = np.argsort(targets.supervised_from, kind="stable")
     targets = Windows(*(column[order] for column in targets))
-    told = [
-        file_digest(directory.best / _SUMS),
-        config["distill_candidates"],
-        *identity.tokens.values(),
-    ]
+    model, k = file_digest(directory.best / _SUMS), config["distill_candidates"]
+    told = [model, k, *identity.tokens.values()]
     digest = hashlib.sha256(json.dumps(told, default=str).encode())
     for array in (train_data.items, *targets):
         digest.update(np.ascontiguousarray(array).tobytes())
