@@ -29,7 +29,7 @@ from recbole_etegrec.runs.checks import advice, check_rules
 from recbole_etegrec.runs.identity import vectors_to_train_with, write_identity
 from recbole_etegrec.runs.load import load_data, load_run, make_model
 from recbole_etegrec.runs.start import held_run_directory, record_settled, start_config
-from recbole_etegrec.runs.teaching import find_teacher
+from recbole_etegrec.runs.teaching import check_teacher, find_teacher
 from recbole_etegrec.storage.logs import start_logging
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import ETEGRecTrainer
@@ -64,6 +64,7 @@ def run(
     require_files(config)
     check_base_model(config)
     check_item_embedding(config)
+    check_teacher(config)
     with held_run_directory(config, resume) as run_dir:
         logger.info("%s on %s: %s", config["model"], config["dataset"], run_dir.path)
         outcome = _outcome(config, run_dir, saved, resume)

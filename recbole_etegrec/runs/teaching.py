@@ -33,7 +33,25 @@ from recbole_etegrec.storage.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 FOLDER = "taught"
+_SUMS = "checksums.json"  # by which the model of a run is known
 _ROWS = 2**17  # that are ranked in turn by the members of an ensemble
+
+
+def check_teacher(config: Config) -> None:
+    """Look whether the teacher that a config names can be one, before any data are read.
+
+    Raises:
+        UserError: it is no finished run of the plugin.
+    """
+    if not config["distill_from"]:
+        return
+    directory = RunDirectory(config["distill_from"])
+    ours = is_ours(directory.read_config())
+    if not ours or not directory.result.exists() or not (directory.best / _SUMS).is_file():
+        raise UserError(
+            f"distill_from ({directory.path}): must be an ensemble, or a finished run of one of "
+            "the plugin's models"
+        )
 
 
 def find_teacher(config: Config, train_data: SequenceLoader, identity: Identity) -> Teacher | None:
@@ -43,22 +61,17 @@ def find_teacher(config: Config, train_data: SequenceLoader, identity: Identity)
         identity: of the data that is trained on.
 
     Raises:
-        UserError: it is no finished run, is of other data, or its directory cannot be written.
+        UserError: it cannot be one, is of other data, or its directory cannot be written.
     """
+    check_teacher(config)
     if not config["distill_from"]:
         return None
     directory = RunDirectory(config["distill_from"])
-    recorded = directory.read_config()
-    checksums = directory.best / "checksums.json"
-    if not is_ours(recorded) or not directory.result.exists() or not checksums.is_file():
-        raise UserError(
-            f"distill_from ({directory.path}): must be an ensemble, or a finished run of one of "
-            "the plugin's models"
-        )
     targets = make_prefixes(train_data._dataset.windows, config["MAX_ITEM_LIST_LENGTH"])
     order = np.argsort(targets.supervised_from, kind="stable")
     targets = Windows(*(column[order] for column in targets))
-    told = [file_digest(checksums), config["distill_candidates"], *identity.tokens.values()]
+    model, k = file_digest(directory.best / _SUMS), config["distill_candidates"]
+    told = [model, k, *identity.tokens.values()]
     digest = hashlib.sha256(json.dumps(told, default=str).encode())
     for array in (train_data.items, *targets):
         digest.update(np.ascontiguousarray(array).tobytes())

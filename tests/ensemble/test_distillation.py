@@ -82,7 +82,7 @@ def test_all_that_must_learn_by_a_teacher_does(joined, tiny_data):  # noqa: F811
 
 
 def test_teacher_is_refused_when_it_is_not_of_these_data(runs, joined, tiny_data, tmp_path):  # noqa: F811
-    for changes, message in (
+    cases = (
         ({"distill_from": str(tmp_path)}, "is it the directory of a run"),
         ({"distill_from": str(runs["SASRec"])}, "must be an ensemble, or a finished run"),
         ({"distill_from": str(joined), "item_head": False}, "needs an item head"),
@@ -90,8 +90,10 @@ def test_teacher_is_refused_when_it_is_not_of_these_data(runs, joined, tiny_data
             {"distill_from": str(joined), "user_inter_num_interval": "[10,inf)"},
             "other (items|interactions)",
         ),
-    ):
-        values = {**LEARNS, **changes, "run_dir": str(tmp_path / "r")}
+    )
+    for number, (changes, message) in enumerate(cases):
+        values = {**LEARNS, **changes, "run_dir": str(tmp_path / str(number))}
         with pytest.raises(UserError, match=message):
             run("ETEGRecLlama", "tiny", config_dict=small_values(tiny_data, **values))
     assert len(list((joined / FOLDER).iterdir())) == 1
+    assert not any((tmp_path / number).exists() for number in "012")

@@ -13,11 +13,13 @@ import pytest
 from recbole_etegrec.ensemble.command import ensemble
 from tests.helpers import SMALL_MODEL
 
+SHORT = {"item_head": True, "epochs": 0, "tokenizer_epochs": 1}
+
 pytestmark = pytest.mark.slow
 
 
 def values_of(data: str, out: Path) -> dict[str, str]:
-    values = {key: str(value) for key, value in {**SMALL_MODEL, "item_head": True}.items()}
+    values = {key: str(value) for key, value in {**SMALL_MODEL, **SHORT}.items()}
     values |= {"dataset": "tiny", "data_path": data, "embedding_cache": f"{data}/cache"}
     return {**values, "seeds": "1,2", "out": str(out), "use_gpu": "False"}
 
