@@ -139,13 +139,7 @@ def bound_socket(host: str, port: str) -> socket.socket:
 
 
 def _load(directory: str, values: dict[str, str]) -> _Served:
-    from recbole_etegrec.inference.command import open_to_recommend
-    from recbole_etegrec.inference.recbole_model import RecBoleModel
+    from recbole_etegrec.inference.command import open_to_serve
 
-    run = open_to_recommend(directory, values)
-    if isinstance(run.model, RecBoleModel):
-        raise UserError(
-            f"run_dir {run.directory.path}: a run of {run.config['model']}, which has no codes to "
-            "show: recommend takes it, serve does not"
-        )
+    run = open_to_serve(directory, values)
     return _Served(run.model, run.catalogue, run.exclude)
