@@ -163,7 +163,7 @@ def _of_run(
     """The directory that comes first, looked at, and the other arguments.
 
     Args:
-        exported: whether it may be that of an exported model, or of a run of RecBole's.
+        exported: whether it may be that of an exported model.
 
     Raises:
         UserError: it is no run's, the run has no model yet, or an argument is unknown.
@@ -177,7 +177,7 @@ def _of_run(
         if not run.config.is_file():  # a wrong value is as wrong without a run
             check_values({key: parse_value(key, value) for key, value in values.items()})
         config = run.read_config()
-        if not exported:
+        if name != "recommend":
             check_own(config, run.path)
         model = config["model"]
         check_names(name, command, values, known_keys(model))

@@ -109,15 +109,21 @@ def open_to_recommend(directory: str, values: dict[str, str]) -> LoadedRun:
         UserError: anything the user can mend.
     """
     run = RunDirectory(directory)
-    if run.config.is_file():
-        if is_ours(run.read_config()):
-            return open_run(directory, values)
+    if run.config.is_file() and not is_ours(run.read_config()):
         run.refuse_unfinished()
         if "exclude-history" in values:
             values["exclude_history"] = values.pop("exclude-history")
         config, model, *data = load_run(directory, values)
         catalogue = Catalogue.from_dataset(data[0])
         return LoadedRun(run, config, RecBoleModel(model, config), catalogue, tuple(data))
+    return open_to_serve(directory, values)
+
+
+def open_to_serve(directory: str, values: dict[str, str]) -> LoadedRun:
+    """As `open_to_recommend`, but for runs of RecBole's models, which have no codes to show."""
+    run = RunDirectory(directory)
+    if run.config.is_file():
+        return open_run(directory, values)
     if not (run.path / "config.json").is_file():
         run.read_config()  # which says that there is none
     given = values.pop("exclude-history", None)

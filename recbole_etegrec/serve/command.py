@@ -145,21 +145,15 @@ def bound_socket(host: str, port: str) -> socket.socket:
 
 
 def _load(directory: str, values: dict[str, str]) -> _Served:
-    from recbole_etegrec.inference.command import open_to_recommend
-    from recbole_etegrec.inference.recbole_model import RecBoleModel
+    from recbole_etegrec.inference.command import open_to_serve
     from recbole_etegrec.serve.watched import RunWatch
 
     def load() -> "Loaded":
-        run = open_to_recommend(directory, dict(values))
+        run = open_to_serve(directory, dict(values))
         return run.model, run.catalogue
 
     path = RunDirectory(directory)
     # Made before the first look at what was added.
     watch = RunWatch(path, load) if path.config.is_file() else None
-    run = open_to_recommend(directory, dict(values))
-    if isinstance(run.model, RecBoleModel):
-        raise UserError(
-            f"run_dir {run.directory.path}: a run of {run.config['model']}, which has no codes to "
-            "show: recommend takes it, serve does not"
-        )
+    run = open_to_serve(directory, dict(values))
     return _Served(run.model, run.catalogue, run.exclude, watch)

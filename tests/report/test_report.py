@@ -92,8 +92,9 @@ def test_report_shows_metrics_stages_and_examples_when_a_run_is_finished(finishe
         for name, value in result[key].items():
             assert f'<th class="number">{name}</th>' in page.html
             assert f'<td class="number">{value:.4f}</td>' in page.html
-    for word in ("pretraining", "alternation", "final", "Recommendation loss", "(SIA)", "(PSA)"):
+    for word in ("pretraining", "alternation", "final", "Learning rate"):
         assert word in page.text
+    assert "(SIA)" not in page.text  # of one aligned epoch, a single point
     for word in ("Perplexity", "Nearest neighbours kept", "level 2", "torch"):
         assert word in page.text
     assert "run <1>" in page.text and "run <1>" not in page.html

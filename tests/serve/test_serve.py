@@ -554,7 +554,7 @@ def test_serve_is_refused_in_one_line_when_it_cannot_start(finished, tmp_path, c
     assert "a run of BPR" in refused(capsys, str(tmp_path), "--port=0")
     assert "expected the directory" in refused(capsys)
     monkeypatch.setattr(command, "find_spec", lambda name: None)
-    assert "pip install recbole-etegrec[serve]" in refused(capsys, finished)
+    assert "pip install 'recbole-etegrec[serve]'" in refused(capsys, finished)
 
 
 # The page -----------------------------------------------------------------------------------------

@@ -271,11 +271,11 @@ def test_fit_warns_of_collapsed_codebooks_when_item_vectors_hardly_differ(
     np.save(tmp_path / "v.npy", vectors)
     (tmp_path / "v.items").write_text("".join(f"i{n}\n" for n in range(40)))
     source = {"item_embedding": "file", "item_embedding_file": str(tmp_path / "v.npy")}
-    values = {"epochs": 0, "finetune_epochs": 0, "code_num": 32}
+    values = {"epochs": 0, "finetune_epochs": 0, "code_num": 38}
     fit(tiny_data, tmp_path / "run", **source, **values)
     warned = [line for line in caplog.messages if "has collapsed" in line]
     assert [line.split(" has ")[0] for line in warned] == [f"codebook {n}" for n in range(3)]
-    assert all("(32 there are); lower the learning rates of the tokenizer" in w for w in warned)
+    assert all("(38 there are); lower the learning rates of the tokenizer" in w for w in warned)
 
 
 def test_fit_warns_of_no_collapse_when_there_are_fewer_items_than_codes(
