@@ -77,19 +77,22 @@ def test_epochs_record_shares_when_they_have_objectives_to_weigh(tiny_data, tmp_
 
 @pytest.mark.slow
 def test_alignment_is_felt_when_the_schedule_is_the_papers(tmp_path):
-    """With its weights, after the warm epochs, on users of Beauty."""
+    """With its weights, after the warm epochs, on users of Beauty.
+
+    SIA grows with the tokenizer's scale, which pretraining brings: with fewer users and half of
+    these epochs of it, its share on the backbone is 2 %.
+    """
     values = {
         "data_path": beauty_path(),
         "embedding_cache": str(tmp_path / "cache"),
         "item_embedding": "collaborative",
-        "user_inter_num_interval": "[11,11]",
+        "user_inter_num_interval": "[10,11]",
         "item_inter_num_interval": "[1,inf)",
         "dataset_counts": None,
         "use_gpu": False,
-        "tokenizer_epochs": 20,
+        "tokenizer_epochs": 40,
         "epochs": 4,
         "finetune_epochs": 0,
-        "max_tokens": 2048,
         "warmup_steps": 0.1,  # there are few steps
         "valid_users": 50,
         "show_progress": False,
