@@ -207,9 +207,17 @@ def check_member(path: str) -> tuple[Config, Identity]:
 
 
 def check_same_data(
-    path: str, config: Config, identity: Identity, first: Config, known: Identity
+    path: str,
+    config: Config,
+    identity: Identity,
+    first: Config,
+    known: Identity,
+    called: str = "the first member",
 ) -> None:
-    """Refuse a member whose items, interactions or split are not those of the first.
+    """Refuse a run whose items, interactions or split are not those of a first.
+
+    Args:
+        called: what the message calls the first.
 
     Raises:
         UserError: see above; it says what differs.
@@ -229,8 +237,7 @@ def check_same_data(
     else:
         return
     raise UserError(
-        f"run_dir {path}: has {found} than the first member: members of an ensemble must be of "
-        "the same data and split"
+        f"run_dir {path}: has {found} than {called}: both must be of the same data and split"
     )
 
 

@@ -95,7 +95,7 @@ def _teach(
     path, k = config["distill_from"], config["distill_candidates"]
     values = {"data_path": config.inputs["data_path"], "use_gpu": config["use_gpu"]}
     own, model, *_ = load_run(path, values)
-    check_same_data(path, own, read_identity(RunDirectory(path)), config, identity)
+    check_same_data(path, own, read_identity(RunDirectory(path)), config, identity, "this run")
     k = min(k, model.n_items - 1)
     tables, mass = new_tables(folder, len(targets.start), k), model.ranker.mass
     logger.info("%s is asked for %d targets, once", path, len(targets.start))

@@ -88,7 +88,7 @@ def test_teacher_is_refused_when_it_is_not_of_these_data(runs, joined, tiny_data
         ({"distill_from": str(joined), "item_head": False}, "needs an item head"),
         (
             {"distill_from": str(joined), "user_inter_num_interval": "[10,inf)"},
-            "other (items|interactions)",
+            "items of tiny in another order than this run",
         ),
     )
     for number, (changes, message) in enumerate(cases):

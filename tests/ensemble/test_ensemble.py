@@ -143,7 +143,7 @@ def test_comparison_has_a_row_of_a_run_that_has_ended(joined, tmp_path, tiny_dat
     values = {"runs": str(joined), "models": "Pop", "dataset": "tiny", "data_path": tiny_data}
     values |= {"out": str(tmp_path / "out"), "use_gpu": "False", "show_progress": "False"}
     table, failed = compare({**values, "topk": "[5,10]", "exclude_history": "both"})
-    assert not failed and table.count("| Ensemble joined | 2020 |") == 2
+    assert not failed and table.count("| Ensemble joined | 0 |") == 2
     result = json.loads((joined / "result.json").read_text())["test_result"]
     rows = json.loads((tmp_path / "out" / "comparison.json").read_text())["tables"]["kept"]
     means = {name: column["mean"] for name, column in rows[0]["columns"].items()}
