@@ -103,7 +103,7 @@ def test_main_names_the_fault_in_one_line_when_input_is_bad(tiny_data, tmp_path,
     cases = {
         ("--dataset=nothing", data): "dataset 'nothing': no file",
         ("--dataset=tiny", data, "--num_beam=5"): "did you mean 'num_beams'?",
-        ("--dataset=tiny", data, "--num_beams=5"): "must be >= max(topk) (20)",
+        ("--dataset=tiny", data, "--num_beams=5", "--ranking=beam"): "must be >= max(topk) (20)",
         ("--dataset=tiny", data, f"--run_dir={tmp_path}/file"): "cannot be written",
         (f"--resume={tmp_path}/none",): "no config.yaml; is it the directory of a run?",
         ("--dataset=tiny", data, "--resume"): "resume (True) needs run_dir",

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from recbole_etegrec import cli
+from recbole_etegrec.cli import commands
 from recbole_etegrec.errors import unwritable
 from recbole_etegrec.storage.atomic import atomic_directory, atomic_file
 from recbole_etegrec.storage.logs import start_logging
@@ -52,7 +53,7 @@ def test_command_ends_with_one_line_when_it_cannot_write(number, monkeypatch, ca
     def fail(_):
         raise OSError(number, os.strerror(number), "/full/file")
 
-    monkeypatch.setitem(cli.COMMANDS, "doctor", fail)
+    monkeypatch.setitem(commands.HANDLERS, "doctor", fail)
     assert cli.main(["doctor"]) == 2
     assert f"error: /full/file: {os.strerror(number)}: make room" in capsys.readouterr().err
 

@@ -40,7 +40,8 @@ class EnsembleModel:
         left_out: torch.Tensor,
         device: torch.device,
     ):
-        self.fields, self.n_items, self.max_history = fields, n_items, max_history
+        self.fields, self.max_history = fields, max_history
+        self.n_items = self.trained_items = n_items
         self.exclude_history, self.left_out, self.device = exclude_history, left_out, device
         self.ranker = EnsembleRanker(members, fields, n_items, candidates=candidates, device=device)
 

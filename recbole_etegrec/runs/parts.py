@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from recbole.utils import init_seed
 
-from recbole_etegrec.config import Config, UnknownKeyError, is_ours
+from recbole_etegrec.config import Config, UnknownKeyError
+from recbole_etegrec.config.models import TRAINED
 from recbole_etegrec.data import ItemVectors, create_dataset, data_preparation
 from recbole_etegrec.data.dataset_files import check_dataset_counts
 from recbole_etegrec.data.identity import Identity
@@ -55,7 +56,7 @@ def load_data(config: Config) -> tuple:
     dataset = create_dataset(config)
     logger.info(dataset)
     check_dataset_counts(dataset, config["dataset_counts"])
-    if is_ours(config):
+    if config["model"] in TRAINED:
         settle_codes(config, dataset.item_num)
     return dataset, data_preparation(config, dataset)
 

@@ -45,6 +45,8 @@ class Outlook:
             Text such as ``, at most 5 min left``; empty where it cannot be said.
         """
         names = [one.name for one in self.phases]
+        if phase not in names:
+            return ""
         here, *later = self.phases[names.index(phase) :]
         stages = [*here.stages[index:], *(stage for one in later for stage in one.stages)]
         seconds = [self._mean(kind) for stage in stages for kind in _kinds(stage)]

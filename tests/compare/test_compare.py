@@ -304,7 +304,10 @@ def test_compare_gives_the_same_table_when_runs_go_side_by_side(tiny_data, tmp_p
         ({"models": "Pop,Popp"}, "unknown model 'Popp'; did you mean 'Pop'?"),
         ({"models": "Pop", "code_num": "4"}, "unknown config key 'code_num', for each of these"),
         ({"models": "Pop,ETEGRecLlama", "num_beam": "4"}, "did you mean 'num_beams'?"),
-        ({"models": "Pop,ETEGRecLlama", "num_beams": "4"}, "must be >= max(topk) (20)"),
+        (
+            {"models": "Pop,ETEGRecLlama", "num_beams": "4", "ranking": "beam"},
+            "must be >= max(topk) (20)",
+        ),
         ({"models": "Pop", "ablations": "no_sai"}, "did you mean 'no_sia'?"),
         ({"models": "Pop,SASRec+tunned"}, "must be one of tuned; did you mean 'tuned'?"),
         ({"models": "SASRec+no_sia"}, "SASRec+no_sia: no overlay 'no_sia'; must be one of tuned"),

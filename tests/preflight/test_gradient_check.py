@@ -48,7 +48,7 @@ def test_check_looks_at_the_item_head_when_there_is_one(sample, tiny_data):
     assert report.losses["final"].keys() == {"recommendation", "item"}
     for name in ("item query", "item projector", "item entry", "free vectors"):
         cells = report.cells[name]
-        assert cells["tokenizer"] == "-" and "-" not in (cells["recommender"], cells["polish"])
+        assert cells["tokenizer"] == "-" and "-" not in (cells["recommender"], cells["final"])
 
 
 def test_check_leaves_alignment_out_when_the_run_never_comes_to_it(tiny_data):

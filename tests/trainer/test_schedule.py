@@ -9,7 +9,7 @@ from recbole_etegrec.errors import UserError
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.trainer.schedule import SCHEDULES, Phase, Stage, phases_of
 
-WEIGHTS = {"sia_weight": 0.3, "psa_weight": 0.2}
+WEIGHTS = {"sia_weight": 0.3, "psa_weight": 0.2, "item_head": False}
 ALIGNED = {"sia": 0.3, "psa": 0.2}
 
 
