@@ -64,7 +64,7 @@ def test_rows_are_written_without_an_error_when_rehearsed(tiny_data, tmp_path):
 
 @pytest.mark.slow
 def test_small_decoder_is_measured_without_an_error_when_rehearsed(tiny_data, tmp_path):
-    values = small_values(tiny_data, use_gpu=False, tokenizer_epochs=1)
+    values = small_values(tiny_data, use_gpu=False, tokenizer_epochs=1, item_head=True)
     parts = ["--parts=runs,epochs,ranking", "--datasets=tiny"]
     rows = small.main(parts, values, tmp_path / "out")
     assert [row for row in rows if "error" in row] == []

@@ -507,7 +507,7 @@ def test_smollm2_learns_on_real_data_and_comes_back_when_loaded(tmp_path):
     trained = [line for line in map(json.loads, lines) if line["phase"] == "final"]
     assert trained[-1]["recommendation"] < trained[0]["recommendation"] - 0.5
     best = tmp_path / "run" / "best" / "model.safetensors"
-    assert best.stat().st_size < 20e6
+    assert best.stat().st_size < 40e6  # none of the base: it alone has 135 M numbers
     assert all(
         "lora_" in name for name in load_file(best) if name.startswith("recommender.backbone.")
     )
