@@ -14,10 +14,9 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_etegrec.config import Config
 from recbole_etegrec.data.seen_items import HistoryIndex
 from recbole_etegrec.decoding.batch import BatchFields
-from recbole_etegrec.decoding.ranker import Part, Ranker, Ranking, needs_all_scores
+from recbole_etegrec.decoding.ranker import Part, Ranker, Ranking
 from recbole_etegrec.recommender import autocast
 
 Result = TypeVar("Result")
@@ -296,17 +295,6 @@ class EnsembleRanker(Ranker):
     ) -> torch.Tensor:
         with autocast(model.precision, self.device.type):
             return model.ranker.score_all(batch, excluded).float()
-
-
-def rules(config: Config) -> Iterator[tuple[bool, str]]:
-    """Pairs (whether it is broken, message): candidates must hold what is measured."""
-    candidates, largest = config["candidates"], max(config["topk"])
-    yield (
-        candidates < largest,
-        f"candidates ({candidates}) must be >= max(topk) ({largest}): raise candidates or "
-        "lower topk",
-    )
-    yield needs_all_scores(config)
 
 
 def union(items: Sequence[torch.Tensor]) -> torch.Tensor:

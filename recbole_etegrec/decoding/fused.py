@@ -14,7 +14,7 @@ from recbole.data.interaction import Interaction
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.seen_items import HistoryIndex
 from recbole_etegrec.decoding.batch import BatchFields
-from recbole_etegrec.decoding.ranker import CodeRanker, Part, Ranking, needs_all_scores
+from recbole_etegrec.decoding.ranker import CodeRanker, Part, Ranking, candidate_rules
 from recbole_etegrec.decoding.scoring import score_items
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 from recbole_etegrec.tokenizer import ItemCodes
@@ -154,13 +154,7 @@ class FusedRanker(HeadRanker):
     def rules(config: Config) -> Iterator[tuple[bool, str]]:
         """Candidates must hold what is measured."""
         yield from HeadRanker.rules(config)
-        candidates, largest = config["candidates"], max(config["topk"])
-        yield (
-            candidates < largest,
-            f"candidates ({candidates}) must be >= max(topk) ({largest}): raise candidates or "
-            "lower topk",
-        )
-        yield needs_all_scores(config)
+        yield from candidate_rules(config)
 
     def best(
         self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None

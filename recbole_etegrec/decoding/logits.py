@@ -1,7 +1,6 @@
 """Ranking by any model that scores the whole catalogue in logits, such as RecBole's own."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from recbole.data.interaction import Interaction
@@ -20,8 +19,6 @@ class LogitRanker(Ranker):
 
     def __init__(self, logits: Callable[[Interaction], torch.Tensor], n_items: int):
         self.logits, self.n_items = logits, n_items
-        self._remembers = False
-        self._read: tuple[Interaction, torch.Tensor] | None = None
 
     def best(
         self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
@@ -38,7 +35,7 @@ class LogitRanker(Ranker):
         self, interaction: Interaction, excluded: HistoryIndex | None = None
     ) -> torch.Tensor:
         """See :class:`Ranker`."""
-        scores = self._log_probs(interaction)
+        scores = self._once(interaction, self._log_probs)
         if excluded is not None:
             scores = scores.clone()
             scores[tuple(part.to(scores.device) for part in excluded)] = -torch.inf
@@ -51,22 +48,8 @@ class LogitRanker(Ranker):
     def prepare(self) -> None:
         """See :class:`Ranker`; there is nothing to make."""
 
-    @contextmanager
-    def remembering(self) -> Iterator[None]:
-        """See :class:`Ranker`."""
-        self._remembers = True
-        try:
-            yield
-        finally:
-            self._remembers, self._read = False, None
-
     @torch.no_grad()
     def _log_probs(self, interaction: Interaction) -> torch.Tensor:
-        if self._read is not None and self._read[0] is interaction:
-            return self._read[1]
         logits = self.logits(interaction).float().clone()
         logits[:, 0] = -torch.inf
-        scores = logits.log_softmax(dim=1)
-        if self._remembers:
-            self._read = interaction, scores
-        return scores
+        return logits.log_softmax(dim=1)

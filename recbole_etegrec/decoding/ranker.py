@@ -1,9 +1,9 @@
 """What every ranker offers, whatever it is made of."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from recbole.data.interaction import Interaction
@@ -15,6 +15,8 @@ from recbole_etegrec.decoding.batch import BatchFields, encode_batch
 from recbole_etegrec.decoding.scoring import score_items
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 from recbole_etegrec.tokenizer import ItemCodes
+
+_Read = TypeVar("_Read")
 
 
 class Ranking(NamedTuple):
@@ -81,9 +83,26 @@ class Ranker(ABC):
         """Items that are worth a score ``[B, k]``, as :meth:`best` has them; no score is made."""
         return self.best(interaction, k, excluded).items
 
-    def remembering(self) -> AbstractContextManager:
+    _read: tuple[Interaction, Any] | None = None
+    _remembers = False
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
         """Let calls in a block that are of one batch, the same object, read its histories once."""
-        return nullcontext()
+        self._remembers = True
+        try:
+            yield
+        finally:
+            self._remembers, self._read = False, None
+
+    def _once(self, interaction: Interaction, read: Callable[[Interaction], _Read]) -> _Read:
+        """What is read of a batch, which is kept where that was asked for."""
+        if self._read is not None and self._read[0] is interaction:
+            return self._read[1]
+        found = read(interaction)
+        if self._remembers:
+            self._read = interaction, found
+        return found
 
     @property
     def mass(self) -> float:
@@ -112,8 +131,6 @@ class CodeRanker(Ranker):
     """
 
     keys: ClassVar[tuple[str, ...]] = ()
-    _read: tuple[Interaction, EncodedHistory] | None = None
-    _remembers = False
 
     def __init__(self, recommender: Recommender, codes: ItemCodes, fields: BatchFields):
         self.recommender, self.codes, self.fields = recommender, codes, fields
@@ -154,23 +171,9 @@ class CodeRanker(Ranker):
     def prepare(self) -> None:
         """See :class:`Ranker`; there is nothing to make."""
 
-    @contextmanager
-    def remembering(self) -> Iterator[None]:
-        """See :class:`Ranker`."""
-        self._remembers = True
-        try:
-            yield
-        finally:
-            self._remembers, self._read = False, None
-
     def encode(self, interaction: Interaction) -> EncodedHistory:
         """The histories of a batch, run through the recommender; to be left as they are."""
-        if self._read is not None and self._read[0] is interaction:
-            return self._read[1]
-        history = self.encode_anew(interaction)
-        if self._remembers:
-            self._read = interaction, history
-        return history
+        return self._once(interaction, self.encode_anew)
 
     def encode_anew(self, interaction: Interaction) -> EncodedHistory:
         """The same for one use, after which it may be another."""
@@ -183,6 +186,17 @@ class CodeRanker(Ranker):
             ranked = ~torch.isin(items, self.codes.left_out)
             rows, items = rows[ranked], items[ranked]
         return rows, items
+
+
+def candidate_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """The rules of rankers that score candidates: these must hold what is measured."""
+    candidates, largest = config["candidates"], max(config["topk"])
+    yield (
+        candidates < largest,
+        f"candidates ({candidates}) must be >= max(topk) ({largest}): raise candidates or "
+        "lower topk",
+    )
+    yield needs_all_scores(config)
 
 
 def needs_all_scores(config: Config) -> tuple[bool, str]:

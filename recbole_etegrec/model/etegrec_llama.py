@@ -320,7 +320,9 @@ class ETEGRecLlama(SequentialRecommender):
             taught = batch.taught_items if "taught_vectors" in needs else None
             output = self.read(batch, recommender, candidates, taught)
             outputs = {name: value for name, value in output._asdict().items() if value is not None}
-        embeddings, items, sequence = self.item_embedding[batch.distinct], None, None
+        embeddings = items = sequence = None
+        if not needs.isdisjoint({"embeddings", "items", "sequence"}):
+            embeddings = self.item_embedding[batch.distinct]
         if not needs.isdisjoint({"items", "sequence"}):
             items, sequence = self.tokenizer(
                 embeddings,

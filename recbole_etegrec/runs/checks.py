@@ -7,8 +7,8 @@ from recbole_etegrec.config import Config, is_ours
 from recbole_etegrec.config.models import ENSEMBLE
 from recbole_etegrec.data import rules as data
 from recbole_etegrec.data.item_embedding import rules as item_embedding
-from recbole_etegrec.decoding import ensemble
 from recbole_etegrec.decoding import rules as decoding
+from recbole_etegrec.decoding.ranker import candidate_rules
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.recommender import rules as recommender
 from recbole_etegrec.tokenizer import rules as tokenizer
@@ -31,7 +31,7 @@ def check_rules(config: Config, *, embeds: bool = True) -> None:
     """
     rules = [data.rules_of_all(config)]
     if config["model"] == ENSEMBLE:
-        rules += [_joined(trains=embeds), data.rules(config), ensemble.rules(config)]
+        rules += [_joined(trains=embeds), data.rules(config), candidate_rules(config)]
     elif is_ours(config):
         parts = _PARTS if embeds else [part for part in _PARTS if part is not item_embedding]
         rules += [part.rules(config) for part in parts]

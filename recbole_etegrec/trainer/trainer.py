@@ -100,8 +100,7 @@ class ETEGRecTrainer(AbstractTrainer):
         self.show_progress = show_progress and self.accelerator.is_main_process
         self.use_data(train_data, valid_data)
         self.accelerator.init_trackers("")
-        phases = phases_of(self.config)
-        self.outlook = Outlook(phases)
+        phases = self.outlook.phases
         logger.info("%s", self.outlook)
         if any(phase.starts_from == "fresh" for phase in phases):
             self.untrained = checkpoint.trained_state(self.model, ("recommender.",))
