@@ -136,18 +136,22 @@ class MemoryPlan:
         model, recommender = self.model, self.model.recommender
         backbone = recommender.backbone
         frozen = [p for p in backbone.parameters() if not p.requires_grad]
+        heads = [head for head in recommender.heads if head is not recommender.text]
         groups = {
             "decoder, frozen": [*frozen, *backbone.buffers()],
             "decoder, learning": [p for p in backbone.parameters() if p.requires_grad],
-            "heads": [p for head in recommender.heads for p in head.parameters()],
+            "heads": [p for head in heads for p in head.parameters()],
             "tokenizer and items": [
                 *model.tokenizer.parameters(),
                 *model.tokenizer_of_record.buffers(),
+                *model.codes.parameters(),
                 model.item_embedding,
                 *([] if model.item_content is None else [model.item_content]),
                 model.codes.table,
             ],
         }
+        if recommender.text is not None:
+            groups["token table and its head"] = list(recommender.text.parameters())
         if self.config["tuning"] in ("lora", "qlora"):
             groups["adapters (LoRA)"] = groups.pop("decoder, learning")
         return groups

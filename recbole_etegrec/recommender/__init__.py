@@ -8,6 +8,7 @@ from recbole_etegrec.recommender.item_head import Candidates, ItemHead, draw_can
 from recbole_etegrec.recommender.precision import PRECISIONS, autocast
 from recbole_etegrec.recommender.recommender import (
     EncodedHistory,
+    MixedRows,
     Recommender,
     RecommenderOutput,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "EncodedHistory",
     "EncoderDecoder",
     "ItemHead",
+    "MixedRows",
     "PRECISIONS",
     "Recommender",
     "RecommenderOutput",

@@ -4,7 +4,12 @@ from collections.abc import Iterable, Sequence
 
 from recbole_etegrec.trainer.schedule import Phase, Stage
 
-_KEYS = {"pretraining": "tokenizer_epochs", "alternation": "epochs", "joint": "epochs"}
+_KEYS = {
+    "pretraining": "tokenizer_epochs",
+    "tasks": "task_epochs",
+    "alternation": "epochs",
+    "joint": "epochs",
+}
 _EVALUATION = "evaluation"
 
 
@@ -12,12 +17,12 @@ class Outlook:
     """Knows the epochs of all phases, and how long those that are over took.
 
     Attributes:
-        epochs: over the training sequences, in all phases.
+        epochs: over more than items alone, in all phases.
     """
 
     def __init__(self, phases: Sequence[Phase]):
         self.phases = phases
-        self.epochs = sum(len(phase.stages) for phase in phases if phase.loader == "sequences")
+        self.epochs = sum(len(phase.stages) for phase in phases if phase.loader != "items")
         self.took: dict[str, list[float]] = {}
 
     def __str__(self) -> str:
@@ -26,7 +31,7 @@ class Outlook:
             text = (
                 f"{len(phase.stages)} of {phase.name} ({_KEYS.get(phase.name, 'finetune_epochs')})"
             )
-            (others if phase.loader == "sequences" else alone).append(text)
+            (alone if phase.loader == "items" else others).append(text)
         before = f"epochs of the tokenizer alone: {', '.join(alone)}; then " if alone else ""
         return f"{before}{self.epochs} epochs at most: {', '.join(others) or 'none'}"
 

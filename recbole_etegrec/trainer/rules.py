@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.config.checks import launched_with
+from recbole_etegrec.data.tasks import tasks_of
 from recbole_etegrec.errors import nearest
 from recbole_etegrec.trainer.schedule import SCHEDULES
 
@@ -40,6 +41,16 @@ def _schedule_rules(config: Config) -> Iterator[tuple[bool, str]]:
         choices = f"must name phases of {', '.join(SCHEDULES)}{nearest(name, SCHEDULES)}"
         yield name not in SCHEDULES, f"schedule ({name}) {choices}"
         yield names.count(name) > 1, f"schedule ({names}) names {name} more than once"
+    tasks = tasks_of(config)
+    yield (
+        "tasks" in names and not tasks,
+        f"schedule ({names}) has a phase tasks, and there is no task: give tasks, or leave it out",
+    )
+    yield (
+        bool(tasks) and not config["mixed_tasks"] and "tasks" not in names,
+        f"tasks ({', '.join(tasks)}): nothing would learn by them, for mixed_tasks is False and "
+        f"schedule ({names}) has no phase tasks",
+    )
     yield (
         "joint" in names and config["cycle_epochs"] < 2,
         "schedule (joint) needs cycles with an epoch of each module: cycle_epochs >= 2",
