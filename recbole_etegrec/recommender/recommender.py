@@ -203,6 +203,12 @@ class Recommender(nn.Module):
         )
         if rows is not None:
             output = output._replace(**self._read_rows(rows, among))
+            if candidates is None and self.item_head is not None:
+                # Nobody asks the head, but distributed wrappers want a gradient for all of it.
+                query, known = self.item_head.ask(before[:, 0]), rows.items[:1]
+                output = output._replace(
+                    item_query=query, item_vectors=self.item_head.vectors(known)
+                )
         if candidates is None:
             return output
         output = output._replace(item_query=self.item_head.ask(before[:, 0]), item_vectors=vectors)

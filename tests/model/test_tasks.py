@@ -1,7 +1,6 @@
 """Tasks of texts in the model: mixed rows, their losses, and whole runs with them."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,16 +34,8 @@ def base(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def data(tiny_data, tmp_path_factory) -> str:
-    """`tiny` with a title for all items but each fifth, and a description of each third."""
-    folder = tmp_path_factory.mktemp("texts")
-    shutil.copytree(Path(tiny_data, "tiny"), folder / "tiny")
-    lines = ["item_id:token\ttitle:token_seq\tdescription:token_seq"]
-    for n in range(40):
-        title = f"«{n}» ½ 🎬 <end>" if n % 5 else ""
-        lines.append(f"i{n}\t{title}\t{f'number {n}' if n % 3 == 0 else ''}")
-    Path(folder, "tiny", "tiny.item").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(folder)
+def data(texts_data) -> str:
+    return texts_data
 
 
 def values(base: str, **more) -> dict:
