@@ -21,8 +21,10 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.config.checks import launched_with
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.data.tasks.loader import TaskLoader
 from recbole_etegrec.decoding import encode_batch
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.losses import OBJECTIVES
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.preflight.memory_trace import AliveBytes, without_data
 from recbole_etegrec.recommender import autocast
@@ -185,7 +187,10 @@ class MemoryPlan:
         batch = self.train_data.largest_micro_batch()
         self.train_data.split(self.config["gradient_accumulation_steps"], self.processes)
         passes = min(batch.micro_batches // self.processes, 2)
-        activations = self._trace(lambda: self._step(batch, checkpointing, passes))
+        activations = max(
+            self._trace(lambda each=each: self._step(each, checkpointing, passes))
+            for each in (batch, *self._tasks_alone(micro_batches))
+        )
         static = sum(self.weights.values()) + self.optimizer + self.buckets
         total = static + max(activations + self.passing, self.gradients + self.update)
         rows, items = batch.items.shape
@@ -198,6 +203,13 @@ class MemoryPlan:
         total = sum(self.weights.values()) + self.optimizer + peak + self.passing
         return Evaluation(users, self._history_bytes(), total)
 
+    def _tasks_alone(self, micro_batches: int) -> Iterator[SequenceBatch]:
+        """A micro-batch of the phase of tasks, where there is one."""
+        if self.train_data.tasks is not None and "tasks" in self.config["schedule"]:
+            loader = TaskLoader(self.train_data.tasks)
+            loader.split(micro_batches, self.processes)
+            yield next(loader.iterate())[0]
+
     def _step(self, batch: SequenceBatch, checkpointing: bool, passes: int) -> None:
         model = self.model
         checkpoint_activations(model.recommender.backbone, checkpointing)
@@ -205,6 +217,8 @@ class MemoryPlan:
         stages = (stage for phase in phases_of(self.config) for stage in phase.stages)
         parts = [p for stage in stages for p in stage.parts if p.trains == "recommender"]
         names = dict.fromkeys(name for part in parts for name in part.weights)
+        if not len(batch.targets):
+            names = [name for name in names if OBJECTIVES[name].part == "tasks"]
         if not names:
             return
         for _ in range(passes):

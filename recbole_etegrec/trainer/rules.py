@@ -41,7 +41,20 @@ def _schedule_rules(config: Config) -> Iterator[tuple[bool, str]]:
         choices = f"must name phases of {', '.join(SCHEDULES)}{nearest(name, SCHEDULES)}"
         yield name not in SCHEDULES, f"schedule ({name}) {choices}"
         yield names.count(name) > 1, f"schedule ({names}) names {name} more than once"
-    tasks = tasks_of(config)
+    yield from _task_rules(config)
+    yield (
+        "joint" in names and config["cycle_epochs"] < 2,
+        "schedule (joint) needs cycles with an epoch of each module: cycle_epochs >= 2",
+    )
+    yield (
+        "final_from_scratch" in names and not config["finetune_epochs"],
+        "schedule (final_from_scratch) makes a recommender that must learn: finetune_epochs >= 1",
+    )
+
+
+def _task_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """Rules on the phase of tasks of texts, and on what comes of it."""
+    names, tasks = config["schedule"], tasks_of(config)
     yield (
         "tasks" in names and not tasks,
         f"schedule ({names}) has a phase tasks, and there is no task: give tasks, or leave it out",
@@ -51,13 +64,14 @@ def _schedule_rules(config: Config) -> Iterator[tuple[bool, str]]:
         f"tasks ({', '.join(tasks)}): nothing would learn by them, for mixed_tasks is False and "
         f"schedule ({names}) has no phase tasks",
     )
-    yield (
-        "joint" in names and config["cycle_epochs"] < 2,
-        "schedule (joint) needs cycles with an epoch of each module: cycle_epochs >= 2",
+    before = names[: names.index("tasks")] if "tasks" in names else []
+    lost = "final_from_scratch" in names or (
+        config["finetune_from"] == "best" and any(name != "pretraining" for name in before)
     )
     yield (
-        "final_from_scratch" in names and not config["finetune_epochs"],
-        "schedule (final_from_scratch) makes a recommender that must learn: finetune_epochs >= 1",
+        "tasks" in names and lost,
+        f"schedule ({names}): a later phase starts from another model than the phase tasks leaves: "
+        "let it follow pretraining, without final_from_scratch, or set finetune_from to last",
     )
 
 

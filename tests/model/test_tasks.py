@@ -19,10 +19,12 @@ from recbole_etegrec.losses import OBJECTIVES
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.quick_start import check, plan
 from recbole_etegrec.recommender import MixedRows
+from recbole_etegrec.recommender.base_model import find_base_config, load_base_model
 from recbole_etegrec.runs.checks import check_rules
-from recbole_etegrec.runs.tasks import give_tasks, held_out_items, task_rows
+from recbole_etegrec.runs.tasks import give_tasks, held_out_items, task_rows, vocabulary_of
+from tests.benchmarks.title_codes import measure
 from tests.helpers import changed_since, parameters_of, small_config, small_model, small_values
-from tests.recommender.base_models import saved, saved_with_texts
+from tests.recommender.base_models import saved, saved_with_texts, smollm2
 
 ALL = dict.fromkeys(TASKS, 0.5)
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -161,7 +163,7 @@ def lines_of(run_dir: str) -> list[dict]:
 def test_run_learns_by_tasks_first_and_then_beside_the_main_one(data, base, tmp_path):
     chosen = values(base, schedule=["pretraining", "tasks", "final"], task_epochs=2)
     chosen |= {"finetune_epochs": 2, "user_codes": 2, "item_head": True, "learning_rate": 0.01}
-    chosen |= {"task_tokens": 4000}
+    chosen |= {"task_tokens": 4000, "task_holdout": 0.2}
     chosen = small_values(data, run_dir=str(tmp_path / "run"), **chosen)
     outcome = run("ETEGRecLlama", "tiny", config_dict=chosen)
     epochs = [line for line in lines_of(outcome["run_dir"]) if line.get("trains") == "recommender"]
@@ -170,6 +172,8 @@ def test_run_learns_by_tasks_first_and_then_beside_the_main_one(data, base, tmp_
         assert epochs[1][name] < epochs[0][name]
         assert name in epochs[2]
     assert "recommendation" not in epochs[0] and epochs[0]["tokens"] > 1000
+    measured = measure(outcome["run_dir"], {})
+    assert measured["items"] > 3 and 0 <= measured["decoder"] <= 1
     best = load_file(Path(outcome["run_dir"], "best", "model.safetensors"))
     assert not [name for name in best if ".text." in name]
 
@@ -199,6 +203,9 @@ def test_check_and_plan_hold_when_there_are_tasks(data, base):
     without = plan("ETEGRecLlama", "tiny", config_dict=none)
     planned = plan("ETEGRecLlama", "tiny", config_dict=chosen)
     assert planned.weights["token table and its head"] == 2 * 260 * 16 * 4
+    alone = plan("ETEGRecLlama", "tiny", config_dict={**chosen, "mixed_tasks": False})
+    assert planned.training.activations > alone.training.activations
+    assert alone.training.activations >= without.training.activations
     assert planned.training.total > without.training.total + 2 * 260 * 16 * 4
 
 
@@ -237,6 +244,7 @@ def test_held_out_items_have_no_text_in_any_task(data, base):
         ({"base_model": None, "tuning": "full"}, "a decoder from scratch knows no text"),
         ({"schedule": ["tasks"], "tasks": None}, "has a phase tasks, and there is no task"),
         ({"mixed_tasks": False}, "nothing would learn by them"),
+        ({"schedule": ["alternation", "tasks", "final"]}, "starts from another model than the"),
     ],
 )
 def test_tasks_are_refused_when_nothing_can_come_of_them(more, message, data, base):
@@ -288,3 +296,24 @@ def test_titles_give_no_codes_when_the_run_did_not_learn_them(data, base):
     chosen = values(base, new_item_codes="title", tasks={"codes_to_title": 1.0})
     with pytest.raises(UserError, match=r"new_item_codes \(title\) needs the task title_to_codes"):
         check_rules(small_config(data, **chosen))
+
+
+@pytest.mark.slow
+def test_loss_of_texts_is_that_of_transformers_for_real_weights(texts_data):
+    weights = smollm2()
+    options = {"attn_implementation": "sdpa", "quantized": False, "device": "cpu"}
+    backbone, text = load_base_model(weights, dtype=torch.float32, text_head="tied", **options)
+    config = find_base_config(weights)
+    assert config.tie_word_embeddings
+    theirs = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    state = {f"model.{name}": value for name, value in backbone.state_dict().items()}
+    theirs.load_state_dict({**state, "model.embed_tokens.weight": text.table.weight}, strict=False)
+    tokens = torch.tensor([[504, 2260, 338, 1115, 260, 1345]])
+    with torch.no_grad():
+        hidden = backbone.eval()(inputs_embeds=text.embed(tokens)).last_hidden_state
+        nll = text.nll(hidden[0, :-1], tokens[0, 1:])
+        loss = theirs(tokens, labels=tokens).loss
+    torch.testing.assert_close(nll.mean(), loss, **CLOSE)
+    vocabulary = vocabulary_of(small_config(texts_data, **values(weights)))
+    (written,) = vocabulary.encode(["<|endoftext|> «1» 🎬"])
+    assert vocabulary.end and not set(written) & set(vocabulary.end)
