@@ -90,11 +90,15 @@ def smollm2() -> str:
     return str(next(Path(package.origin).parent.glob("*.gguf")))
 
 
-def saved_with_texts(folder: Path, *, tied: bool = False) -> str:
-    """A directory with a random LLaMA that has a head, and a tokenizer whose tokens are bytes."""
+def saved_with_texts(folder: Path, *, tied: bool = False, **changes) -> str:
+    """A directory with a random LLaMA that has a head, and a tokenizer whose tokens are bytes.
+
+    Args:
+        changes: of its configuration.
+    """
     path = folder / f"words-{tied}"
     torch.manual_seed(5)
-    config = LlamaConfig(**{**TINY, "vocab_size": 260, "eos_token_id": 256})
+    config = LlamaConfig(**{**TINY, "vocab_size": 260, "eos_token_id": 256, **changes})
     config.tie_word_embeddings = tied
     LlamaForCausalLM(config).save_pretrained(path)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -71,7 +71,7 @@ CHANGES = {
     "tasks": {
         **LORA,
         "tasks": dict.fromkeys(TASKS, 0.5),
-        "task_tokens": 600,
+        "task_tokens": 6000,
         "task_epochs": 1,
         "user_codes": 2,
         "max_tokens": 1024,

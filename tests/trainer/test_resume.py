@@ -259,7 +259,7 @@ def test_resume_gives_the_unbroken_outcome_when_code_tables_are_separate(
 
 
 def test_resume_gives_the_unbroken_outcome_when_killed_among_tasks(start, texts_data, tmp_path):
-    values = {"tasks": dict.fromkeys(TASKS, 0.5), "task_tokens": 2000, "user_codes": 2}
+    values = {"tasks": dict.fromkeys(TASKS, 0.5), "task_tokens": 6000, "user_codes": 2}
     values |= {"base_model": saved_with_texts(tmp_path), "tuning": "lora", "lora_r": 2}
     values |= {"schedule": ["pretraining", "tasks", "final"], "task_epochs": 1, "save_steps": 1}
     values |= {"finetune_epochs": 1, "tokenizer_epochs": 1}
