@@ -1,8 +1,10 @@
 """What README, docs/ and examples/ show can be typed, read and run."""
 
+import ast
 import json
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -59,8 +61,11 @@ def test_commands_of_the_pages_have_known_flags_and_keys(place, typed):
 
 
 @pytest.mark.parametrize(("place", "text"), blocks("python"), ids=lambda value: str(value)[:60])
-def test_python_of_the_pages_can_be_read(place, text):
-    compile(text, place, "exec")
+def test_python_of_the_pages_imports_what_there_is(place, text):
+    for node in ast.walk(ast.parse(text, place)):
+        if isinstance(node, ast.ImportFrom):
+            module = import_module(node.module)
+            assert all(hasattr(module, name.name) for name in node.names), place
 
 
 @pytest.mark.slow
