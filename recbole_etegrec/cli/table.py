@@ -53,7 +53,7 @@ RUN = Command(
     examples=(
         f"{PROGRAM} run",
         f"{PROGRAM} run --model SASRec --dataset Beauty",
-        f'{PROGRAM} run --dataset=Beauty --num_beams=50 "--topk=[10,50]"',
+        f'{PROGRAM} run --dataset=Beauty --candidates=50 "--topk=[10,50]"',
         f"{PROGRAM} run --resume saved/RUN",
     ),
 )

@@ -101,8 +101,8 @@ generate_items(model, codes, [["ITEM", "ITEM"]], beams=20)
 ```
 
 This is a plain LLaMA whose vocabulary is the codes of items. `items.json` has the items with their
-codes, and `code_logits.py` allows only codes that items have. The model ranks by the codes alone, as
-`ranking: beam` does.
+codes, and `code_logits.py` allows only codes that items have. The model ranks by the codes alone,
+as `ranking: beam` does.
 """,
 }
 
@@ -114,7 +114,8 @@ tags: [recommender-system, generative-recommendation]
 
 # {model} on {dataset}
 
-A generative recommender: each item is a tuple of codes, which the model generates one after another.
+A generative recommender: each item is a tuple of codes, which the model generates one after
+another.
 
 {use}
 ## Data

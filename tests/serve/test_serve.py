@@ -271,7 +271,14 @@ def test_docs_list_all_requests_without_a_script(client):
     for path, methods in paths.items():
         (method,) = methods
         assert f"{method.upper()} <code>{path}</code>" in page
-    assert "exclude_history: " in page and "limit: " in page
+    for field in (
+        "<code>history</code>: array of strings, items at least 1, items at most 1000",
+        "<code>k</code>: integer, at least 1, at most 100, default 10",
+        "<code>exclude_history</code>: boolean",
+        "<code>explain</code>: boolean, default false",
+        "<code>query</code>: string, characters at most 200",
+    ):
+        assert f"<li>{field}</li>" in page
     assert not re.search("<script|https?://", page)
 
 
