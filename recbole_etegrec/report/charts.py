@@ -95,7 +95,7 @@ def line_chart(title: str, series: Sequence[Series], axis: Axis, shares: bool = 
     left = max(44.0, 8 + 6.4 * max(len(label) for label in labels))
     bottom = max(_HEIGHT - _BOTTOM, _TOP + _LINE * len(series))
     start, end = axis.bands[0].start, axis.bands[-1].end
-    right = _WIDTH - 14 - 7.6 * max(min(len(one.name), _NAME) for one in series)
+    right = _WIDTH - 14 - max(_width(_cut(one.name)) for one in series)
 
     def place(x: float, y: float) -> tuple[float, float]:
         down = (high - y) / (high - low) * (bottom - _TOP)
@@ -187,6 +187,11 @@ def _lines(series: list[Series], place: Callable, right: float, bottom: float) -
 
 def _cut(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
+
+
+def _width(name: str) -> float:
+    """About how wide a bold name is; capitals are the widest."""
+    return sum(9.4 if letter.isupper() or letter in "mw" else 7.6 for letter in name)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", style: str = "") -> str:
