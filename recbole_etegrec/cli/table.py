@@ -72,7 +72,12 @@ COMPARE = Command(
         _DATASET,
         _JOBS,
         Flag("out", "the directory for runs and tables", "saved/compare-DATASET", "DIR"),
-        Flag("exclude_history", "True, False, or both to test in both ways", "False", "TRUTH"),
+        Flag(
+            "exclude_history",
+            "True, False, or both to test in both ways",
+            "the dataset's, or False",
+            "TRUTH",
+        ),
         _FILES,
     ),
     keys="a run; each goes to the models that know it",
