@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset
+from recbole_etegrec.data.group import Group
 from recbole_etegrec.data.sequences import Windows, place_in_run
 from recbole_etegrec.data.teacher import Teacher
 
@@ -43,6 +44,8 @@ class SequenceBatch(NamedTuple):
         real_distinct: which of the distinct targets there are ``[U]``; None for all.
         taught_items: items that a teacher scores for each target ``[n, K]``; None: there is none.
         taught_scores: log-probabilities that it gives them ``[n, K]``.
+        rows_a_step: windows of a step, on average over the epoch.
+        group: candidates for the last target of each window; None: there are none.
     """
 
     items: torch.Tensor
@@ -58,6 +61,8 @@ class SequenceBatch(NamedTuple):
     real_distinct: torch.Tensor | None = None
     taught_items: torch.Tensor | None = None
     taught_scores: torch.Tensor | None = None
+    rows_a_step: float | None = None
+    group: Group | None = None
 
     def to(self, device: torch.device) -> "SequenceBatch":
         """The same batch on a device."""
@@ -223,6 +228,7 @@ class SequenceLoader:
         self.steps = [steps[i] for i in rng.permutation(len(steps))]
         targets = (self.windows.end - self.windows.supervised_from).sum()
         self.targets_a_step = float(targets / max(len(steps), 1))
+        self.rows_a_step = len(lengths) / max(len(steps), 1)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -245,6 +251,7 @@ class SequenceLoader:
                     step_items=int((end - start).sum()),
                     micro_batches=parts * self.micro_batches,
                     targets_a_step=self.targets_a_step,
+                    rows_a_step=self.rows_a_step,
                     **self._taught(share),
                 )
                 for share in (
