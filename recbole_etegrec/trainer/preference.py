@@ -5,7 +5,7 @@ import logging
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.preference import Guard, GroupMaker, Reference, Signals
+from recbole_etegrec.preference import GroupMaker, Guard, Reference, Signals
 from recbole_etegrec.preference.guard import told, wider
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.keeper import Keeper
@@ -102,9 +102,7 @@ class Preferences:
         """What was seen in the epoch; every process takes part."""
         if self.maker is None:
             return {}
-        return self.signals.summary(
-            self.engine.sum_over_processes(self.signals.sums).tolist()
-        )
+        return self.signals.summary(self.engine.sum_over_processes(self.signals.sums).tolist())
 
     # Limits -------------------------------------------------------------------------------------
 
