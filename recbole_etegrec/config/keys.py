@@ -153,6 +153,7 @@ KEYS: dict[str, Key] = {
     "preference_beta": above_zero(),
     "preference_negatives": integer(1, 1000),
     "preference_hardest": integer(0, 15),
+    "preference_disliked": optional(number()),
     "preference_max_kl": above_zero(),
     "preference_max_dead": number(least=0, most=1),
     "preference_min_coverage": number(least=0, most=1),

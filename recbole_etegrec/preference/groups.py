@@ -61,15 +61,17 @@ def by_shared_codes(proposed: Proposed, config: Config, share: float) -> Judged:
     """DPO: the target, and those of the others that share as many codes with it as is due (SP-DPO).
 
     That is none in the beginning and ``preference_hardest`` in the end. Of candidates that come
-    equally near to it the more probable are taken, ``preference_negatives`` in all.
+    equally near to it the more probable are taken, ``preference_negatives`` in all. What the user
+    has rated low comes before them all (RF-DPO).
     """
     hardest, most = config["preference_hardest"], config["preference_negatives"]
     due = min(int(share * (hardest + 1)), hardest)
     count, hits, shared = proposed.items.shape[1], proposed.hits, proposed.shared
-    can = (proposed.items > 0) & ~hits & (shared <= hardest)
+    can = (proposed.items > 0) & ~hits & ((shared <= hardest) | proposed.disliked)
     place = torch.arange(count, device=shared.device)
-    far = ((shared - due).abs() * count + place).masked_fill(~can, count * count)
-    rank = far.argsort(dim=1).argsort(dim=1)
+    far = ((shared - due).abs() * count + place).masked_fill(proposed.disliked, -1)
+    far = far.masked_fill(~can, torch.iinfo(far.dtype).max)
+    rank = far.argsort(dim=1, stable=True).argsort(dim=1)
     negative = can & (rank < most)
     return Judged(hits.float() - negative.float(), hits.any(dim=1) & negative.any(dim=1))
 
@@ -111,12 +113,15 @@ class GroupMaker:
         """
         batch = batch.to(self.model.device)
         targets = last_targets(batch)
+        if batch.disliked is not None:  # what is not wanted is preferred to nothing
+            unwanted = (batch.disliked == targets.target.unsqueeze(1)).any(dim=1)
+            targets = targets._replace(real=targets.real & ~unwanted)
         model, config = self.model, self.config
         training = model.recommender.training
         model.recommender.eval()
         with autocast(config["precision"], model.device.type):
             history = self._encode(targets)
-            proposed = self._propose(history, targets, seed)
+            proposed = self._propose(history, targets, batch.disliked, seed)
             with self.reference.in_place():
                 reference = self._log_probs(self._encode(targets), proposed.codes)
         model.recommender.train(training)
@@ -139,7 +144,13 @@ class GroupMaker:
         batch = {fields.history: targets.history, fields.length: targets.after}
         return encode_batch(self.model.recommender, self.model.codes, fields, batch)
 
-    def _propose(self, history: EncodedHistory, targets: Targets, seed: int) -> Proposed:
+    def _propose(
+        self,
+        history: EncodedHistory,
+        targets: Targets,
+        disliked: torch.Tensor | None,
+        seed: int,
+    ) -> Proposed:
         model, temperature = self.model, self.config["preference_temperature"]
         sampler = None
         if temperature:
@@ -157,6 +168,9 @@ class GroupMaker:
         found = (items == targets.target.unsqueeze(1)).any(dim=1)
         if self.puts_in:
             items[:, -1] = torch.where(found, items[:, -1], targets.target)
+        beams = items.shape[1]
+        if disliked is not None:
+            items = torch.cat([items, disliked], dim=1)
         codes = model.codes(items)
         return Proposed(
             items,
@@ -165,6 +179,7 @@ class GroupMaker:
             targets.target,
             model.codes(targets.target),
             found,
+            (torch.arange(items.shape[1], device=items.device) >= beams).expand_as(items),
             lambda: self._head(history, items),
         )
 

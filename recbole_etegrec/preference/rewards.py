@@ -19,6 +19,7 @@ class Proposed(NamedTuple):
         target: ids ``[B]``.
         target_codes: ``[B, L]``.
         found: whether the target was proposed, and not put in ``[B]``.
+        disliked: which of the items the user has rated low; they were not proposed ``[B, K]``.
         head: gives the log-probabilities of the items by the item head ``[B, K]``.
     """
 
@@ -28,6 +29,7 @@ class Proposed(NamedTuple):
     target: torch.Tensor
     target_codes: torch.Tensor
     found: torch.Tensor
+    disliked: torch.Tensor
     head: Callable[[], torch.Tensor]
 
     @property

@@ -13,6 +13,10 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
     """Pairs (whether it is broken, message), one for each rule."""
     names, begins = config["schedule"], config["preference_from"]
     yield named_in(PREFERENCES, "preference", config["preference"])
+    yield (
+        bool(begins) and "preference" not in names,
+        f"preference_from ({begins}) is for a schedule that ends with preference, not {names}",
+    )
     yield named_in(REWARDS, "preference_reward", config["preference_reward"])
     if "preference" not in names:
         return
@@ -43,6 +47,11 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
         and config["preference_reward"] == "item_head"
         and not config["item_head"],
         "preference_reward (item_head) needs one: train with item_head: True",
+    )
+    yield (
+        config["preference_disliked"] is not None and config["preference"] != "dpo",
+        f"preference_disliked ({config['preference_disliked']}) is for preference (dpo), and it is "
+        f"{config['preference']}: leave one of them out",
     )
     yield (
         config["preference_hardest"] >= config["code_length"],
