@@ -31,7 +31,7 @@ class Dislikes:
         if not low.any():
             raise UserError(
                 f"preference_disliked ({most}): no rating of {dataset.dataset_name} is so low; its "
-                f"lowest is {table[field].numpy().min():g}"
+                f"lowest is {np.nanmin(table[field].numpy()):g}"
             )
         self.all_items, self.low = table[dataset.iid_field].numpy(), low
         self.items = self.all_items[low]

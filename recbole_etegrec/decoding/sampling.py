@@ -67,8 +67,11 @@ def _gumbel(seeds: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
 
 
 def _mixed(numbers: torch.Tensor) -> torch.Tensor:
-    """Numbers below 2^32 that look as if they were drawn, the same on every device."""
+    """Numbers below 2^32 that look as if they were drawn, the same on every device.
+
+    A hash of 32 bits (of Wellons' search for low bias) in integers of 64, which hold its products.
+    """
     numbers = numbers & _BITS
-    for factor in (0x45D9F3B, 0x119DE1F3):
-        numbers = ((numbers >> 16) ^ numbers) * factor & _BITS
-    return (numbers >> 16) ^ numbers
+    numbers = (numbers ^ (numbers >> 16)) * 0x21F0AAAD & _BITS
+    numbers = (numbers ^ (numbers >> 15)) * 0x735A2D97 & _BITS
+    return numbers ^ (numbers >> 15)

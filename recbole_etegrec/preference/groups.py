@@ -164,7 +164,7 @@ class GroupMaker:
             excluded,
             sampler,
         ).items
-        history.cache.crop(history.visible.shape[1])
+        history.cache.crop(history.visible.shape[1] - history.cache.get_seq_length())
         found = (items == targets.target.unsqueeze(1)).any(dim=1)
         if self.puts_in:
             items[:, -1] = torch.where(found, items[:, -1], targets.target)
