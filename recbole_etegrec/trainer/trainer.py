@@ -113,7 +113,7 @@ class ETEGRecTrainer(AbstractTrainer):
         with self.interruption:
             for phase in phases[begun:]:
                 if phase.name != self.progress.phase:
-                    if phase.name in sequences[:1] and not phase.guarded:
+                    if phase.name in sequences[:1] and not self.config["preference_from"]:
                         self.settle_codes()
                     self._enter(phase)
                 self.run_phase(phase)

@@ -157,6 +157,17 @@ def test_phase_ends_when_a_limit_is_passed(limit, message, base, tmp_path, caplo
     assert_same_model(base, run_dir)
 
 
+def test_phase_is_measured_on_sampled_items_where_the_run_is(tiny_data, tmp_path):
+    values = {**BASE, **PREFERS, "eval_args": {"mode": "uni20"}, "run_dir": str(tmp_path / "run")}
+    values |= {"schedule": ["pretraining", "preference"], "preference_epochs": 1}
+    values |= {"item_head": False, "preference_learning_rate": 0.01}
+    run("ETEGRecLlama", "tiny", config_dict=small_values(tiny_data, **values))
+    codes, before, line = lines_of(tmp_path / "run")[-3:]
+    assert (codes["phase"], before["phase"], line["phase"]) == ("codes", "before", "preference")
+    assert line["valid_result"]["ndcg@10"] > before["ndcg@10"]
+    assert result_of(tmp_path / "run")["best_valid_score"] > 0
+
+
 def test_control_learns_the_likelihood_alone(base, tmp_path):
     run_dir = preferred(base, tmp_path / "run", preference="likelihood")
     lines = lines_of(run_dir)[1:]
