@@ -26,7 +26,7 @@ from recbole_etegrec.model.build import check_base_model
 from recbole_etegrec.preflight.gradient_check import GradientCheck, check_gradients
 from recbole_etegrec.preflight.memory_plan import MemoryPlan
 from recbole_etegrec.runs.baseline import run_baseline
-from recbole_etegrec.runs.beginning import load_from, vectors_from
+from recbole_etegrec.runs.beginning import begun_config, load_from, vectors_from
 from recbole_etegrec.runs.checks import advice, check_rules
 from recbole_etegrec.runs.identity import vectors_to_train_with, write_identity
 from recbole_etegrec.runs.load import load_data, load_run, make_model
@@ -225,7 +225,7 @@ def check(
 
 def _look(*arguments) -> tuple:
     """Config, dataset and loaders, without a run directory."""
-    config = Config(*arguments)
+    config = begun_config(*arguments)
     if not is_ours(config):
         raise UserError(f"model {config['model']}: only {', '.join(TRAINED)} can be looked at so")
     if PartialState().num_processes > 1:

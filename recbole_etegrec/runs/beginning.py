@@ -16,19 +16,24 @@ from recbole_etegrec.runs.trust import config_to_use
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.checkpoint import load_model
 
-_LEFT = ("model", "dataset", "schedule", "resume")  # the run's own, or not its business
+_OWN = ("model", "dataset", "schedule")  # the run's own, whatever is given
 
 
-def config_from(config: Config, named: dict[str, str]) -> Config:
-    """The configuration of a run that begins with the model of another, with the keys given to it.
-
-    Args:
-        config: names that run by ``preference_from``.
-        named: the model and the dataset, where they were named besides.
+def begun_config(
+    model: str | None,
+    dataset: str | None,
+    config_file_list: list[str] | None,
+    config_dict: dict[str, Any] | None,
+) -> Config:
+    """The configuration that arguments make; that of a run with keys changed, if they name one.
 
     Raises:
-        UserError: it is no finished run of the plugin, or of another model or dataset.
+        UserError: what they name by ``preference_from`` is no finished run of the plugin, or of
+            another model or dataset.
     """
+    config = Config(model, dataset, config_file_list, config_dict)
+    if not config["preference_from"]:
+        return config
     directory = RunDirectory(config["preference_from"])
     recorded = directory.read_config()
     if not is_ours(recorded) or not directory.result.exists() or not directory.best.is_dir():
@@ -36,14 +41,15 @@ def config_from(config: Config, named: dict[str, str]) -> Config:
             f"preference_from ({directory.path}): must be a finished run of one of the plugin's "
             "models, with its best/"
         )
-    given: dict[str, Any] = {**config.external_config_dict, **named}
+    named = {key: name for key, name in (("model", model), ("dataset", dataset)) if name}
+    given = {**config.external_config_dict, **named}
     for key in ("model", "dataset"):
         if key in given and given[key] != recorded[key]:
             raise UserError(
                 f"{key} ({given[key]}): the run in {directory.path} has {recorded[key]}: leave it "
                 "out, or name another run by preference_from"
             )
-    kept = {key: value for key, value in given.items() if key not in _LEFT}
+    kept = {key: value for key, value in given.items() if key not in _OWN}
     return config_of_run(directory, config_to_use(directory, {**kept, "schedule": ["preference"]}))
 
 
