@@ -80,7 +80,7 @@ class HeadRanker(CodeRanker):
     def parts(self, history: EncodedHistory, items: torch.Tensor) -> dict[str, Part]:
         """See :class:`CodeRanker`."""
         head = self.recommender.item_head
-        log_probs = head.log_probs(history.state, history.taste)
+        log_probs = head.log_probs(history.state, history.items, history.taste)
         parts = {"item head": Part(1.0, log_probs.gather(1, items))}
         if len(self.codes.table) > head.items:
             parts["new item"] = Part(self.new_item_bonus, (items >= head.items).float())
@@ -97,7 +97,8 @@ class HeadRanker(CodeRanker):
 
     def _log_probs(self, history: EncodedHistory, excluded: HistoryIndex | None) -> torch.Tensor:
         """Of all items by the head ``[B, N]``, -inf of those that are not to be ranked."""
-        log_probs = self.recommender.item_head.log_probs(history.state, history.taste)
+        head = self.recommender.item_head
+        log_probs = head.log_probs(history.state, history.items, history.taste)
         if len(self.codes.trie) < log_probs.shape[1] - 1:  # items without codes
             absent = torch.ones_like(log_probs[0], dtype=torch.bool)
             absent[self.codes.trie.items] = False

@@ -312,6 +312,8 @@ class ETEGRecLlama(SequentialRecommender):
         objectives = {name: OBJECTIVES[name] for name in names if name in self.loss_options}
         if batch.taught_items is None:  # where a batch is made up, as to plan memory
             objectives = {n: one for n, one in objectives.items() if one.part != "distill_from"}
+        if batch.group is None:
+            objectives = {n: one for n, one in objectives.items() if not one.reads_groups}
         needs = {need for objective in objectives.values() for need in objective.needs}
         outputs: dict[str, torch.Tensor] = {}
         candidates = None

@@ -187,7 +187,9 @@ class GroupMaker:
         return score_codes(self.model.recommender, history, codes)
 
     def _head(self, history: EncodedHistory, items: torch.Tensor) -> torch.Tensor:
-        scores = self.model.recommender.item_head.log_probs(history.state, history.taste)
+        scores = self.model.recommender.item_head.log_probs(
+            history.state, history.items, history.taste
+        )
         return scores.gather(1, items)
 
 
