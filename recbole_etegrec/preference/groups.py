@@ -187,10 +187,8 @@ class GroupMaker:
         return score_codes(self.model.recommender, history, codes)
 
     def _head(self, history: EncodedHistory, items: torch.Tensor) -> torch.Tensor:
-        scores = self.model.recommender.item_head.log_probs(
-            history.state, history.items, history.taste
-        )
-        return scores.gather(1, items)
+        head = self.model.recommender.item_head
+        return head.log_probs(history.state, history.items, history.taste).gather(1, items)
 
 
 def last_targets(batch: SequenceBatch) -> Targets:

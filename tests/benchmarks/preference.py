@@ -8,8 +8,9 @@ begins with it once for each of ``--ways``: overlays of `properties/ablation/` w
 candidates for as long as the first way took. Again, it goes on. It prints a table of means over
 seeds: of each way the model that its last epoch left, and the one that the phase keeps.
 
-``--way.NAME=KEY:VALUE,...`` changes keys of a way; other arguments are keys of all runs. On a CPU,
-for a look: ``--dataset=ml-100k --seeds=2020 --finetune_epochs=4 --way.grpo=preference_epochs:1``.
+``--way.NAME=KEY:VALUE,...`` changes keys of a way, of which there may be several of a kind, such
+as ``grpo-slow``. Other arguments are keys of all runs, and ``--config_files`` of the first. On a
+CPU, for a look: ``--dataset=ml-100k --finetune_epochs=4 --ways=grpo --way.grpo=preference_epochs:1``.
 """
 
 import json
@@ -79,7 +80,7 @@ def way_of(name: str, given: dict[str, str], equal_epochs: int) -> dict[str, Any
     if name == EQUAL:
         keys = {"preference": "likelihood", "preference_epochs": equal_epochs}
     else:
-        keys = read_config_files([f"ablation/preference_{name}"])
+        keys = read_config_files([f"ablation/preference_{name.partition('-')[0]}"])
     changes = given.get(f"way.{name}", "")
     return keys | dict(pair.split(":", 1) for pair in changes.split(",") if pair)
 
@@ -121,6 +122,7 @@ def main() -> None:
     """Train and print."""
     given = dict(parse_arguments(sys.argv[1:]))
     dataset, out = given.pop("dataset", "ml-100k"), Path(given.pop("out", "saved/preference"))
+    files = given.pop("config_files", "").split()
     seeds = [int(seed) for seed in given.pop("seeds", "2020").split(",")]
     ways = given.pop("ways", f"grpo,dpo,minionerec,{EQUAL}").split(",")
     keys = {key: value for key, value in given.items() if not key.startswith("way.")}
@@ -128,7 +130,7 @@ def main() -> None:
     for seed in seeds:
         base = out / f"base-{seed}"
         if not (base / "result.json").is_file():
-            quick_start.run(None, dataset, None, {**keys, "seed": seed, "run_dir": str(base)})
+            quick_start.run(None, dataset, files, {**keys, "seed": seed, "run_dir": str(base)})
         epochs = 1
         for way in ways:
             if way == EQUAL:
