@@ -10,7 +10,7 @@ seeds: of each way the model that its last epoch left, and the one that the phas
 
 ``--way.NAME=KEY:VALUE,...`` changes keys of a way, of which there may be several of a kind, such
 as ``grpo-slow``. Other arguments are keys of all runs, and ``--config_files`` of the first. On a
-CPU, for a look: ``--dataset=ml-100k --finetune_epochs=4 --ways=grpo --way.grpo=preference_epochs:1``.
+CPU, for a look: ``--dataset=ml-100k --finetune_epochs=4 --ways=grpo``.
 """
 
 import json
