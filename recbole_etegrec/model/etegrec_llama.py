@@ -317,7 +317,9 @@ class ETEGRecLlama(SequentialRecommender):
         needs = {need for objective in objectives.values() for need in objective.needs}
         outputs: dict[str, torch.Tensor] = {}
         candidates = None
-        if "item_query" in needs:
+        # Distributed wrappers want the item head, too, where a phase leaves it as it is.
+        has_head = self.recommender.item_head is not None and "branch_log_probs" in needs
+        if "item_query" in needs or has_head:
             candidates = draw_candidates(self.n_items, self.item_sample, batch.items.device)
         if needs != {"items"}:
             taught = batch.taught_items if "taught_vectors" in needs else None

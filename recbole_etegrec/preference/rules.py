@@ -13,10 +13,6 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
     """Pairs (whether it is broken, message), one for each rule."""
     names, begins = config["schedule"], config["preference_from"]
     yield named_in(PREFERENCES, "preference", config["preference"])
-    yield (
-        bool(begins) and "preference" not in names,
-        f"preference_from ({begins}) is for a schedule that ends with preference, not {names}",
-    )
     yield named_in(REWARDS, "preference_reward", config["preference_reward"])
     if "preference" not in names:
         return

@@ -49,6 +49,12 @@ def begun_config(
                 f"{key} ({given[key]}): the run in {directory.path} has {recorded[key]}: leave it "
                 "out, or name another run by preference_from"
             )
+    schedule = given.get("schedule", ["preference"])
+    if schedule[-1] != "preference":
+        raise UserError(
+            f"preference_from ({directory.path}) is for the phase preference, and schedule "
+            f"({schedule}) ends with another: leave one of them out"
+        )
     kept = {key: value for key, value in given.items() if key not in _OWN}
     return config_of_run(directory, config_to_use(directory, {**kept, "schedule": ["preference"]}))
 

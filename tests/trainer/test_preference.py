@@ -356,6 +356,8 @@ def test_run_of_other_data_or_unfinished_is_refused(base, rated, tmp_path):
         preferred(copy, tmp_path / "other", data_path=str(tmp_path / "data"))
     with pytest.raises(UserError, match="dataset \\(other\\): the run in .* has tiny"):
         preferred(base, tmp_path / "run", dataset="other")
+    with pytest.raises(UserError, match="ends with another: leave one of them out"):
+        preferred(base, tmp_path / "run", schedule=["pretraining", "final"])
     (copy / "result.json").unlink()
     with pytest.raises(UserError, match="must be a finished run"):
         preferred(copy, tmp_path / "run")
