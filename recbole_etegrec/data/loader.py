@@ -20,6 +20,8 @@ import numpy as np
 import torch
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset
+from recbole_etegrec.data.dislikes import Dislikes
+from recbole_etegrec.data.group import Group
 from recbole_etegrec.data.sequences import Windows, place_in_run
 from recbole_etegrec.data.tasks import TaskBatch
 from recbole_etegrec.data.teacher import Teacher
@@ -49,6 +51,10 @@ class SequenceBatch(NamedTuple):
         taught_scores: log-probabilities that it gives them ``[n, K]``.
         known: items of each row before its first target ``[B]``; None where rows are no histories.
         tasks: rows of tasks that the step has besides; None: it has none.
+        rows_a_step: windows of a step, on average over the epoch.
+        disliked: what the user of each window has rated low, its last target first where that is
+            among it; 0 where there is no more ``[B, D]``; None: nobody is asked.
+        group: candidates for the last target of each window; None: there are none.
     """
 
     items: torch.Tensor
@@ -66,6 +72,9 @@ class SequenceBatch(NamedTuple):
     taught_scores: torch.Tensor | None = None
     known: torch.Tensor | None = None
     tasks: TaskBatch | None = None
+    rows_a_step: float | None = None
+    disliked: torch.Tensor | None = None
+    group: Group | None = None
 
     def to(self, device: torch.device) -> "SequenceBatch":
         """The same batch on a device."""
@@ -160,8 +169,9 @@ class SequenceLoader:
 
     The micro-batches are those of one process, as :meth:`split` says; by default one holds the
     whole step. ``loader._dataset`` is RecBole's training dataset, as in RecBole's own loaders.
-    What ``loader.teacher`` says of targets, where there is one, goes into their batches, and so do
-    rows of ``loader.tasks``, where :meth:`take_tasks` was told to mix them.
+    What ``loader.teacher`` says of targets goes into their batches, where there is one, and so do
+    what ``loader.dislikes`` says of their users, and rows of ``loader.tasks``, where
+    :meth:`take_tasks` was told to mix them.
 
     Steps of sequences are filled up to `max_tokens`. Long prefixes would make steps of few targets
     so: steps of prefixes have equally many, and those of more tokens are computed in several parts.
@@ -198,6 +208,7 @@ class SequenceLoader:
         self.teacher: Teacher | None = None
         self.tasks: TaskRows | None = None
         self.mixes_tasks = False
+        self.dislikes: Dislikes | None = None
         self.items = dataset.inter_feat[dataset.iid_field].numpy()
         stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
         self.step_targets = step_targets
@@ -234,6 +245,7 @@ class SequenceLoader:
 
     def draw(self, epoch: int) -> None:
         """Draw the cuts and steps of an epoch; the next iteration yields them."""
+        self.epoch = epoch
         rng = np.random.default_rng((self.seed, epoch))
         self.windows = self.whole
         if self.cut_probability > 0:
@@ -254,6 +266,7 @@ class SequenceLoader:
         self.targets_a_step = float(targets / max(len(steps), 1))
         if self.mixes_tasks:
             self.task_steps = self.tasks.draw(epoch, len(self.steps))
+        self.rows_a_step = len(lengths) / max(len(steps), 1)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -277,7 +290,9 @@ class SequenceLoader:
                     micro_batches=parts * self.micro_batches,
                     targets_a_step=self.targets_a_step,
                     tasks=tasks[part * self.micro_batches + number],
+                    rows_a_step=self.rows_a_step,
                     **self._taught(share),
+                    **self._disliked(share if len(share) else rows[:1]),
                 )
                 for part in range(parts)  # the same on any number of processes
                 for number in range(self.rank, self.micro_batches, self.processes)
@@ -344,3 +359,9 @@ class SequenceLoader:
         places = np.repeat(self.windows.supervised_from[rows], counts) + place_in_run(counts)
         items, scores = map(torch.from_numpy, self.teacher(places))
         return {"taught_items": items, "taught_scores": scores}
+
+    def _disliked(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """What the users of some windows have rated low."""
+        if self.dislikes is None:
+            return {}
+        return {"disliked": torch.from_numpy(self.dislikes(self.windows.end[rows] - 1, self.epoch))}

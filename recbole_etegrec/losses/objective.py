@@ -36,6 +36,7 @@ class ForwardPass:
         row_logits: of the codes that rows of tasks ask for ``[n, L, C]``.
         row_codes: these codes ``[n, L]``.
         text_nll: ``-log p`` of the tokens of text that rows of tasks ask for ``[m]``.
+        branch_log_probs: of the codes of the candidates in ``batch.group`` ``[B, K, L]``.
         items: the tokenizer's output for the distinct targets of the whole step ``[U, ...]``.
         sequence: ``sequence_latent``, quantized ``[n, ...]``.
         logsumexp_over_processes: combines ``[U]`` of this process with those of the others, which
@@ -58,6 +59,7 @@ class ForwardPass:
     row_logits: torch.Tensor | None = None
     row_codes: torch.Tensor | None = None
     text_nll: torch.Tensor | None = None
+    branch_log_probs: torch.Tensor | None = None
     items: TokenizerOutput | None = None
     sequence: Quantization | None = None
     logsumexp_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -119,6 +121,11 @@ class Objective:
     def reads_sequences(self) -> bool:
         """Whether it needs histories, and not items alone."""
         return set(self.needs) != {"items"}
+
+    @property
+    def reads_groups(self) -> bool:
+        """Whether it needs candidates for targets, which a phase must draw for it."""
+        return "branch_log_probs" in self.needs
 
     def weight_in(self, config: Mapping[str, Any]) -> float:
         """Its weight by a config; 0 where the config says nothing of it."""

@@ -20,6 +20,7 @@ from recbole_etegrec.decoding import RANKERS, BatchFields, ranking_of
 from recbole_etegrec.losses import OBJECTIVES, ForwardPass, objective_weights
 from recbole_etegrec.model.build import ranker_options, recommender_spec, settle_codes, tuning_of
 from recbole_etegrec.recommender import (
+    Branches,
     Candidates,
     MixedRows,
     Recommender,
@@ -333,16 +334,21 @@ class ETEGRecLlama(SequentialRecommender):
             objectives = {n: one for n, one in objectives.items() if one.part != "distill_from"}
         if batch.tasks is None:
             objectives = {n: one for n, one in objectives.items() if one.part != "tasks"}
+        if batch.group is None:
+            objectives = {n: one for n, one in objectives.items() if not one.reads_groups}
         needs = {need for objective in objectives.values() for need in objective.needs}
         outputs: dict[str, torch.Tensor] = {}
         candidates = None
-        if "item_query" in needs:
+        # Distributed wrappers want the item head, too, where a phase leaves it as it is.
+        has_head = self.recommender.item_head is not None and "branch_log_probs" in needs
+        if "item_query" in needs or has_head:
             candidates = draw_candidates(self.n_items, self.item_sample, batch.items.device)
         reads_rows = not needs.isdisjoint({"row_logits", "text_nll"})
         if needs != {"items"}:
             taught = batch.taught_items if "taught_vectors" in needs else None
             rows = self.mixed_rows(batch.tasks) if reads_rows else None
-            output = self.read(batch, recommender, candidates, taught, rows)
+            branches = self._branches(batch) if "branch_log_probs" in needs else None
+            output = self.read(batch, recommender, candidates, taught, rows, branches)
             outputs = {name: value for name, value in output._asdict().items() if value is not None}
         embeddings = items = sequence = None
         if not needs.isdisjoint({"embeddings", "items", "sequence"}):
@@ -383,6 +389,7 @@ class ETEGRecLlama(SequentialRecommender):
         candidates: Candidates | None = None,
         taught: torch.Tensor | None = None,
         rows: MixedRows | None = None,
+        branches: Branches | None = None,
     ) -> RecommenderOutput:
         """Run a micro-batch through the recommender.
 
@@ -391,11 +398,12 @@ class ETEGRecLlama(SequentialRecommender):
             candidates: the items that the item head is to tell targets from; None: it is not asked.
             taught: items that a teacher scores for each target ``[n, K]``; None: there is none.
             rows: of tasks, as :meth:`mixed_rows` gives them; None: there are none.
+            branches: items that might follow a beginning of each row; None: there are none.
         """
         recommender, codes = recommender or self.recommender, self.codes(batch.items)
-        given = {}
+        given = {} if branches is None else {"branches": branches}
         if self.recommender.item_head is not None:
-            given = {"items": batch.items, "candidates": candidates, "taught": taught}
+            given |= {"items": batch.items, "candidates": candidates, "taught": taught}
         if self.codes.users is not None:
             place = torch.arange(batch.items.shape[1], device=batch.items.device)
             given["prefix"] = self.codes.prefix(batch.items, place < batch.known.unsqueeze(1))
@@ -421,6 +429,10 @@ class ETEGRecLlama(SequentialRecommender):
         item, level = code // length, code % length
         of_items = codes.table[item, level].clamp_min(0) + level * codes.code_num
         return torch.where(slots < 0, of_items, slots + self.recommender.code_embedding.count)
+
+    def _branches(self, batch: SequenceBatch) -> Branches:
+        """The candidates of a micro-batch, as the recommender takes them."""
+        return Branches(self.codes(batch.group.items), batch.group.after)
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """What the recommender minimises in alternation, of RecBole's own prefix rows.

@@ -24,6 +24,7 @@ from recbole_etegrec.recommender.backbone import (
 )
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
 from recbole_etegrec.recommender.item_head import Candidates, ItemHead, seen_before
+from recbole_etegrec.recommender.prefixes import PrefixTree
 from recbole_etegrec.recommender.text_tokens import TextTokens
 
 
@@ -44,6 +45,7 @@ class RecommenderOutput(NamedTuple):
             where there are such rows.
         text_nll: ``-log p`` of the tokens of text that they ask for, in nats ``[m]``; None where
             there is no head for texts.
+        branch_log_probs: of the codes of branches, in nats ``[B, K, L]``; where there are any.
     """
 
     logits: torch.Tensor
@@ -56,6 +58,7 @@ class RecommenderOutput(NamedTuple):
     taught_vectors: torch.Tensor | None = None
     row_logits: torch.Tensor | None = None
     text_nll: torch.Tensor | None = None
+    branch_log_probs: torch.Tensor | None = None
 
 
 class MixedRows(NamedTuple):
@@ -80,6 +83,18 @@ class MixedRows(NamedTuple):
     items: torch.Tensor
     code_index: torch.Tensor
     text_index: torch.Tensor
+
+
+class Branches(NamedTuple):
+    """Items that might follow a beginning of each sequence.
+
+    Attributes:
+        codes: of ``K`` items a sequence ``[B, K, L]``.
+        after: items of the beginning, 1 at least ``[B]``.
+    """
+
+    codes: torch.Tensor
+    after: torch.Tensor
 
 
 class EncodedHistory(NamedTuple):
@@ -170,6 +185,7 @@ class Recommender(nn.Module):
         taught: torch.Tensor | None = None,
         prefix: torch.Tensor | None = None,
         rows: MixedRows | None = None,
+        branches: Branches | None = None,
     ) -> RecommenderOutput:
         """Predict many items of each sequence in one pass.
 
@@ -184,6 +200,7 @@ class Recommender(nn.Module):
             taught: items that a teacher scores for each target ``[n, K]``; None: there is none.
             prefix: what stands before the codes, as mixed tokens ``[B, P]``; None: nothing does.
             rows: of texts and codes, which are read apart; None: there are none.
+            branches: items that are asked for besides, in the same pass; no mask can be given then.
         """
         length = codes.shape[-1]
         vectors = None
@@ -192,13 +209,16 @@ class Recommender(nn.Module):
             vectors = self.item_head.vectors(candidates.with_targets(targets))
         among = vectors if candidates is not None and candidates.whole else None
         embeddings = self._embed(codes, items, among).flatten(1, 2)[:, :-1]  # nothing follows
-        token_mask = token_mask_of(attention_mask, length)
+        token_mask, log_probs = token_mask_of(attention_mask, length), None
         mask = token_mask if token_mask is None else token_mask[:, :-1]
+        first = 0 if prefix is None else prefix.shape[1]
         if prefix is not None:
             embeddings, mask = self._behind(prefix, embeddings, mask)
-        hidden = self._run(embeddings, mask)
-        if prefix is not None:
-            hidden = hidden[:, prefix.shape[1] :]
+        if branches is not None:
+            hidden, log_probs = self._run_with(branches, embeddings, first)
+        else:
+            hidden = self._run(embeddings, mask)
+        hidden = hidden[:, first:]
         # States of the tokens just before each target code: a shift by L - 1 tokens.
         before = hidden[:, length - 1 :].unflatten(1, (-1, length)).flatten(0, 1)
         before = before.index_select(0, target_index).float()  # [n, L, H]
@@ -206,8 +226,13 @@ class Recommender(nn.Module):
         if self.alignment_pooling == "mean":
             state = _mean_states(hidden, length, token_mask).index_select(0, target_index)
         output = RecommenderOutput(
-            self.code_embedding.logits(before), self.enc_adapter(state), self.dec_adapter(state)
+            self.code_embedding.logits(before),
+            self.enc_adapter(state),
+            self.dec_adapter(state),
+            branch_log_probs=log_probs,
         )
+        if rows is None and self.text is not None:
+            output = output._replace(text_nll=self.text.nothing())
         if rows is not None:
             output = output._replace(**self._read_rows(rows, among))
             if candidates is None and self.item_head is not None:
@@ -377,6 +402,60 @@ class Recommender(nn.Module):
         last = tokens[:, :, -1:] + self.item_head.entry(items, vectors).unsqueeze(2)
         return torch.cat([tokens[:, :, :-1], last], dim=2)
 
+    def _run_with(
+        self, branches: Branches, embeddings: torch.Tensor, first: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run sequences and branches of theirs as one row of tokens each.
+
+        A token of a branch sees the beginning that it follows and the branch's own tokens before
+        it; prefixes that branches share are run once.
+
+        Args:
+            embeddings: of the tokens of sequences ``[B, S, H]``.
+            first: tokens that stand before the sequences' codes.
+
+        Returns:
+            States of these tokens ``[B, S, H]``, and the log-probabilities of the branches' codes
+            ``[B, K, L]``.
+        """
+        rows, own = embeddings.shape[:2]
+        tree = PrefixTree(branches.codes, self.code_embedding.code_num)
+        place = torch.arange(own, device=embeddings.device)
+        begins = first + branches.after.unsqueeze(1) * branches.codes.shape[-1]  # tokens [B, 1]
+        causal = (place.unsqueeze(1) >= place).expand(rows, -1, -1)
+        if not tree.levels:
+            hidden, further = self._run(embeddings, None), None
+        else:
+            tokens = tree.embed(self.code_embedding)
+            count = tokens.shape[1]
+            before = (place < begins).unsqueeze(1).expand(-1, count, -1)
+            sees = torch.cat(
+                [
+                    torch.cat([causal, causal.new_zeros(rows, own, count)], dim=2),
+                    torch.cat([before, tree.sees()], dim=2),
+                ],
+                dim=1,
+            )
+            positions = torch.cat([place.expand(rows, -1), begins + tree.depth], dim=1)
+            both = self._run_masked(torch.cat([embeddings, tokens], dim=1), sees, positions)
+            hidden, further = both.split([own, count], dim=1)
+            further = further.float()
+        state = hidden[torch.arange(rows, device=place.device), begins.squeeze(1) - 1].float()
+        return hidden, tree.log_probs(self.code_embedding, state, further)
+
+    def _run_masked(
+        self, embeddings: torch.Tensor, sees: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """States of tokens ``[B, S, H]``, of which each sees what a mask ``[B, S, S]`` says."""
+        with masked_attention(self.backbone):
+            output = self.backbone(
+                inputs_embeds=self.dropout(embeddings).to(self.residual_dtype),
+                attention_mask=additive_mask(sees.unsqueeze(1), self.residual_dtype),
+                position_ids=positions,
+                **cached(self.backbone, None),
+            )
+        return self.dropout(output.last_hidden_state)
+
     def _run(
         self,
         embeddings: torch.Tensor,
@@ -402,15 +481,8 @@ class Recommender(nn.Module):
         if positions is None:
             return self._run(embeddings, None)
         row = (positions == 0).cumsum(dim=1)
-        visible = (row.unsqueeze(2) == row.unsqueeze(1)).tril().unsqueeze(1)  # [B, 1, S, S]
-        with masked_attention(self.backbone):
-            output = self.backbone(
-                inputs_embeds=self.dropout(embeddings).to(self.residual_dtype),
-                attention_mask=additive_mask(visible, self.residual_dtype),
-                position_ids=positions,
-                **cached(self.backbone, None),
-            )
-        return self.dropout(output.last_hidden_state)
+        sees = (row.unsqueeze(2) == row.unsqueeze(1)).tril()
+        return self._run_masked(embeddings, sees, positions)
 
 
 def token_mask_of(attention_mask: torch.Tensor | None, code_length: int) -> torch.Tensor | None:

@@ -34,6 +34,11 @@ class TextTokens(nn.Module):
         weight = (self.head or self.table).weight
         return F.linear(hidden.to(weight.dtype), weight, getattr(self.head, "bias", None)).float()
 
+    def nothing(self) -> torch.Tensor | None:
+        """No number ``[0]``, for distributed wrappers, which want a gradient of all that learns."""
+        learns = [p.flatten()[:0].float() for p in self.parameters() if p.requires_grad]
+        return torch.cat(learns) if learns else None
+
     def nll(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """``-log p`` of the tokens after states, in nats ``[m]``.
 

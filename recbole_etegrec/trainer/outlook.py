@@ -9,6 +9,7 @@ _KEYS = {
     "tasks": "task_epochs",
     "alternation": "epochs",
     "joint": "epochs",
+    "preference": "preference_epochs",
 }
 _EVALUATION = "evaluation"
 
