@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from recbole_etegrec.config import Config
+from recbole_etegrec.config import Config, properties_dir
 from recbole_etegrec.data import WholeSequenceDataset
 from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.atomic_header import read_header
@@ -16,7 +16,7 @@ from recbole_etegrec.data.tasks.prompts import read_prompts
 from recbole_etegrec.data.tasks.rows import TaskRows
 from recbole_etegrec.data.tasks.texts import Vocabulary
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.recommender.base_model import load_text_tokenizer
+from recbole_etegrec.recommender.base_model import find_base_config, load_text_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +77,17 @@ def vocabulary_of(config: Config) -> Vocabulary:
     tokenizer = load_text_tokenizer(config["base_model"])
     begin = [t for t in tokenizer("")["input_ids"] if t == tokenizer.bos_token_id]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    base = config["base_model"]
+    size = find_base_config(base, properties_dir() / "base_model").vocab_size
 
     def encode(texts: list[str]) -> list[list[int]]:
-        return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        found = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        if max((max(tokens, default=0) for tokens in [*found, begin, end]), default=0) >= size:
+            raise UserError(
+                f"base_model ({base}): its tokenizer writes tokens that its table of {size} has "
+                "not: bring back the tokenizer that it was trained with"
+            )
+        return found
 
     return Vocabulary(encode, begin, end)
 

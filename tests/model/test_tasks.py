@@ -259,6 +259,10 @@ def test_tasks_are_refused_when_texts_or_a_tokenizer_are_missing(data, base, tin
     config = small_config(data, **values(base, description_field="abstract"))
     with pytest.raises(UserError, match=r"description_field \(abstract\)"):
         task_rows(config, small_model(config)[1].train._dataset)
+    base = saved_with_texts(tmp_path, vocab_size=200, eos_token_id=0)
+    config = small_config(data, **values(base))
+    with pytest.raises(UserError, match="tokens that its table of 200 has not"):
+        task_rows(config, small_model(config)[1].train._dataset)
     config = small_config(data, **values(saved(tmp_path)))
     with pytest.raises(UserError, match="base_model .* its tokenizer"):
         task_rows(config, small_model(config)[1].train._dataset)
