@@ -22,9 +22,10 @@ def make_optimizer(
     groups: dict[tuple[bool, bool], list] = {}
     for name, parameter in recommender.named_parameters():
         if parameter.requires_grad:
-            table = "codebooks" in name or "collision_table" in name
+            table = any(part in name for part in ("codebooks", "collision_table", "user_table"))
             decays = parameter.ndim >= 2 and not table
-            groups.setdefault((not name.startswith("backbone."), decays), []).append(parameter)
+            heads = not name.startswith(("backbone.", "text."))
+            groups.setdefault((heads, decays), []).append(parameter)
     options = [
         {"params": parameters, "weight_decay": weight_decay * decays, "heads": heads}
         for (heads, decays), parameters in groups.items()
