@@ -35,6 +35,8 @@ CONTENT = ("fields", "text")
 PHASES = ("pretraining", "alternation", "joint", "final", "polish", "final_from_scratch")
 
 KEYS: dict[str, Key] = {
+    # Data
+    "binary_from_mib": optional(number(least=0, most=1_000_000_000)),
     # Item embeddings
     "item_embedding": either(
         entry(*SOURCES),
@@ -67,7 +69,7 @@ KEYS: dict[str, Key] = {
         integer(1, WIDEST), "a list of whole numbers from 1 to 65536", most=32
     ),
     "beta": weight(),
-    "tokenizer_epochs": integer(0, LONGEST),
+    "tokenizer_epochs": optional(integer(0, LONGEST)),
     "tokenizer_batch_size": integer(1),
     "tokenizer_learning_rate": above_zero(),
     # Recommender
@@ -131,6 +133,7 @@ KEYS: dict[str, Key] = {
     "stopping_step": integer(0),
     "eval_step": integer(1),
     "valid_users": integer(0),
+    "test_users": integer(0),
     # Batches
     "max_tokens": integer(1),
     "gradient_accumulation_steps": integer(1, 10_000),
@@ -144,6 +147,7 @@ KEYS: dict[str, Key] = {
     "num_beams": integer(1, 10_000),
     "candidates": integer(1),
     "item_score_weight": optional(above_zero()),
+    "item_index_from": optional(integer(1)),
     "new_item_likeness": weight(),
     "new_item_exposure": weight(),
     # Execution

@@ -16,6 +16,7 @@ from recbole_etegrec.tokenizer.trie import Trie
 
 ITEMS_A_CODE = 10  # at least, of the codes of one level, where a catalogue is small
 _FEWEST, _MOST = 16, 256
+EPOCHS, MANY = 200, 40_000  # of pretraining, and the items up to which there are so many
 
 
 def default_code_num(items: int, code_length: int) -> int:
@@ -32,6 +33,15 @@ def default_code_num(items: int, code_length: int) -> int:
     if code_length == 2:
         return _MOST
     return min(max(1 << (items // ITEMS_A_CODE).bit_length() >> 1, _FEWEST), _MOST)
+
+
+def default_tokenizer_epochs(items: int) -> int:
+    """Epochs of pretraining over a catalogue: above `MANY` items no more steps, but 2 epochs.
+
+    Args:
+        items: without the padding item.
+    """
+    return max(EPOCHS * MANY // max(items, MANY), 2)
 
 
 class ItemCodes(nn.Module):
@@ -145,10 +155,12 @@ class ItemCodes(nn.Module):
 
     def build_trie(self) -> None:
         """Build the trie of the present table, as after loading a state."""
-        items = torch.arange(1, len(self.table), device=self.table.device)
+        items, codes = torch.arange(1, len(self.table), device=self.table.device), self.table[1:]
         if len(self.left_out):
             items = items[~torch.isin(items, self.left_out)]
-        self.trie = Trie(self.table[items], items, len(self.table))
+            codes = self.table[items]
+        self.trie = None  # there is no room for two of a large catalogue
+        self.trie = Trie(codes, items, len(self.table))
 
     def digest(self) -> str:
         """A hash of the table, equal where tables are equal."""

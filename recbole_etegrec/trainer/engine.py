@@ -363,7 +363,7 @@ class Engine:
     def revive_codes(self, generator: torch.Generator) -> int:
         """Move codes that no item uses to where items are; returns how many there were."""
         tokenizer = self.model.tokenizer
-        encoded = tokenizer.encoder(self.model.item_embedding[1:])
+        encoded = tokenizer.latents(self.model.item_embedding[1:])
         revived = tokenizer.quantizer.revive(encoded, generator)
         self._share(tokenizer.quantizer)
         return revived

@@ -30,6 +30,7 @@ from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
 from recbole_etegrec.data.loader import SequenceBatch, SequenceLoader
 from recbole_etegrec.data.padding import pad_batch
 from recbole_etegrec.data.preparation import create_dataset
+from recbole_etegrec.data.sequences import Sequences
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.storage.digests import bytes_digest
 from recbole_etegrec.storage.run_directory import RunDirectory
@@ -139,10 +140,10 @@ def sasrec_run_embedding(
 
 def _with_cold_items(vectors: np.ndarray, dataset: WholeSequenceDataset, seed: int) -> np.ndarray:
     # All that training teaches of an item in no sequence is that it is never the next one.
-    items = dataset.inter_feat[dataset.iid_field].numpy()
-    lengths = np.diff(dataset.offsets)
-    seen = items[np.repeat(lengths > 1, lengths)]
-    cold = np.setdiff1d(np.arange(1, len(vectors)), seen)
+    items, start, end, users = dataset.sequences
+    several = end - start > 1
+    pairs = Sequences(items, start[several], end[several], users[several])
+    cold = np.flatnonzero(pairs.counts(len(vectors))[1:] == 0) + 1
     vectors[cold] = 0
     fill_cold_items(vectors, cold, np.random.default_rng(seed), "have no neighbour in training")
     return vectors
@@ -286,7 +287,7 @@ def _check_same_interactions(
     pairs = []
     for part in (ours, theirs):
         tokens = part.field2id_token[part.iid_field][part.inter_feat[part.iid_field].numpy()]
-        pairs.append((part.offsets, tokens))
+        pairs.append((part.sequences.offsets, tokens))
     if not all(np.array_equal(a, b) for a, b in zip(*pairs, strict=True)):
         raise UserError(
             f"{named}: trained on {len(theirs)} interactions of {theirs.dataset_name}, which are "

@@ -1,0 +1,99 @@
+"""The best items by an item head of a catalogue that is too large to hold all scores of a batch."""
+
+from collections.abc import Iterator
+
+import torch
+
+from recbole_etegrec.data.seen_items import HistoryIndex
+from recbole_etegrec.decoding.item_index import ItemIndex
+from recbole_etegrec.decoding.ranker import Ranking
+from recbole_etegrec.recommender import ItemHead
+
+AT_ONCE = 2**17  # items that are scored at once
+
+
+class CatalogueParts:
+    """Scores of the items of a catalogue for a batch of queries, a part of the items at a time.
+
+    Args:
+        query: ``[B, d]``.
+        absent: which items are not ranked ``[N]``.
+        excluded: pairs of row and item that are not.
+    """
+
+    def __init__(
+        self,
+        head: ItemHead,
+        query: torch.Tensor,
+        absent: torch.Tensor,
+        excluded: HistoryIndex | None,
+    ):
+        self.vectors, self.learned = head.all_vectors(), head.items
+        self.query, self.absent, self.excluded = query, absent, excluded
+
+    def cuts(self, begin: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of a range of items."""
+        return ((start, min(start + AT_ONCE, end)) for start in range(begin, end, AT_ONCE))
+
+    def scores(self, start: int, end: int, ranked: bool = True) -> torch.Tensor:
+        """Scores of a range of items ``[B, end - start]``.
+
+        Args:
+            ranked: whether they are -inf where an item is not to be ranked.
+        """
+        with torch.autocast(self.query.device.type, enabled=False):
+            scores = self.query @ self.vectors[start:end].T
+        return self._masked(scores, start, end) if ranked else scores
+
+    def _masked(self, scores: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        scores.masked_fill_(self.absent[start:end], -torch.inf)
+        if self.excluded is not None:
+            rows, items = self.excluded
+            inside = (items >= start) & (items < end)
+            scores[rows[inside], items[inside] - start] = -torch.inf
+        return scores
+
+    def best(self, k: int) -> tuple[Ranking, torch.Tensor]:
+        """The best of the items that the head learned, and the logarithm of the sum of all
+        ``exp(score)`` of these ``[B, 1]``.
+        """
+        found = None
+        total = self.query.new_full((len(self.query), 1), -torch.inf)
+        for start, end in self.cuts(0, self.learned):
+            scores = self.scores(start, end, ranked=False)
+            if start == 0:
+                scores[:, 0] = -torch.inf  # the padding item's
+            total = torch.logaddexp(total, scores.logsumexp(dim=1, keepdim=True))
+            part = leading(self._masked(scores, start, end), k, start)
+            found = part if found is None else _best_of_both(found, part, k)
+        return found, total
+
+    def best_by(self, index: ItemIndex, k: int) -> tuple[Ranking, torch.Tensor]:
+        """The same by an index, and with the sum estimated from one in so many items."""
+        further = 0
+        if self.excluded is not None and len(self.excluded[0]):
+            further = int(torch.bincount(self.excluded[0]).max())
+        scores, items = index.search(self.query, k + further)
+        if further:
+            rows = torch.arange(len(items), device=items.device).unsqueeze(1)
+            count = len(self.absent)
+            left_out = self.excluded[0] * count + self.excluded[1]
+            scores = scores.masked_fill(torch.isin(rows * count + items, left_out), -torch.inf)
+        best = scores.topk(min(k, scores.shape[1]))
+        every = max(self.learned // AT_ONCE, 1)
+        sample = self.query @ self.vectors[1 : self.learned : every].T
+        total = sample.logsumexp(dim=1, keepdim=True)
+        total += torch.log(torch.tensor((self.learned - 1) / sample.shape[1]))
+        return Ranking(items.gather(1, best.indices), best.values), total
+
+
+def leading(scores: torch.Tensor, k: int, first: int) -> Ranking:
+    """The best of a run of items by their scores ``[B, n]``, the first of which has this id."""
+    best = scores.topk(min(k, scores.shape[1]))
+    return Ranking(best.indices + first, best.values)
+
+
+def _best_of_both(one: Ranking, other: Ranking, k: int) -> Ranking:
+    scores = torch.cat([one.scores, other.scores], dim=1)
+    best = scores.topk(min(k, scores.shape[1]))
+    return Ranking(torch.cat([one.items, other.items], dim=1).gather(1, best.indices), best.values)
