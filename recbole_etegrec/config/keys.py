@@ -36,7 +36,7 @@ PHASES = ("pretraining", "alternation", "joint", "final", "polish", "final_from_
 
 KEYS: dict[str, Key] = {
     # Data
-    "binary_from_mib": optional(number(least=0, most=1_000_000_000)),
+    "binary_from_mib": optional(weight()),
     # Item embeddings
     "item_embedding": either(
         entry(*SOURCES),
