@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans
 
 _ROUNDS, _STILL = 300, 1e-4  # as scikit-learn's: rounds at most, and the movement of none
 _LEAST = 1e-30
-SAMPLED = 1024  # vectors a cluster, of which the centroids of more vectors are found
+SAMPLED = 256  # vectors a cluster, of which the centroids of more vectors are found
 ROWS = 65536  # vectors handled at once where only their nearest centroids are wanted
 
 

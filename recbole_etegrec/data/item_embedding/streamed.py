@@ -8,6 +8,7 @@ made of ranges is kept on disk until all is done, so that work that was stopped 
 
 import logging
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from recbole_etegrec.storage.atomic import atomic_file
 
 logger = logging.getLogger(__name__)
 
-NEIGHBOURS, MOST = 100, 100_000_000  # of an item, and of all items together, at most
+NEIGHBOURS, MOST = 50, 100_000_000  # of an item, and of all items together, at most
 PAIRS = 2**26  # that are counted in one pass over the sequences
+_LESS = 1e-4  # what a nat of mutual information weighs beside a count: it settles equal ones
+_LEAST = 1e-30
 _MORE, _ROUNDS = 32, 6  # columns beside those wanted, and products, of the factorisation
 STREAMED = f"{NEIGHBOURS} neighbours ({MOST} at most), {_ROUNDS} subspace iterations"
 
@@ -139,14 +142,17 @@ def _strongest(
 ) -> sparse.csr_matrix:
     """PPMI of the pairs of each row that count most; of equal ones of those that say more."""
     lengths = np.diff(counts.indptr)
-    row = np.repeat(np.arange(len(lengths)), lengths)
-    chance = totals[low + row] * totals[counts.indices] / totals.sum()
-    pmi = np.log(counts.data / chance).astype(np.float32)
+    row = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths)
+    share = (totals / np.sqrt(totals.sum())).astype(np.float32)
+    pmi = np.log(counts.data / (np.repeat(share[low : low + len(lengths)], lengths)))
+    pmi -= np.log(np.maximum(share, _LEAST))[counts.indices]
     keep = np.flatnonzero(pmi > 0)
     row, pmi = row[keep], pmi[keep]
-    order = np.lexsort((-pmi, -counts.data[keep], row))
+    # Numbers that sort by row, then by falling count: positive floats sort as their bits do.
+    worth = counts.data[keep] + _LESS * pmi
+    order = ((row << np.uint64(32)) | ~worth.view(np.uint32)).argsort()
     order = np.sort(order[rank_in_run(row[order]) < most])
-    places = (row[order], counts.indices[keep[order]])
+    places = (row[order].astype(np.int32), counts.indices[keep[order]])
     return sparse.csr_matrix((pmi[order], places), shape=counts.shape, dtype=np.float32)
 
 
@@ -162,10 +168,10 @@ def subspace(
     Halko et al. (2011), algorithm 4.4 for a symmetric matrix, in float32.
     """
     columns = min(rank + _MORE, matrix.shape[0])
-    parts = (matrix.indptr, matrix.indices, matrix.data)
-    table = torch.sparse_csr_tensor(
-        *map(torch.from_numpy, parts), matrix.shape, check_invariants=False
-    ).to(device)
+    parts = map(torch.from_numpy, (matrix.indptr, matrix.indices, matrix.data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that sparse tensors are new
+        table = torch.sparse_csr_tensor(*parts, matrix.shape, check_invariants=False).to(device)
     start = rng.standard_normal((matrix.shape[0], columns), dtype=np.float32)
     basis = torch.from_numpy(start).to(device)
     del start
