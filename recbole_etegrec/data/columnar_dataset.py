@@ -72,6 +72,8 @@ class ColumnarDataset(WholeSequenceDataset):
     def __init__(self, config: Config, columns: Columns):
         self.stored = columns
         self.digests = columns.note["interactions"], columns.note["users"]
+        for warning in columns.note["warnings"]:
+            logger.warning("%s", warning)
         super().__init__(config)
 
     def _load_data(self, token: str, dataset_path: str) -> None:

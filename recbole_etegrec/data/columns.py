@@ -5,7 +5,6 @@ the users, with where their interactions end; and the items. A note says what th
 """
 
 import json
-import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +12,6 @@ import numpy as np
 
 from recbole_etegrec.data.sequences import Sequences
 from recbole_etegrec.data.tokens import Tokens
-
-logger = logging.getLogger(__name__)
 
 INTERACTIONS, USERS, ITEMS, NOTE = "interactions.arrow", "users.arrow", "items.arrow", "note.json"
 VERSION = 1  # of the form; raise it when the same text gives other files
@@ -51,8 +48,6 @@ class Columns(NamedTuple):
 def read_columns(folder: Path) -> Columns:
     """Map the files of a folder into memory."""
     note = json.loads((folder / NOTE).read_text("utf-8"))
-    for warning in note["warnings"]:
-        logger.warning("%s", warning)
     interactions, users, items = (
         _mapped(folder / "data" / name) for name in (INTERACTIONS, USERS, ITEMS)
     )

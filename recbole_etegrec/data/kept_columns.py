@@ -59,6 +59,9 @@ _NOT_IN_COLUMNS = (
 )
 
 
+_whole: list[tuple[Path, list[int]]] = []  # folders that this process has found whole
+
+
 def columns_of(config: Config) -> Columns | None:
     """The columns of a dataset, made if there are none that are current.
 
@@ -129,8 +132,7 @@ def _is_current(folder: Path, path: Path, order: str) -> bool:
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    if damaged := damaged_file(folder / "data", INTERACTIONS, USERS, ITEMS):
-        logger.warning("%s is damaged, the columns are made anew", folder / "data" / damaged)
+    if _damaged(folder):
         return False
     if known["stamp"] == _stamp(path):
         return True
@@ -139,6 +141,19 @@ def _is_current(folder: Path, path: Path, order: str) -> bool:
     with suppress(OSError):  # it is read through again at the next start
         replace_text(note, json.dumps({**known, "stamp": _stamp(path)}))
     return True
+
+
+def _damaged(folder: Path) -> bool:
+    """Whether a file of columns is not as it was written; a process looks once."""
+    interactions = folder / "data" / INTERACTIONS
+    key = folder, _stamp(interactions) if interactions.is_file() else []
+    if key in _whole:
+        return False
+    if damaged := damaged_file(folder / "data", INTERACTIONS, USERS, ITEMS):
+        logger.warning("%s is damaged, the columns are made anew", folder / "data" / damaged)
+        return True
+    _whole.append(key)
+    return False
 
 
 def _stamp(path: Path) -> list[int]:

@@ -1,6 +1,7 @@
 """Binary columns against the reading of text, of which they must give the same."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.data.item_embedding.cache import interactions_digest
 from recbole_etegrec.data.kept_columns import columns_of
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.inference.command import recommend_command
 from recbole_etegrec.inference.histories import split_histories, whole_histories
+from recbole_etegrec.quick_start import run
 from tests.helpers import REAL_DATA, small_values
 
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
@@ -256,3 +259,18 @@ def test_note_is_plain_data(tmp_path):
     create_dataset(config_of(folder))
     (note,) = tmp_path.rglob(NOTE)
     assert json.loads(note.read_text())["warnings"] == []
+
+
+@pytest.mark.slow
+def test_run_and_its_recommendations_are_the_same_to_the_bit(tiny_data, tmp_path):
+    folder = shutil.copytree(tiny_data, tmp_path / "data")
+    found = []
+    for mib in (None, 0):
+        run_dir, out = tmp_path / f"run {mib}", tmp_path / f"{mib}.csv"
+        values = small_values(str(folder), item_head=True, candidates=20, run_dir=str(run_dir))
+        result = run("ETEGRecLlama", "tiny", config_dict={**values, "binary_from_mib": mib})
+        arguments = {"all": "", "out": str(out), "exclude-history": "True"}
+        list(recommend_command(str(run_dir), arguments))
+        found.append((result["test_result"], result["best_valid_result"], out.read_bytes()))
+    assert (folder / "tiny" / "tiny.columns").is_dir()
+    assert found[0] == found[1]
