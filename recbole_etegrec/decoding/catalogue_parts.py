@@ -53,6 +53,16 @@ class CatalogueParts:
             scores[rows[inside], items[inside] - start] = -torch.inf
         return scores
 
+    def log_probs_of(self, items: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of given items ``[B, n]``, as those of the head, for learned ones."""
+        total = self.query.new_full((len(self.query), 1), -torch.inf)
+        for start, end in self.cuts(1, self.learned):
+            scores = self.scores(start, end, ranked=False)
+            total = torch.logaddexp(total, scores.logsumexp(dim=1, keepdim=True))
+        with torch.autocast(self.query.device.type, enabled=False):
+            own = torch.einsum("bd,bnd->bn", self.query, self.vectors[items])
+        return (own - total).masked_fill(items == 0, -torch.inf)
+
     def best(self, k: int) -> tuple[Ranking, torch.Tensor]:
         """The best of the items that the head learned, and the logarithm of the sum of all
         ``exp(score)`` of these ``[B, 1]``.

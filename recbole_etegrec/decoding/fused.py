@@ -90,10 +90,8 @@ class HeadRanker(CodeRanker):
         self, history: EncodedHistory, k: int, excluded: HistoryIndex | None
     ) -> tuple[Ranking, Ranking]:
         head, count = self.recommender.item_head, len(self.codes.table)
-        absent = torch.ones(count, dtype=torch.bool, device=self.codes.table.device)
-        absent[self.codes.trie.items] = False
         parts = CatalogueParts(
-            head, head.ask(history.state), absent, excluded and self.on_device(excluded)
+            head, head.ask(history.state), self._absent(), excluded and self.on_device(excluded)
         )
         index = self._present_index(parts, k)
         found, total = parts.best(k) if index is None else parts.best_by(index, k)
@@ -122,11 +120,29 @@ class HeadRanker(CodeRanker):
     def parts(self, history: EncodedHistory, items: torch.Tensor) -> dict[str, Part]:
         """See :class:`CodeRanker`."""
         head = self.recommender.item_head
-        log_probs = head.log_probs(history.state, history.taste)
-        parts = {"item head": Part(1.0, log_probs.gather(1, items))}
+        parts = {"item head": Part(1.0, self._log_probs_of(history, items))}
         if len(self.codes.table) > head.items:
             parts["new item"] = Part(self.new_item_bonus, (items >= head.items).float())
         return parts
+
+    def _log_probs_of(self, history: EncodedHistory, items: torch.Tensor) -> torch.Tensor:
+        """Of given items by the head ``[B, n]``."""
+        head = self.recommender.item_head
+        if len(self.codes.table) <= AT_ONCE:
+            return head.log_probs(history.state, history.taste).gather(1, items)
+        parts = CatalogueParts(head, head.ask(history.state), self._absent(), None)
+        found = parts.log_probs_of(items)
+        if history.taste is not None:
+            likeness = torch.einsum("bd,bnd->bn", history.taste, head.alike[items])
+            found = found + head.likeness * likeness * (items >= head.items)
+        return found
+
+    def _absent(self) -> torch.Tensor:
+        """Which items are not ranked ``[N]``."""
+        table = self.codes.table
+        absent = torch.ones(len(table), dtype=torch.bool, device=table.device)
+        absent[self.codes.trie.items] = False
+        return absent
 
     @property
     def chosen(self) -> dict[str, float]:

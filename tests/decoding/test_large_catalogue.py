@@ -43,6 +43,14 @@ def test_parts_give_the_ranking_of_the_whole(excludes, parts, batch, request):  
         torch.testing.assert_close(found.scores, wanted.scores, **CLOSE)
 
 
+def test_given_items_are_scored_as_by_the_whole(parts, batch, request):  # noqa: F811
+    ranker = FusedRanker(*parts, FIELDS, candidates=9, item_score_weight=1.5)
+    items = torch.arange(N_ITEMS + 1).expand(3, -1)
+    expected = ranker.score(batch, items)
+    request.getfixturevalue("small_parts")
+    torch.testing.assert_close(ranker.score(batch, items), expected, **CLOSE)
+
+
 def test_items_that_are_left_out_are_in_no_part(parts, batch, small_parts):  # noqa: F811
     first = HeadRanker(*parts, FIELDS).best(batch, 1).items
     parts[1].leave_out(first.flatten().unique())
