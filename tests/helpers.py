@@ -166,8 +166,8 @@ def small_recommender(
 
 def small_item_head(items: int, **more) -> ItemHead:
     """An item head of states of width 16 and random vectors, in evaluation mode."""
-    options = {"enters": True, "dropout": 0.0, "vector_dropout": 0.0, "init_std": 0.5, **more}
-    head = ItemHead(items=items, hidden_size=16, embedding_width=10, **options).eval()
+    options = {"enters": True, "repeats": True, "dropout": 0.0, "vector_dropout": 0.0, **more}
+    head = ItemHead(items=items, hidden_size=16, embedding_width=10, init_std=0.5, **options).eval()
     nn.init.normal_(head.free, std=0.5)
     head.lend(torch.randn(items, 10))
     return head

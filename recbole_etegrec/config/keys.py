@@ -94,6 +94,7 @@ KEYS: dict[str, Key] = {
     "alignment_pooling": choice("last", "mean"),
     "item_head": boolean(),
     "item_input": boolean(),
+    "item_repeats": boolean(),
     "item_dropout": share(),
     "item_vector_dropout": number(least=0, most=1),
     # Losses

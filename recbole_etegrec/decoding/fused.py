@@ -21,7 +21,8 @@ from recbole_etegrec.decoding.scoring import score_items
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 from recbole_etegrec.tokenizer import ItemCodes, Trie
 
-WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # of the item head, tried on validation
+WEIGHTS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)  # of the item head, tried on validation
+_WEIGHT = 2.0  # until then
 
 
 class HeadRanker(CodeRanker):
@@ -90,9 +91,7 @@ class HeadRanker(CodeRanker):
         self, history: EncodedHistory, k: int, excluded: HistoryIndex | None
     ) -> tuple[Ranking, Ranking]:
         head, count = self.recommender.item_head, len(self.codes.table)
-        parts = CatalogueParts(
-            head, head.ask(history.state), self._absent(), excluded and self.on_device(excluded)
-        )
+        parts = CatalogueParts(head, history, self._absent(), excluded and self.on_device(excluded))
         index = self._present_index(parts, k)
         found, total = parts.best(k) if index is None else parts.best_by(index, k)
         later = [parts.scores(start, end) for start, end in parts.cuts(head.items, count)]
@@ -129,8 +128,8 @@ class HeadRanker(CodeRanker):
         """Of given items by the head ``[B, n]``."""
         head = self.recommender.item_head
         if len(self.codes.table) <= AT_ONCE:
-            return head.log_probs(history.state, history.taste).gather(1, items)
-        parts = CatalogueParts(head, head.ask(history.state), self._absent(), None)
+            return head.log_probs(history.state, history.items, history.taste).gather(1, items)
+        parts = CatalogueParts(head, history, self._absent(), None)
         found = parts.log_probs_of(items)
         if history.taste is not None:
             likeness = torch.einsum("bd,bnd->bn", history.taste, head.alike[items])
@@ -155,7 +154,8 @@ class HeadRanker(CodeRanker):
 
     def _log_probs(self, history: EncodedHistory, excluded: HistoryIndex | None) -> torch.Tensor:
         """Of all items by the head ``[B, N]``, -inf of those that are not to be ranked."""
-        log_probs = self.recommender.item_head.log_probs(history.state, history.taste)
+        head = self.recommender.item_head
+        log_probs = head.log_probs(history.state, history.items, history.taste)
         if len(self.codes.trie) < log_probs.shape[1] - 1:  # items without codes
             absent = torch.ones_like(log_probs[0], dtype=torch.bool)
             absent[self.codes.trie.items] = False
@@ -187,7 +187,7 @@ class FusedRanker(HeadRanker):
 
     Args:
         candidates: items that the head proposes, at least.
-        item_score_weight: the weight ``a``; None: it is left to validation, and 1 until then.
+        item_score_weight: the weight ``a``; None: it is left to validation, and 2 until then.
         item_index_from: items from which on an index finds what the head proposes; None: never.
     """
 
@@ -208,7 +208,7 @@ class FusedRanker(HeadRanker):
         self.candidates, self.item_index_from = candidates, item_index_from
         self._index: tuple[torch.Tensor, Trie, ItemIndex] | None = None
         self.given = item_score_weight is not None
-        self.weight = float(item_score_weight) if self.given else 1.0
+        self.weight = float(item_score_weight) if self.given else _WEIGHT
         self._memory: dict[str, Any] | None = None
 
     @staticmethod

@@ -12,7 +12,11 @@ _NEVER = -1e4  # the score of padding; finite, for a row of padding alone must g
 
 
 def distillation_loss(
-    query: torch.Tensor, vectors: torch.Tensor, teacher: torch.Tensor, temperature: float
+    query: torch.Tensor,
+    vectors: torch.Tensor,
+    teacher: torch.Tensor,
+    temperature: float,
+    bonus: torch.Tensor | float = 0.0,
 ) -> torch.Tensor:
     """``T^2 KL(p || q)`` over candidates, in nats ``[n]``; scores are dot products.
 
@@ -24,9 +28,10 @@ def distillation_loss(
         vectors: of its candidates ``[n, K, d]``.
         teacher: log-probabilities of the candidates, -inf of those that are none ``[n, K]``.
         temperature: above 0.
+        bonus: what scores have on top ``[n, K]``.
     """
     with torch.autocast(query.device.type, enabled=False):
-        scores = torch.einsum("nd,nkd->nk", query.float(), vectors.float())
+        scores = torch.einsum("nd,nkd->nk", query.float(), vectors.float()) + bonus
     none = teacher.isneginf()
     ours, theirs = (
         (values.float() / temperature).masked_fill(none, _NEVER).log_softmax(dim=1)
@@ -64,11 +69,16 @@ def code_distillation_loss(
 
 
 def _loss(forward: ForwardPass, distill_temperature: float) -> torch.Tensor:
+    bonus = 0.0
+    if forward.item_seen is not None:
+        taught, seen = forward.batch.taught_items.unsqueeze(2), forward.item_seen.unsqueeze(1)
+        bonus = forward.repeat_bonus * ((taught == seen) & (taught > 0)).any(dim=2)
     loss = distillation_loss(
         forward.item_query,
         forward.taught_vectors,
         forward.batch.taught_scores,
         distill_temperature,
+        bonus,
     )
     return forward.mean_over_targets(loss)
 
@@ -86,14 +96,14 @@ def _code_loss(forward: ForwardPass, distill_temperature: float) -> torch.Tensor
 
 DISTILLATION = Objective(
     _loss,
-    needs={"item_query", "taught_vectors"},
+    needs={"item_query", "taught_vectors", "item_seen", "repeat_bonus"},
     trains=("recommender",),
     title="Distillation",
     unit="nats",
     weight="distill_weight",
     part="distill_from",
     options=("distill_temperature",),
-    reaches=("item query", "item projector", "free vectors"),
+    reaches=("item query", "item projector", "free vectors", "item repeats"),
 )
 
 CODE_DISTILLATION = Objective(

@@ -25,6 +25,9 @@ class ForwardPass:
         preference_latent: of the same, in item embedding space ``[n, d_z]``.
         item_query: of the item head ``[n, d]``.
         item_vectors: of the items that `candidates` asks for ``[M, d]``.
+        item_seen: distinct items of the history before each target, and 0 ``[n, T - 1]``; None:
+            repeats are not learned.
+        repeat_bonus: what the item head's scores of these get on top, in nats ``[1]``.
         candidates: the items that targets are told from.
         embeddings: of the distinct targets of the whole step ``[U, d_z]``.
         taught_vectors: of the items that a teacher scores for each target ``[n, K, d]``.
@@ -42,6 +45,8 @@ class ForwardPass:
     preference_latent: torch.Tensor | None = None
     item_query: torch.Tensor | None = None
     item_vectors: torch.Tensor | None = None
+    item_seen: torch.Tensor | None = None
+    repeat_bonus: torch.Tensor | None = None
     candidates: Candidates | None = None
     embeddings: torch.Tensor | None = None
     taught_vectors: torch.Tensor | None = None

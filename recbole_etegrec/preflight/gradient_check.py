@@ -221,7 +221,8 @@ def _item_head(head: ItemHead | None) -> dict[str, list[nn.Parameter]]:
     parts = {"item query": head.query, "item projector": head.project, "item entry": head.enter}
     parts["item content"] = head.describe
     found = {name: list(module.parameters()) for name, module in parts.items() if module}
-    return {**found, "free vectors": [head.free]}
+    repeats = {} if head.repeat is None else {"item repeats": [head.repeat]}
+    return {**found, "free vectors": [head.free], **repeats}
 
 
 def _check_epoch(

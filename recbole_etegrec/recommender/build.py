@@ -132,6 +132,7 @@ def _item_head(spec: RecommenderSpec, config: PreTrainedConfig) -> ItemHead:
         content_width=spec.content_width,
         finished=spec.head_vectors,
         enters=spec.item_input,
+        repeats=spec.item_repeats,
         dropout=spec.item_dropout,
         vector_dropout=spec.item_vector_dropout,
         likeness=spec.new_item_likeness,

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 _FADES = 0.7  # weight of an item of a history, of that of the one after it
+_REPEAT_UNIT = 10.0  # nats: a number that learns as slowly as those of matrices gets there in time
 
 
 class Candidates(NamedTuple):
@@ -58,8 +59,26 @@ def draw_candidates(n_items: int, most: int, device: torch.device) -> Candidates
     return Candidates(ids, most / count)
 
 
+def seen_before(items: torch.Tensor, target_index: torch.Tensor) -> torch.Tensor:
+    """The distinct items of the history of each target ``[n, T - 1]``, 0 in the places between.
+
+    Args:
+        items: ids of sequences, padded with 0 ``[B, T]``.
+        target_index: as the recommender takes it ``[n]``.
+    """
+    history = items[:, :-1]
+    width = history.shape[1]
+    earlier = (history.unsqueeze(2) == history.unsqueeze(1)).tril(-1).any(dim=2)
+    seen = history.masked_fill(earlier, 0)[target_index // width]
+    place = torch.arange(width, device=items.device)
+    return seen.masked_fill(place > (target_index % width).unsqueeze(1), 0)
+
+
 class ItemHead(nn.Module):
     """Scores all items of a catalogue from one state, ``query(s) . v_i``.
+
+    Where repeats are learned, the items of a history have one number more in their scores, which
+    says how much more or less likely than others they come again.
 
     Free vectors start at 0, so the head starts from embeddings. Where there is content, items have
     a projection of that besides: ``v_i = describe(c_i) + project(z_i) + r_i``.
@@ -76,6 +95,7 @@ class ItemHead(nn.Module):
         finished: rows of a table of vectors in place of content and free vectors, as
             :meth:`finish` makes it; None: there is none.
         enters: whether vectors enter the backbone.
+        repeats: whether it learns how likely items of a history come again.
         dropout: on the state that is read.
         vector_dropout: share of the items that do without their free vectors (and, where there is
             content, without their embeddings), drawn anew in each training step, so that the rest
@@ -100,6 +120,7 @@ class ItemHead(nn.Module):
         content_width: int = 0,
         finished: int | None = None,
         enters: bool,
+        repeats: bool,
         dropout: float,
         vector_dropout: float,
         init_std: float,
@@ -117,6 +138,7 @@ class ItemHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.query = _linear(hidden_size, width, hidden_size**-0.5)
         self.enter = _linear(width, hidden_size, init_std) if enters else None
+        self.repeat = nn.Parameter(torch.zeros(1)) if repeats else None
         if finished is None:
             # Embeddings are of unit mean square: vectors begin with numbers of about init_std.
             self.project = _linear(embedding_width, width, init_std * embedding_width**-0.5)
@@ -210,6 +232,11 @@ class ItemHead(nn.Module):
         """The query of states ``[n, H]``: ``[n, d]``, in fp32."""
         return self.query(self.dropout(state)).float()
 
+    @property
+    def repeat_bonus(self) -> torch.Tensor | None:
+        """What items of a history get on top of their scores, in nats ``[1]``; None: nothing."""
+        return None if self.repeat is None else _REPEAT_UNIT * self.repeat
+
     @torch.no_grad()
     def taste(self, items: torch.Tensor, real: torch.Tensor) -> torch.Tensor | None:
         """What histories are of ``[B, d]``: a mean of their items, the last weighing most.
@@ -229,18 +256,27 @@ class ItemHead(nn.Module):
         return F.normalize(torch.einsum("bt,btd->bd", weights, self.alike[items]), dim=1)
 
     @torch.no_grad()
-    def log_probs(self, state: torch.Tensor, taste: torch.Tensor | None = None) -> torch.Tensor:
+    def log_probs(
+        self,
+        state: torch.Tensor,
+        history: torch.Tensor | None = None,
+        taste: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """``log p(item | history)`` of all items, in nats ``[B, N]``; of the padding item -inf.
 
         The softmax is over the items that the head learned. So items that came later take
         nothing from the others, and have a score of the same scale.
 
         Args:
+            history: ids of its items, padded with 0 ``[B, T]``; None: it counts for nothing.
             taste: of the histories, as :meth:`taste` gives it.
         """
         query = self.ask(state)
         with torch.autocast(query.device.type, enabled=False):
             scores = query @ self.all_vectors().T
+        if history is not None and self.repeat is not None:
+            # An item that is there twice is written twice, with the same score.
+            scores.scatter_(1, history, scores.gather(1, history) + self.repeat_bonus)
         scores -= scores[:, 1 : self.items].logsumexp(dim=1, keepdim=True)
         scores[:, 0] = -torch.inf
         if taste is not None:

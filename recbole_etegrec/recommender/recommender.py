@@ -23,7 +23,7 @@ from recbole_etegrec.recommender.backbone import (
     residual_dtype,
 )
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
-from recbole_etegrec.recommender.item_head import Candidates, ItemHead
+from recbole_etegrec.recommender.item_head import Candidates, ItemHead, seen_before
 
 
 class RecommenderOutput(NamedTuple):
@@ -35,6 +35,9 @@ class RecommenderOutput(NamedTuple):
         preference_latent: for PSA, in item embedding space ``[n, d_z]``.
         item_query: of the item head ``[n, d]``; it and the next where candidates are given.
         item_vectors: of the items that the candidates ask for ``[M, d]``.
+        item_seen: distinct items of the history, and 0 ``[n, T - 1]``; it and the next where the
+            item head learns of repeats.
+        repeat_bonus: what the scores of these items get on top, in nats ``[1]``.
         taught_vectors: of items that a teacher scores for each target ``[n, K, d]``.
     """
 
@@ -43,6 +46,8 @@ class RecommenderOutput(NamedTuple):
     preference_latent: torch.Tensor
     item_query: torch.Tensor | None = None
     item_vectors: torch.Tensor | None = None
+    item_seen: torch.Tensor | None = None
+    repeat_bonus: torch.Tensor | None = None
     taught_vectors: torch.Tensor | None = None
 
 
@@ -55,6 +60,7 @@ class EncodedHistory(NamedTuple):
         state: the state that predicts the first code after each ``[B, H]``.
         length: tokens of each history ``[B]``.
         encoded: states of their tokens ``[B, T * L, H]``, where there is an encoder.
+        items: ids of their items, padded with 0 ``[B, T]``, where there is an item head.
         taste: what they are of ``[B, d]``, where an item head needs it.
     """
 
@@ -63,6 +69,7 @@ class EncodedHistory(NamedTuple):
     state: torch.Tensor
     length: torch.Tensor
     encoded: torch.Tensor | None = None
+    items: torch.Tensor | None = None
     taste: torch.Tensor | None = None
 
     def part(self, rows: slice) -> "EncodedHistory":
@@ -161,6 +168,9 @@ class Recommender(nn.Module):
         if candidates is None:
             return output
         output = output._replace(item_query=self.item_head.ask(before[:, 0]), item_vectors=vectors)
+        if (bonus := self.item_head.repeat_bonus) is not None:
+            seen = seen_before(items, target_index)
+            output = output._replace(item_seen=seen, repeat_bonus=bonus)
         if taught is not None:
             known = (
                 F.embedding(taught, among) if candidates.whole else self.item_head.vectors(taught)
@@ -209,7 +219,7 @@ class Recommender(nn.Module):
         taste = None
         if self.item_head is not None:
             taste = self.item_head.taste(items, attention_mask)
-        return EncodedHistory(cache, visible, state, visible.sum(dim=1), taste=taste)
+        return EncodedHistory(cache, visible, state, visible.sum(dim=1), items=items, taste=taste)
 
     def extend(
         self,

@@ -32,6 +32,7 @@ class RecommenderSpec:
         head_vectors: items of its finished table of vectors, in an export; none: it has no table.
         content_width: width of what else is known of items ``d_c``; 0: nothing is.
         item_input: whether vectors of items enter the backbone.
+        item_repeats: whether the head learns how likely items of a history come again.
         item_dropout: on the state that the head reads.
         item_vector_dropout: share of the items that do without their free vectors in a step.
         new_item_likeness: weight of how alike items that came later are to a history.
@@ -60,6 +61,7 @@ class RecommenderSpec:
     head_vectors: int | None = None
     content_width: int = 0
     item_input: bool = False
+    item_repeats: bool = False
     item_dropout: float = 0.0
     item_vector_dropout: float = 0.0
     new_item_likeness: float = 0.0

@@ -12,11 +12,12 @@ from tests.helpers import small_item_codes, small_recommender
 CLOSE = {"atol": 1e-5, "rtol": 0}
 
 
-@pytest.fixture
-def parts():
-    return small_recommender(code_num=12, head_items=N_ITEMS + 1), small_item_codes(
-        n_items=N_ITEMS, code_num=12
-    )
+@pytest.fixture(params=[-0.05, 0.1])
+def parts(request):
+    """With a recommender that takes repeats for less, or more, likely."""
+    recommender = small_recommender(code_num=12, head_items=N_ITEMS + 1)
+    torch.nn.init.constant_(recommender.item_head.repeat, request.param)
+    return recommender, small_item_codes(n_items=N_ITEMS, code_num=12)
 
 
 @pytest.fixture

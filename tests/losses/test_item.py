@@ -61,6 +61,35 @@ def test_item_loss_has_the_gradient_of_its_formula_when_candidates_are_a_sample(
     torch.testing.assert_close(fast, (query.grad, vectors.grad), **CLOSE)
 
 
+@pytest.mark.parametrize("chunk", [1, 100, 2**22])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_items_of_the_history_have_a_bonus_when_repeats_are_learned(chunk, sampled, monkeypatch):
+    monkeypatch.setitem(item._SCORES, "cpu", chunk)
+    query, vectors, targets = inputs()
+    bonus = torch.tensor([-0.7], requires_grad=True)
+    seen = torch.tensor([[4, 0, 3, 7], [0, 0, 0, 0], [5, 6, 0, 9]]).repeat(6, 1)[:TARGETS]
+    targets[:3] = torch.tensor([3, 30, 1])  # a repeat, none, none
+    real = torch.arange(TARGETS) != 5
+    ids = torch.tensor([2, 3, 3, 9, 21, 30]) if sampled else torch.arange(1, ITEMS + 1)
+    share = len(ids) / ITEMS
+    options = {"share": share, "smoothing": 0.1, "real": real}
+    loss = scored(query, vectors, targets, ids, seen=seen, repeat_bonus=bonus, **options)
+    loss.backward()
+    fast = query.grad.clone(), vectors.grad.clone(), bonus.grad.clone()
+    query.grad = vectors.grad = bonus.grad = None
+
+    def of(items):  # [n, m]
+        again = (items.unsqueeze(2) == seen.unsqueeze(1)).any(dim=2)
+        return torch.einsum("nd,nmd->nm", query, vectors[items]) + bonus * again
+
+    scores, own = of(ids.expand(TARGETS, -1)), of(targets.unsqueeze(1)).squeeze(1)
+    others = scores.masked_fill(ids == targets.unsqueeze(1), -torch.inf).exp().sum(dim=1) / share
+    slow = ((own.exp() + others).log() - 0.9 * own - 0.1 * scores.mean(dim=1))[real].sum()
+    slow.backward()
+    torch.testing.assert_close(loss, slow, **CLOSE)
+    torch.testing.assert_close(fast, (query.grad, vectors.grad, bonus.grad), **CLOSE)
+
+
 def test_sampled_partition_sums_are_the_full_ones_in_expectation():
     query, vectors, targets = inputs()
     with torch.no_grad():

@@ -5,7 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.losses import item_loss
 from recbole_etegrec.recommender import Candidates, RecommenderSpec, empty_recommender
+from recbole_etegrec.recommender.item_head import seen_before
 from tests.helpers import small_config, small_item_head, small_model, small_recommender
 
 ITEMS = 12  # the padding item included
@@ -57,7 +59,7 @@ def test_finished_head_scores_as_the_one_it_was():
     with torch.no_grad():
         before = head.log_probs(state), head.entry(items)
         head.finish()
-        assert head.state_dict().keys() == {"query.weight", "enter.weight", "table"}
+        assert head.state_dict().keys() == {"query.weight", "enter.weight", "repeat", "table"}
         torch.testing.assert_close((head.log_probs(state), head.entry(items)), before, **CLOSE)
 
 
@@ -114,13 +116,46 @@ def test_whole_sequence_and_encoded_history_ask_alike():
     assert torch.equal(candidates.places_of(items[:, -1]), items[:, -1])
 
 
+def test_targets_are_as_likely_in_training_as_they_are_ranked_when_items_repeat():
+    torch.manual_seed(1)
+    recommender = small_recommender(head_items=ITEMS)
+    head = recommender.item_head
+    items = torch.tensor([[3, 3, 5, 3, 5, 7], [1, 2, 4, 6, 8, 0]])  # one target is a repeat
+    codes, ends = torch.randint(0, 8, (2, 6, 4)), torch.tensor([3, 3])
+    candidates = Candidates(torch.arange(1, ITEMS), 1.0)
+    index = torch.arange(2) * 5 + ends
+    targets = items[torch.arange(2), ends + 1]
+    assert seen_before(items, index).tolist() == [[3, 0, 5, 0, 0], [1, 2, 4, 6, 0]]
+    with torch.no_grad():
+        head.repeat.fill_(-0.2)
+        output = recommender(codes, index, items=items, candidates=candidates)
+        loss = item_loss(
+            output.item_query,
+            output.item_vectors,
+            targets,
+            candidates.ids,
+            targets,
+            seen=output.item_seen,
+            repeat_bonus=output.repeat_bonus,
+        )
+        mask = torch.ones(2, 4, dtype=torch.bool)
+        history = recommender.encode_history(codes[:, :4], mask, items[:, :4])
+        ranked = head.log_probs(history.state, history.items)
+        plain = head.log_probs(history.state)
+    torch.testing.assert_close(loss, -ranked[torch.arange(2), targets].sum(), **CLOSE)
+    torch.testing.assert_close(ranked[:, 1:].exp().sum(dim=1), torch.ones(2), **CLOSE)
+    differences = (ranked - plain)[0]
+    torch.testing.assert_close(differences[3] - differences[1], torch.tensor(-2.0), **CLOSE)
+    torch.testing.assert_close(differences[3], differences[5], **CLOSE)
+
+
 def test_all_else_starts_as_without_a_head_when_there_is_one(tiny_data):
     without, _ = small_model(small_config(tiny_data))
     with_head, _ = small_model(small_config(tiny_data, item_head=True))
     assert without.recommender.item_head is None
     own = with_head.state_dict()
     more = own.keys() - without.state_dict().keys()
-    names = {"query.weight", "enter.weight", "project.weight", "free"}
+    names = {"query.weight", "enter.weight", "project.weight", "free", "repeat"}
     assert more == {f"recommender.item_head.{name}" for name in names}
     for name, tensor in without.state_dict().items():
         assert torch.equal(own[name], tensor)

@@ -2,8 +2,8 @@
 
 Counts of all pairs of items do not fit into memory. So the rows of the matrix are made a range of
 items at a time, each by a pass over all sequences: exactly, and then pruned to the `NEIGHBOURS` of
-each item that are counted most among those that follow it more often than by chance. What has been
-made of ranges is kept on disk until all is done, so that work that was stopped goes on.
+each item that say most of it. What has been made of ranges is kept on disk until all is done, so
+that work that was stopped goes on.
 """
 
 import logging
@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 NEIGHBOURS, MOST = 50, 100_000_000  # of an item, and of all items together, at most
 PAIRS = 2**26  # that are counted in one pass over the sequences
-_LESS = 1e-4  # what a nat of mutual information weighs beside a count: it settles equal ones
-_LEAST = 1e-30
 _MORE, _ROUNDS = 32, 6  # columns beside those wanted, and products, of the factorisation
 STREAMED = f"{NEIGHBOURS} neighbours ({MOST} at most), {_ROUNDS} subspace iterations"
 
@@ -33,7 +31,7 @@ STREAMED = f"{NEIGHBOURS} neighbours ({MOST} at most), {_ROUNDS} subspace iterat
 def streamed_ppmi(
     sequences: Sequences, n_items: int, window: int, parts: Path, bar: tqdm
 ) -> sparse.csr_matrix:
-    """Positive pointwise mutual information of items, of the strongest neighbours of each alone.
+    """Discounted positive mutual information of items, of the strongest neighbours of each alone.
 
     A pair at distance ``d <= window`` counts ``1 / d``. A pair is kept if it is among the
     neighbours of either item.
@@ -140,20 +138,21 @@ def _counts(
 def _strongest(
     counts: sparse.csr_matrix, low: int, totals: np.ndarray, most: int
 ) -> sparse.csr_matrix:
-    """PPMI of the pairs of each row that count most; of equal ones of those that say more."""
+    """The pairs of each row that say most, by information that is discounted as `ppmi_svd` says."""
     lengths = np.diff(counts.indptr)
     row = np.repeat(np.arange(len(lengths), dtype=np.uint64), lengths)
-    share = (totals / np.sqrt(totals.sum())).astype(np.float32)
-    pmi = np.log(counts.data / (np.repeat(share[low : low + len(lengths)], lengths)))
-    pmi -= np.log(np.maximum(share, _LEAST))[counts.indices]
-    keep = np.flatnonzero(pmi > 0)
-    row, pmi = row[keep], pmi[keep]
-    # Numbers that sort by row, then by falling count: positive floats sort as their bits do.
-    worth = counts.data[keep] + _LESS * pmi
-    order = ((row << np.uint64(32)) | ~worth.view(np.uint32)).argsort()
+    totals = totals.astype(np.float32)
+    own, other, count = totals[low + row.astype(np.int64)], totals[counts.indices], counts.data
+    information = np.log(count / own / other * totals.sum(dtype=np.float64).astype(np.float32))
+    rarer = np.minimum(own, other)
+    information *= count / (count + 1) * rarer / (rarer + 1)
+    keep = np.flatnonzero(information > 0)
+    row, information = row[keep], information[keep]
+    # Numbers that sort by row, then by falling information: positive floats sort as their bits do.
+    order = ((row << np.uint64(32)) | ~information.view(np.uint32)).argsort()
     order = np.sort(order[rank_in_run(row[order]) < most])
     places = (row[order].astype(np.int32), counts.indices[keep[order]])
-    return sparse.csr_matrix((pmi[order], places), shape=counts.shape, dtype=np.float32)
+    return sparse.csr_matrix((information[order], places), shape=counts.shape, dtype=np.float32)
 
 
 def subspace(

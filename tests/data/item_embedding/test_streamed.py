@@ -31,6 +31,8 @@ def ppmi_of(sequences: Sequences) -> np.ndarray:
     totals = counts.sum(axis=1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         pmi = np.log(counts * totals.sum() / (totals * totals.T))
+        rarer = np.minimum(totals, totals.T)
+        pmi *= counts / (counts + 1) * rarer / (rarer + 1)
     return np.where(counts > 0, np.maximum(np.nan_to_num(pmi, neginf=0), 0), 0)
 
 
@@ -45,20 +47,18 @@ def test_streamed_ppmi_is_that_of_all_at_once(pairs, gap, tmp_path, monkeypatch)
     assert not parts.exists()
 
 
-def test_pairs_that_count_most_are_kept_when_there_are_too_many(tmp_path, monkeypatch):
+def test_pairs_that_say_most_are_kept_when_there_are_too_many(tmp_path, monkeypatch):
     monkeypatch.setattr(streamed, "NEIGHBOURS", 5)
     sequences = random_sequences()
     found = streamed_ppmi(sequences, N_ITEMS, WINDOW, tmp_path / "p", tqdm(disable=True)).toarray()
     whole = ppmi_of(sequences)
     assert np.array_equal(found, found.T)
     np.testing.assert_allclose(found[found > 0], whole[found > 0], atol=1e-5)
-    (block,) = sequences.blocks()
-    counts = cooccurrence(block.items, sequences.offsets, N_ITEMS, WINDOW).toarray()
     for row in range(N_ITEMS):
         positive = np.flatnonzero(whole[row] > 0)
         assert (found[row] > 0).sum() >= min(5, len(positive))
-        strongest = np.sort(counts[row, positive])[::-1][:5]
-        kept = np.sort(counts[row, found[row] > 0])[::-1][: len(strongest)]
+        strongest = np.sort(whole[row, positive])[::-1][:5]
+        kept = np.sort(found[row, found[row] > 0])[::-1][: len(strongest)]
         np.testing.assert_allclose(kept, strongest, atol=1e-5)
 
 
