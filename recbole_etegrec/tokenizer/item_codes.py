@@ -93,10 +93,10 @@ class ItemCodes(nn.Module):
         stays = (semantic_codes == old[:, :-1]).all(dim=1)
         groups = group_ids(semantic_codes, self.code_num)
         collision = collision_codes(groups, old[:, -1], stays)
-        codes = torch.cat([semantic_codes, collision.unsqueeze(1)], dim=1)
-        changed = float((codes != old).any(dim=1).float().mean())
-        self.set_table(codes)
-        return replace(health, changed=changed)
+        changed = ~stays | (collision != old[:, -1])
+        old[:, :-1], old[:, -1] = semantic_codes, collision  # in the table
+        self.build_trie()
+        return replace(health, changed=float(changed.float().mean()))
 
     def codes_for(self, semantic_codes: torch.Tensor) -> torch.Tensor:
         """Full code tuples for further items ``[n, L - 1]`` → ``[n, L]``; no item's codes change.
