@@ -12,7 +12,7 @@ def require_files(config: Config, *, fetch: bool = True, embeds: bool = True) ->
     """Fetch the files of a dataset if there are none, and read through those that a run reads.
 
     Args:
-        fetch: whether they may be fetched.
+        fetch: whether they may be fetched, and binary columns of large ones made.
         embeds: whether item embeddings are going to be made.
 
     Raises:
@@ -20,7 +20,9 @@ def require_files(config: Config, *, fetch: bool = True, embeds: bool = True) ->
     """
     if fetch:
         fetch_dataset(config)
-    if not is_ours(config) or columns_of(config) is None:  # columns are of text that was checked
+    if (
+        not is_ours(config) or columns_of(config, make=fetch) is None
+    ):  # columns are of text that was checked
         check_dataset_files(config)
     if embeds and "text" in embedding_sources(config):
         files = AtomicFiles.of(config)

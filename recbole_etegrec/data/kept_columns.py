@@ -62,11 +62,14 @@ _NOT_IN_COLUMNS = (
 _whole: list[tuple[Path, list[int]]] = []  # folders that this process has found whole
 
 
-def columns_of(config: Config) -> Columns | None:
-    """The columns of a dataset, made if there are none that are current.
+def columns_of(config: Config, *, make: bool) -> Columns | None:
+    """The columns of a dataset.
 
     None where its text is what is to be read: it is smaller than ``binary_from_mib``, or something
     is asked for that columns do not have, which is said.
+
+    Args:
+        make: whether they are made if there are none that are current; else nothing is written.
 
     Raises:
         UserError: the text is not what it should be.
@@ -80,8 +83,11 @@ def columns_of(config: Config) -> Columns | None:
     order = json.dumps(_order(config), sort_keys=True)
     places = [place / bytes_digest(order.encode())[:16] for place in _places(config, path)]
     for folder in places:
-        if _is_current(folder, path, order):
+        if _is_current(folder, path, order, make):
             return read_columns(folder)
+    if not make:
+        logger.warning("%s is read as text: it has no current binary columns", path)
+        return None
     return _made(config, path, next(place for place in places if _can_write(place)), order)
 
 
@@ -123,8 +129,12 @@ def _can_write(folder: Path) -> bool:
     return folder.parent.suffix != ".columns" or os.access(beside, os.W_OK)
 
 
-def _is_current(folder: Path, path: Path, order: str) -> bool:
-    """Whether columns are whole, and of the text as it is now."""
+def _is_current(folder: Path, path: Path, order: str, note_it: bool = True) -> bool:
+    """Whether columns are whole, and of the text as it is now.
+
+    Args:
+        note_it: whether it may be noted where that took reading the text.
+    """
     note = folder / NOTE
     try:
         known = json.loads(note.read_text("utf-8"))
@@ -139,7 +149,8 @@ def _is_current(folder: Path, path: Path, order: str) -> bool:
     if known["digest"] != file_digest(path):
         return False
     with suppress(OSError):  # it is read through again at the next start
-        replace_text(note, json.dumps({**known, "stamp": _stamp(path)}))
+        if note_it:
+            replace_text(note, json.dumps({**known, "stamp": _stamp(path)}))
     return True
 
 

@@ -145,7 +145,7 @@ def test_columns_give_what_text_gives_of_a_cut_of_beauty(tmp_path):
 
 
 def config_of(folder: str, **more) -> Config:
-    values = small_values(folder, binary_from_mib=0, **more)
+    values = small_values(folder, **{"binary_from_mib": 0, **more})
     return Config("ETEGRecLlama", "made", config_dict=values)
 
 
@@ -169,10 +169,10 @@ def test_columns_are_made_once_and_anew_when_text_or_filters_change(tmp_path):
 
 def test_columns_stay_when_the_text_was_written_again_as_it_was(tmp_path):
     folder = write_text(tmp_path, random_lines(1))
-    before = columns_of(config_of(folder)).note
+    before = columns_of(config_of(folder), make=True).note
     text = tmp_path / "made" / "made.inter"
     text.write_text(text.read_text() + "")
-    after = columns_of(config_of(folder)).note
+    after = columns_of(config_of(folder), make=True).note
     assert after["digest"] == before["digest"] and after["stamp"] != before["stamp"]
 
 
@@ -218,13 +218,13 @@ def test_filters_that_leave_nothing_are_refused(tmp_path):
 )
 def test_text_is_read_when_columns_do_not_have_what_is_asked_for(more, why, tmp_path, caplog):
     folder = write_text(tmp_path, random_lines(1))
-    assert columns_of(config_of(folder, **more)) is None
+    assert columns_of(config_of(folder, **more), make=True) is None
     assert why in caplog.text
 
 
 def test_text_is_read_when_times_are_fractions(tmp_path, caplog):
     folder = write_text(tmp_path, random_lines(1, time="{}.5"))
-    assert columns_of(config_of(folder)) is None
+    assert columns_of(config_of(folder), make=True) is None
     assert "whole numbers as times" in caplog.text
     assert not made_at(tmp_path)
 
@@ -252,6 +252,17 @@ def test_ids_are_those_that_are_known_when_data_are_the_same_or_have_changed(tmp
         other = create_dataset(config_of(folder))
     assert not isinstance(other, ColumnarDataset)
     assert list(other.field2id_token["item_id"][1:]) == tokens[:0:-1]
+
+
+def test_nothing_is_written_when_a_run_is_used(tmp_path, caplog):
+    folder = write_text(tmp_path, random_lines(1))
+    config = config_of(folder)
+    require_files(config, fetch=False)
+    tokens = create_dataset(config_of(folder, binary_from_mib=None)).field2id_token["item_id"]
+    with known_ids({"item_id": tokens.tolist()}):
+        create_dataset(config)
+    assert not made_at(tmp_path) and not list((tmp_path / "made").glob("*.columns"))
+    assert "has no current binary columns" in caplog.text
 
 
 def test_note_is_plain_data(tmp_path):

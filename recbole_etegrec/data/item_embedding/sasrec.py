@@ -288,7 +288,7 @@ def _vectors_of_run(
         values.pop("gpu_id", None)  # of that run, and it would hide devices of this process
         run_config = Config(config_dict=values)
         check_dataset_files(run_config)
-        theirs = create_dataset(run_config).build()[0]
+        theirs = create_dataset(run_config, of_run=True).build()[0]
     except UserError as error:
         raise UserError(f"sasrec_run: {error}") from error
     named = f"sasrec_run ({run})"
