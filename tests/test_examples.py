@@ -1,16 +1,19 @@
 """What README, docs/ and examples/ show can be typed, read and run."""
 
+import ast
 import json
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from recbole_etegrec.cli.arguments import check_names, read
-from recbole_etegrec.cli.table import COMMANDS, PREPARE
-from recbole_etegrec.config import properties_dir
+from recbole_etegrec.cli.table import COMMANDS, PREPARE, RUN
+from recbole_etegrec.config import Config, properties_dir
 from recbole_etegrec.config.values import check_values, known_keys, parse_value
+from recbole_etegrec.runs.checks import check_rules
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "dataset" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,13 +57,20 @@ def test_commands_of_the_pages_have_known_flags_and_keys(place, typed):
     flags = {flag.name for flag in command.flags}
     keys = {key: parse_value(key, value) for key, value in values.items() if key not in flags}
     check_values(keys, model)
-    for file in values.get("config_files", "").split():
+    files = values.get("config_files", "").split()
+    for file in files:
         assert (properties_dir() / f"{file.removesuffix('.yaml')}.yaml").is_file(), place
+    if command is RUN and not {"resume", "base_model", "distill_from"} & keys.keys():
+        keys = {key: value for key, value in keys.items() if key not in ("plan", "check")}
+        check_rules(Config(model, "ml-100k", files, keys), embeds=False)
 
 
 @pytest.mark.parametrize(("place", "text"), blocks("python"), ids=lambda value: str(value)[:60])
-def test_python_of_the_pages_can_be_read(place, text):
-    compile(text, place, "exec")
+def test_python_of_the_pages_imports_what_there_is(place, text):
+    for node in ast.walk(ast.parse(text, place)):
+        if isinstance(node, ast.ImportFrom):
+            module = import_module(node.module)
+            assert all(hasattr(module, name.name) for name in node.names), place
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ class Flag(NamedTuple):
         default: as the help shows it; empty where there is none.
         value: what the help calls the value.
         lone: what the flag stands for without a value; empty where it needs one.
+        required: whether the help says so; the command refuses to do without it.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Flag(NamedTuple):
     default: str = ""
     value: str = "TEXT"
     lone: str = ""
+    required: bool = False
 
 
 class Command(NamedTuple):
@@ -160,7 +162,7 @@ def _parser(name: str, command: Command, keys: Collection[str]) -> ArgumentParse
         many = command.several if number == len(command.places) else ""
         parser.add_argument(f"place {place}", metavar=place, help=text, nargs=many or None)
     for flag in command.flags:
-        shown = flag.help.replace("%", "%%")
+        shown = flag.help.replace("%", "%%") + " (required)" * flag.required
         parser.add_argument(
             f"--{flag.name}",
             dest=flag.name,
@@ -176,12 +178,13 @@ def _parser(name: str, command: Command, keys: Collection[str]) -> ArgumentParse
 
 def _usage(name: str, command: Command) -> str:
     places = "".join(f" {place}" for place, _ in command.places) + " ..." * bool(command.several)
+    places = f" [{places[1:]}]" if command.several == "*" else places
     flags = " [--FLAG VALUE ...]" if command.flags else ""
     return f"%(prog)s{places}{flags}{' [--KEY VALUE ...]' if command.keys else ''}"
 
 
 def _epilog(name: str, command: Command) -> str:
-    keys = f"KEY is any key of {command.keys}; --key=value and --key value are the same."
+    keys = f"KEY is any key of {command.keys}.\n--key=value and --key value are the same."
     examples = "\n".join(f"  {example}" for example in command.examples)
     parts = (keys if command.keys else "", command.more, f"Examples:\n{examples}")
     return "\n\n".join(part for part in parts if part).replace("%", "%%")

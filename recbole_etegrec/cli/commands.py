@@ -281,7 +281,9 @@ def _prepare(arguments: Sequence[str]) -> None:
     if kind not in table.PREPARE:
         known = ", ".join(table.PREPARE)
         if kind in ("-h", "--help"):
-            return _print(f"usage: {PROGRAM} prepare KIND --help\n\nKIND is one of {known}.\n")
+            lines = [f"  {kind:8} {what.summary}" for kind, what in table.PREPARE.items()]
+            head = f"usage: {PROGRAM} prepare KIND ...\n       {PROGRAM} prepare KIND --help\n\n"
+            return _print(head + "KIND is one of:\n" + "\n".join(lines) + "\n")
         raise UserError(f"prepare '{kind}': must be one of {known}{nearest(kind, table.PREPARE)}")
     values = read(f"prepare {kind}", table.PREPARE[kind], arguments[1:]).values
     with _held(values):

@@ -6,70 +6,92 @@ from recbole_etegrec.config.values import DEFAULT_MODEL
 from recbole_etegrec.prepare.kinds import KINDS, Kind
 
 _RUN = ("RUN_DIR", "the directory of a run, such as saved/ETEGRecLlama-ml-100k-20260101-120000")
-_OF_RUN = "the run's configuration, to be another for this command"
-_OUT = "where the file goes"
+_OF_RUN = "the run's configuration, which it overrides for this command alone"
 _EXCLUDE = Flag(
-    "exclude-history", "leave out what a user has had already", "as the run was tested", lone="True"
+    "exclude-history", "leave out items of the history", "as the run was tested", lone="True"
 )
-_HISTORY = Flag("history", "items that somebody has had, oldest first", value="ITEM,ITEM")
+_HISTORY = Flag("history", "the items of a history, oldest first", value="ITEM,ITEM")
+_DATASET = Flag(
+    "dataset", "a folder in data_path, or a name of RecBole's list", DEFAULT_DATASET, "NAME"
+)
+_DATA_PATH = Flag("data_path", "the folder that holds the datasets", "dataset/", "DIR")
+_JOBS = Flag("jobs", "how many runs go on at a time, spread over the GPUs", "1", "NUMBER")
 _FILES = Flag(
-    "config_files", "YAML files or overlays of properties/, later ones winning", value='"A B"'
+    "config_files", "YAML files or overlays of properties/; later ones win", value='"A B"'
 )
 
 RUN = Command(
     "Train and test a model of this plugin or of RecBole.",
     (
-        Flag("model", "ETEGRecLlama, ETEGRec, TIGER, or any of RecBole", DEFAULT_MODEL, "NAME"),
-        Flag("dataset", "its folder in data_path, or a name of RecBole's", DEFAULT_DATASET, "NAME"),
+        Flag("model", "ETEGRecLlama, ETEGRec, TIGER or one of RecBole's", DEFAULT_MODEL, "NAME"),
+        _DATASET,
         _FILES,
-        Flag("run_dir", "where the run goes", "saved/MODEL-DATASET-TIME", "DIR"),
+        Flag("run_dir", "the directory to write to", "saved/MODEL-DATASET-TIME", "DIR"),
         Flag(
             "resume",
-            "go on with the run of a directory; alone, with the run of --run_dir if it has begun",
+            "go on with the run in this directory; without a value, with that in --run_dir",
             lone="True",
             value="RUN_DIR",
         ),
-        Flag("plan", "print the memory it would take, and train nothing", lone="True"),
-        Flag("check", "print whether all that must learn does, on one batch", lone="True"),
-        Flag("data_path", "the folder of datasets", "dataset/", "DIR"),
-        Flag("seed", "of all that is random", "2020", "NUMBER"),
+        Flag("plan", "print how much memory the run would take, and train nothing", lone="True"),
+        Flag(
+            "check",
+            "print whether every part learns, tried on one batch, and train nothing",
+            lone="True",
+        ),
+        _DATA_PATH,
+        Flag("seed", "the random seed", "2020", "NUMBER"),
         Flag("topk", "cut-offs of the metrics", "[5,10,20]", "[K,K]"),
-        Flag("exclude_history", "whether what a user has had is ranked", "RecBole's rule", "TRUTH"),
+        Flag(
+            "exclude_history",
+            "whether the ranking leaves out items of the history",
+            "RecBole's rule",
+            "TRUTH",
+        ),
     ),
     keys="properties/model/ETEGRecLlama.yaml, of properties/overall.yaml or of RecBole",
     examples=(
         f"{PROGRAM} run",
         f"{PROGRAM} run --model SASRec --dataset Beauty",
-        f'{PROGRAM} run --dataset=Beauty --num_beams=50 "--topk=[10,50]"',
+        f'{PROGRAM} run --dataset=Beauty --candidates=50 "--topk=[10,50]"',
         f"{PROGRAM} run --resume saved/RUN",
     ),
 )
 
 COMPARE = Command(
-    "Train models with each seed on one split, and write one table; again, it goes on.",
+    "Train several models on one split, and write one table. Start it again to go on.",
     (
-        Flag("models", "of the plugin or of RecBole; A+tuned: with an overlay", value="A,B"),
-        Flag("seeds", "one run of each model for each", "2020", "S,S"),
-        Flag("runs", "runs that have ended, to be put into the table", value="DIR,DIR"),
-        Flag("ablations", "overlays of properties/ablation/, each a further row", value="X,Y"),
-        Flag("dataset", "its folder in data_path, or a name of RecBole's", DEFAULT_DATASET, "NAME"),
-        Flag("jobs", "runs at a time, spread over the GPUs", "1", "NUMBER"),
-        Flag("out", "where runs and tables go", "saved/compare-DATASET", "DIR"),
-        Flag("exclude_history", "True, False, or both: tested in both ways", "False", "TRUTH"),
+        Flag(
+            "models",
+            "models of the plugin or of RecBole; A+tuned is A with an overlay",
+            value="A,B",
+        ),
+        Flag("seeds", "random seeds; each model runs with each", "2020", "S,S"),
+        Flag("runs", "finished runs that go into the table, too", value="DIR,DIR"),
+        Flag("ablations", "overlays of properties/ablation/; each adds a row", value="X,Y"),
+        _DATASET,
+        _JOBS,
+        Flag("out", "the directory for runs and tables", "saved/compare-DATASET", "DIR"),
+        Flag(
+            "exclude_history",
+            "True, False, or both to test in both ways",
+            "the dataset's, or False",
+            "TRUTH",
+        ),
         _FILES,
     ),
     keys="a run; each goes to the models that know it",
     instead=(("model", "models"), ("ablation", "ablations")),
     examples=(f"{PROGRAM} compare --models Pop,SASRec,ETEGRecLlama --seeds 2020,2021,2022",),
-    more="It ends with exit code 1 where a run has failed.",
+    more="The exit code is 1 if a run has failed.",
 )
 
 REPORT = Command(
     "Write a page with the metrics, curves, codes and recommendations of runs.",
     (
-        Flag("out", "the page", "report.html in the first directory", "FILE.html"),
-        Flag("png", "write each chart as a PNG too", lone="True"),
-        Flag("examples", "whether models are loaded, for groups and examples", "True", "TRUTH"),
+        Flag("out", "the file to write", "report.html in the first directory", "FILE.html"),
+        Flag("png", "also write each chart as a PNG", lone="True"),
+        Flag("examples", "load the models, for groups of users and examples", "True", "TRUTH"),
     ),
     (("DIR", "the directories of runs, or of whole comparisons"),),
     several="+",
@@ -78,17 +100,22 @@ REPORT = Command(
 )
 
 ENSEMBLE = Command(
-    "Join finished runs of one dataset, or train a model with each seed and join these.",
+    "Join finished runs of one dataset, or train one with each seed and join these.",
     (
-        Flag("out", "the directory of the ensemble, which is used like that of a run", value="DIR"),
-        Flag("weights", "of the members' scores", "found on validation", "W,W"),
-        Flag("seeds", "train the model with each of them first", value="S,S"),
-        Flag("model", "that is trained with --seeds", DEFAULT_MODEL, "NAME"),
-        Flag("dataset", "that it is trained on", DEFAULT_DATASET, "NAME"),
-        Flag("jobs", "runs at a time, spread over the GPUs", "1", "NUMBER"),
+        Flag(
+            "out",
+            "the directory of the ensemble; it is used like that of a run",
+            value="DIR",
+            required=True,
+        ),
+        Flag("weights", "weights of the runs", "found on validation", "W,W"),
+        Flag("seeds", "random seeds; the model is first trained with each", value="S,S"),
+        Flag("model", "the model to train with --seeds", DEFAULT_MODEL, "NAME"),
+        _DATASET,
+        _JOBS,
         _FILES,
     ),
-    (("RUN_DIR", "directories of finished runs; none with --seeds"),),
+    (("RUN_DIR", "directories of finished runs; none are needed with --seeds"),),
     several="*",
     keys="a run, with --seeds",
     instead=(("seed", "seeds"),),
@@ -99,7 +126,7 @@ ENSEMBLE = Command(
 )
 
 CODES = Command(
-    "Print how well a run codes its items, or one item's codes and the items near to it.",
+    "Print how well codes tell a run's items apart, or one item's codes and neighbours.",
     (Flag("item", "the item's token in the data"),),
     (_RUN,),
     keys=_OF_RUN,
@@ -108,16 +135,16 @@ CODES = Command(
 )
 
 RECOMMEND = Command(
-    "Rank items for users after all they have done, or after items that are named.",
+    "Recommend items to users of the dataset, or after a history that you name.",
     (
         Flag("users", "users of the dataset", value="A,B"),
-        Flag("users-file", "a file with a user in each line", value="FILE"),
-        Flag("all", "all users of the dataset", lone="True"),
+        Flag("users-file", "a file with one user per line", value="FILE"),
+        Flag("all", "recommend to all users of the dataset", lone="True"),
         _HISTORY,
-        Flag("k", "items for each", "10", "NUMBER"),
+        Flag("k", "how many items", "10", "NUMBER"),
         _EXCLUDE,
-        Flag("split", "valid or test: after what the evaluator saw", value="NAME"),
-        Flag("out", f"{_OUT}: .csv, .jsonl or .parquet; again, it goes on", "a table", "FILE"),
+        Flag("split", "valid or test: use only the history that the evaluator used", value="NAME"),
+        Flag("out", "write to a .csv, .jsonl or .parquet file", "prints a table", "FILE"),
     ),
     (("DIR", "the directory of a run, or of an exported model (which takes --history)"),),
     keys=_OF_RUN,
@@ -130,12 +157,12 @@ RECOMMEND = Command(
 )
 
 EXPLAIN = Command(
-    "Print how likely each code of a recommended item is, and the others there were.",
+    "Print how likely each code of a recommended item is, beside the likeliest others.",
     (
         Flag("user", "a user of the dataset"),
         _HISTORY,
-        Flag("item", "the item", "the first recommendation"),
-        Flag("alternatives", "other codes shown for each", "3", "NUMBER"),
+        Flag("item", "the item to explain", "the first recommendation"),
+        Flag("alternatives", "how many other codes to show for each", "3", "NUMBER"),
         _EXCLUDE,
     ),
     (_RUN,),
@@ -145,10 +172,15 @@ EXPLAIN = Command(
 )
 
 ADD_ITEMS = Command(
-    "Let a finished run know and recommend items that it was not trained on.",
+    "Add new items to a finished run, so that it recommends them; nothing is trained.",
     (
-        Flag("items", "the new items, in the columns of the dataset's .item", value="FILE.item"),
-        Flag("embeddings", "their vectors, where the run's are of a file", value="FILE.npy"),
+        Flag(
+            "items",
+            "the new items, with the columns of the dataset's .item",
+            value="FILE.item",
+            required=True,
+        ),
+        Flag("embeddings", "their vectors, if the run's come from a file", value="FILE.npy"),
     ),
     (_RUN,),
     keys=_OF_RUN,
@@ -156,10 +188,10 @@ ADD_ITEMS = Command(
 )
 
 REMOVE_ITEMS = Command(
-    "Take items that were added to a run out of it again.",
+    "Remove items that were added to a run.",
     (
-        Flag("items", "which, in the column of the dataset's .item", value="FILE.item"),
-        Flag("all", "all that were added", lone="True"),
+        Flag("items", "the items to remove, listed like those that were added", value="FILE.item"),
+        Flag("all", "remove all items that were added", lone="True"),
     ),
     (_RUN,),
     keys=_OF_RUN,
@@ -167,10 +199,10 @@ REMOVE_ITEMS = Command(
 )
 
 EXPORT = Command(
-    "Write the model of a run as one directory that needs no dataset.",
+    "Write the model of a run into one directory that needs no dataset.",
     (
-        Flag("out", "a new directory", value="DIR"),
-        Flag("format", "own, or hf: a plain LLaMA of transformers over codes", "own", "NAME"),
+        Flag("out", "a new directory to write to", value="DIR", required=True),
+        Flag("format", "own, or hf for a plain LLaMA of transformers over codes", "own", "NAME"),
     ),
     (_RUN,),
     keys=_OF_RUN,
@@ -181,11 +213,11 @@ EXPORT = Command(
 )
 
 SERVE = Command(
-    "Answer requests for recommendations over HTTP, with a page to try them on, until Ctrl-C.",
+    "Serve recommendations over HTTP, with a page to try them on, until Ctrl-C.",
     (
-        Flag("host", "the address to listen on", "127.0.0.1, this machine alone"),
-        Flag("port", "0 for any that is free", "8000", "NUMBER"),
-        Flag("allowed-hosts", "names that it is called by", "this machine's", "NAME,NAME"),
+        Flag("host", "the address to listen on", "127.0.0.1, this machine only"),
+        Flag("port", "the port; 0 takes any that is free", "8000", "NUMBER"),
+        Flag("allowed-hosts", "host names that requests may use", "this machine's", "NAME,NAME"),
         _EXCLUDE,
     ),
     (("DIR", "the directory of a run, or of an exported model"),),
@@ -195,13 +227,13 @@ SERVE = Command(
 
 DOCTOR = Command(
     "Print versions, devices, models and datasets.",
-    (Flag("data_path", "the folder of datasets", "dataset/", "DIR"),),
+    (_DATA_PATH,),
     examples=(f"{PROGRAM} doctor",),
 )
 
 CHECK_DATA = Command(
-    "Read a dataset through, and name file, line and field of what is wrong.",
-    (Flag("data_path", "the folder of datasets", "dataset/", "DIR"),),
+    "Check the files of a dataset, and name file, line and field of each fault.",
+    (_DATA_PATH,),
     (("NAME", "the name of a dataset"),),
     keys="a run",
     examples=(f"{PROGRAM} check-data Beauty --data_path dataset",),
@@ -210,11 +242,16 @@ CHECK_DATA = Command(
 
 def _prepare(kind: str, what: Kind) -> Command:
     flags = [
-        Flag(name, text, value="FILE" if name in what.files else "TEXT")
+        Flag(
+            name,
+            text,
+            value="FILE" if name in what.files else "TEXT",
+            required=name in what.needed,
+        )
         for name, text in {**what.needed, **what.optional}.items()
     ]
-    out = Flag("out", "the folder of the dataset", value="DIR")
-    overwrite = Flag("overwrite", "replace a dataset that is there", lone="True")
+    out = Flag("out", "the folder of the dataset", value="DIR", required=True)
+    overwrite = Flag("overwrite", "replace the dataset if there is one", lone="True")
     example = f"{PROGRAM} prepare {kind} {what.example} --out dataset/Mine"
     return Command(what.summary, (*flags, out, overwrite), examples=(example,))
 
@@ -233,7 +270,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "export": EXPORT,
     },
     "Data and machine": {
-        "prepare": Command(f"Make a dataset of a raw dump: {', '.join(KINDS)}."),
+        "prepare": Command(f"Make a dataset from raw files: {', '.join(KINDS)}."),
         "check-data": CHECK_DATA,
         "doctor": DOCTOR,
     },

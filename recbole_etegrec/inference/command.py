@@ -319,7 +319,7 @@ def _table(parts: _Parts) -> Iterator[str]:
     """Lines of text, a part at a time."""
     users = max(4, *map(len, parts.users))
     items = max(4, *map(len, parts.run.catalogue.tokens))
-    yield f"{'user':{users}}  rank  {'item':{items}}   log p  title\n"
+    yield f"{'user':{users}}  rank  {'item':{items}}   score  title\n"
     for number in range(len(parts.rows)):
         for user, place, item, title, value in parts.rank(number):
             line = f"{user:{users}}{place:6}  {item:{items}}{value:8.3f}  {cut(title or '')}"

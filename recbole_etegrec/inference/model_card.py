@@ -88,8 +88,8 @@ model = ETEGRecModel.from_pretrained("DIRECTORY_OR_HUB_ID")
 model.recommend([["ITEM", "ITEM"]], k=10)
 ```
 
-`model.safetensors` holds the weights and the table of codes, `config.json` what they are built
-into, `items.json` the items' tokens and titles by id. The dataset is not needed.
+`model.safetensors` holds the weights and the table of codes, `config.json` the architecture, and
+`items.json` the items' tokens and titles by id. The dataset is not needed.
 """,
     "hf": """\
 ```python
@@ -100,9 +100,9 @@ model, codes = AutoModelForCausalLM.from_pretrained("DIRECTORY"), CodeLogits.of(
 generate_items(model, codes, [["ITEM", "ITEM"]], beams=20)
 ```
 
-A plain LLaMA whose vocabulary is the codes of items: `items.json` has the items with their codes,
-`code_logits.py` keeps generation to codes that items have. It ranks by the codes alone, as
-`ranking: beam` does.
+This is a plain LLaMA whose vocabulary is the codes of items. `items.json` has the items with their
+codes, and `code_logits.py` allows only codes that items have. The model ranks by the codes alone,
+as `ranking: beam` does.
 """,
 }
 
@@ -114,7 +114,8 @@ tags: [recommender-system, generative-recommendation]
 
 # {model} on {dataset}
 
-A generative recommender: each item is a tuple of codes, which the model says one after another.
+A generative recommender: each item is a tuple of codes, which the model generates one after
+another.
 
 {use}
 ## Data
@@ -125,7 +126,7 @@ A generative recommender: each item is a tuple of codes, which the model says on
 {metrics}
 ## Licence
 
-{licence} may restrict what this model may be used for: that is for you to check.
+{licence} may restrict what you may use this model for; please check it.
 
 ## Training
 

@@ -32,7 +32,7 @@ _COLUMNS = {
 }
 _ITEMS = {
     "rating": "the column of ratings",
-    "items": "a file of the same kind with a line for each item",
+    "items": "a file of the same kind with one line per item",
     "item_fields": "columns of --items to keep, name or name:type, separated by commas",
 }
 _TABLE = "--user who --item what --time when"
@@ -40,25 +40,25 @@ _TABLE = "--user who --item what --time when"
 KINDS: dict[str, Kind] = {
     "amazon": Kind(
         "Amazon's review dumps of 2014, 2018 and 2023.",
-        {"reviews": "the reviews, .json, .jsonl or .gz of these"},
-        {"meta": "the dump of products, for titles and categories"},
+        {"reviews": "the file of reviews: .json or .jsonl, gzipped or not"},
+        {"meta": "the file of products, for titles and categories"},
         frozenset({"reviews", "meta"}),
         "--reviews reviews_Beauty_5.json.gz",
     ),
     "csv": Kind(
         "A table of interactions, such as .csv or .tsv.",
-        {"input": "the table", **_COLUMNS},
+        {"input": "the file of interactions", **_COLUMNS},
         {
             **_ITEMS,
-            "separator": "between columns, where it is not the one the file seems to have",
-            "header": "False where there is none; columns are then numbers from 0",
+            "separator": "what separates columns, if the file does not show it",
+            "header": "False if the file has none; columns are then numbers from 0",
         },
         frozenset({"input", "items"}),
         f"--input log.csv {_TABLE}",
     ),
     "jsonl": Kind(
         "Records of interactions, one JSON object a line.",
-        {"input": "the records", **_COLUMNS},
+        {"input": "the file of interactions", **_COLUMNS},
         _ITEMS,
         frozenset({"input", "items"}),
         f"--input log.jsonl {_TABLE}",
@@ -66,12 +66,12 @@ KINDS: dict[str, Kind] = {
     "etegrec": Kind(
         "The split that ETEGRec was published with.",
         {
-            "train": "X.train.jsonl",
-            "valid": "X.valid.jsonl",
-            "test": "X.test.jsonl",
-            "map": "X.emb_map.json",
+            "train": "the training rows, X.train.jsonl",
+            "valid": "the validation rows, X.valid.jsonl",
+            "test": "the test rows, X.test.jsonl",
+            "map": "the items' numbers, X.emb_map.json",
         },
-        {"embeddings": "the .npy of item embeddings"},
+        {"embeddings": "the item embeddings, a .npy file"},
         frozenset({"train", "valid", "test", "map", "embeddings"}),
         "--train X.train.jsonl --valid X.valid.jsonl --test X.test.jsonl --map X.emb_map.json",
     ),

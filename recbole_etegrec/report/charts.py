@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 _COLOURS = 6  # that the page has names for, .c0 to .c5
 _WIDTH, _HEIGHT = 360, 210
-_LEFT, _TOP, _BOTTOM = 44, 26, 32  # around the plot; on its right the names decide
+_TOP, _BOTTOM = 26, 32  # around the plot; at its sides labels and names decide
 _LINE = 12  # height of a line of text
 _NAME = 18  # characters of a series' name
 _DOTS = 40  # points up to which each is marked
@@ -65,36 +65,47 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def line_chart(title: str, series: Sequence[Series], axis: Axis, number: str = ".3g") -> str:
+def tick_labels(ticks: Sequence[float], shares: bool) -> list[str]:
+    """Write evenly spaced numbers with as many digits as tell them apart, all of them alike.
+
+    Args:
+        shares: whether they are shown as percentages.
+    """
+    step = (ticks[1] - ticks[0] if len(ticks) > 1 else abs(ticks[0]) or 1.0) * (100**shares)
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [f"{tick:.{digits}{'%' if shares else 'f'}}" for tick in ticks]
+
+
+def line_chart(title: str, series: Sequence[Series], axis: Axis, shares: bool = False) -> str:
     """Draw lines over shaded stages; returns nothing if no series has a finite value.
 
     Args:
         title: with the unit of y.
-        number: the format of values of y.
+        shares: whether values of y are shares, shown as percentages.
     """
     series = [Series(name, [p for p in points if math.isfinite(p[1])]) for name, points in series]
     series = [one for one in series if one.points]
     if not series:
         return ""
     low, high = _range([y for one in series for _, y in one.points])
-    if number.endswith("%"):  # a share
+    if shares:
         high = min(high, 1.0)
+    ticks = nice_ticks(low, high)
+    labels = tick_labels(ticks, shares)
+    left = max(44.0, 8 + 6.4 * max(len(label) for label in labels))
     bottom = max(_HEIGHT - _BOTTOM, _TOP + _LINE * len(series))
     start, end = axis.bands[0].start, axis.bands[-1].end
-    right = _WIDTH - 14 - 7.6 * max(min(len(one.name), _NAME) for one in series)
+    right = _WIDTH - 14 - max(_width(_cut(one.name)) for one in series)
 
     def place(x: float, y: float) -> tuple[float, float]:
         down = (high - y) / (high - low) * (bottom - _TOP)
-        return _LEFT + (x - start) / (end - start) * (right - _LEFT), _TOP + down
+        return left + (x - start) / (end - start) * (right - left), _TOP + down
 
-    parts = [*_bands(axis, right, bottom, lambda x: place(x, low)[0])]
-    texts: set[str] = set()
-    for tick in nice_ticks(low, high):
-        y, text = place(start, tick)[1], format(tick, number)
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{right}"/>')
-        if text not in texts:  # rounded, two may read alike
-            parts.append(_text(_LEFT - 4, y + 4, text, "end"))
-        texts.add(text)
+    parts = [*_bands(axis, bottom, lambda x: place(x, low)[0])]
+    for tick, label in zip(ticks, labels, strict=True):
+        y = place(start, tick)[1]
+        parts.append(f'<path class="grid" d="M{left:.1f} {y:.1f}H{right:.1f}"/>')
+        parts.append(_text(left - 4, y + 4, label, "end"))
     parts += _lines(series, place, right, bottom)
     return _figure(title, bottom + _BOTTOM, parts)
 
@@ -133,9 +144,8 @@ def _range(values: list[float]) -> tuple[float, float]:
     return (low if low == 0 and high else low - pad), high + pad
 
 
-def _bands(
-    axis: Axis, right: float, bottom: float, place: Callable[[float], float]
-) -> Iterable[str]:
+def _bands(axis: Axis, bottom: float, place: Callable[[float], float]) -> Iterable[str]:
+    left, right = place(axis.bands[0].start), place(axis.bands[-1].end)
     for number, band in enumerate(axis.bands):
         x, width = place(band.start), place(band.end) - place(band.start)
         yield (
@@ -145,10 +155,10 @@ def _bands(
         if band.name:  # two rows in turn: a short stage may be narrower than its name
             row = [one for one in axis.bands[:number] if one.name]
             yield _text(x, _TOP - 4 - _LINE * (len(row) % 2), band.name)
-    yield f'<path class="axis" d="M{_LEFT} {bottom}H{right}"/>'
+    yield f'<path class="axis" d="M{left:.1f} {bottom}H{right:.1f}"/>'
     for x, text in axis.ticks:
         yield _text(place(x), bottom + _LINE + 1, text, "middle")
-    yield _text((_LEFT + right) / 2, bottom + 2 * _LINE + 3, axis.label, "middle")
+    yield _text((left + right) / 2, bottom + 2 * _LINE + 3, axis.label, "middle")
 
 
 def _lines(series: list[Series], place: Callable, right: float, bottom: float) -> Iterable[str]:
@@ -177,6 +187,11 @@ def _lines(series: list[Series], place: Callable, right: float, bottom: float) -
 
 def _cut(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
+
+
+def _width(name: str) -> float:
+    """About how wide a bold name is; capitals are the widest."""
+    return sum(9.4 if letter.isupper() or letter in "mw" else 7.6 for letter in name)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", style: str = "") -> str:

@@ -8,14 +8,14 @@ from recbole_etegrec.losses import OBJECTIVES
 from recbole_etegrec.report.charts import Axis, Band, Series, line_chart, nice_ticks
 from recbole_etegrec.runs.recorded_run import RecordedRun
 
-# Key of a record, title with its unit, format.
+# Key of a record, title with its unit, whether it is a share.
 _CODES = (
-    ("usage", "Codes in use, share of a codebook", ".0%"),
-    ("perplexity", "Perplexity of the codes in use, codes", ".3g"),
-    ("collision_rate", "Items whose semantic codes collide, share", ".3g"),
-    ("changed", "Items with new codes, share", ".0%"),
-    ("neighbours_kept", "Nearest neighbours kept, share", ".0%"),
-    ("reconstruction", "Reconstruction error, mean square", ".3g"),
+    ("usage", "Codes in use, share of a codebook", True),
+    ("perplexity", "Perplexity of the codes in use, codes", False),
+    ("collision_rate", "Items whose semantic codes collide, share", True),
+    ("changed", "Items with new codes, share", True),
+    ("neighbours_kept", "Nearest neighbours kept, share", True),
+    ("reconstruction", "Reconstruction error, mean square", False),
 )
 _PRETRAINING = "pretraining"
 
@@ -34,8 +34,8 @@ def loss_charts(run: RecordedRun) -> list[str]:
     charts = [_course(validation_title(run), [validation(run)._replace(name="")], axis)]
     for name, objective in OBJECTIVES.items():
         title = f"{objective.title}, {objective.unit}"
-        charts.append(_course(title, _by_module(records, name), axis, ".3g"))
-    return [*charts, _course("Learning rate", _by_module(records, "lr"), axis, ".2g")]
+        charts.append(_course(title, _by_module(records, name), axis))
+    return [*charts, _course("Learning rate", _by_module(records, "lr"), axis)]
 
 
 def code_charts(run: RecordedRun) -> list[str]:
@@ -60,7 +60,7 @@ def code_charts(run: RecordedRun) -> list[str]:
     ticks = [((tick / epochs - 1) * trained, str(tick)) for tick in _whole(0.8 * epochs, 3)]
     axis = Axis("epoch", bands, [*(ticks if pretraining else []), *_ticks(len(records))])
     charts = []
-    for key, title, number in _CODES:
+    for key, title, shares in _CODES:
         # Until pretraining ends there are no codes of the model that could change.
         known = [r for r in health if key in r and (key != "changed" or r in records)]
         found = [(place(record), record[key]) for record in known]
@@ -70,7 +70,7 @@ def code_charts(run: RecordedRun) -> list[str]:
                 Series(f"level {level}", [(x, values[level]) for x, values in found])
                 for level in range(len(found[0][1]))
             ]
-        charts.append(_course(title, series, axis, number))
+        charts.append(_course(title, series, axis, shares))
     return charts
 
 
@@ -98,11 +98,11 @@ def validation_title(run: RecordedRun) -> str:
     return f"Validation {run.config['valid_metric']}"
 
 
-def _course(title: str, series: list[Series], axis: Axis, number: str = ".3g") -> str:
+def _course(title: str, series: list[Series], axis: Axis, shares: bool = False) -> str:
     """Draw lines; nothing where no series has two points, for one tells no course."""
     if max((len(one.points) for one in series), default=0) < 2:
         return ""
-    return line_chart(title, series, axis, number)
+    return line_chart(title, series, axis, shares)
 
 
 def _by_module(records: list[dict], key: str) -> list[Series]:

@@ -5,15 +5,22 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
+_BOUNDS = {
+    "minimum": "at least",
+    "maximum": "at most",
+    "minItems": "items at least",
+    "maxItems": "items at most",
+    "maxLength": "characters at most",
+}
 _HEAD = """\
 <!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Requests</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
 <style>:root { color-scheme: light dark; } body { margin: 0 auto; padding: 1rem; max-width: 50rem;
 font: 15px/1.45 system-ui, sans-serif; } h2 { font-size: 1.05rem; border-top: 2px solid;
-padding-top: .5rem; margin-top: 1.5rem; } pre { overflow-x: auto; padding: .6rem; border: 1px solid
-#8888; border-radius: 4px; }</style></head><body><h1>Requests</h1>
-<p>As <a href="openapi.json">OpenAPI</a>, and <a href="./">a page to try it on</a>.</p>
+padding-top: .5rem; margin-top: 1.5rem; } ul { padding-left: 1.2rem; }</style></head><body>
+<h1>Requests</h1>
+<p>The same <a href="openapi.json">as OpenAPI</a>; <a href="./">a page to try it on</a>.</p>
 """
 
 
@@ -32,9 +39,21 @@ def _paths(openapi: dict[str, Any]) -> Iterator[str]:
             for content in what.get("requestBody", {}).get("content", {}).values():
                 fields |= schemas[content["schema"]["$ref"].rpartition("/")[2]]["properties"]
             if fields:
-                lines = [f"{name}: {_plain(schema)}" for name, schema in fields.items()]
-                yield f"<pre>{escape(chr(10).join(lines))}</pre>"
+                yield "<ul>"
+                for name, schema in fields.items():
+                    yield f"<li><code>{escape(name)}</code>: {escape(_plain(schema))}</li>"
+                yield "</ul>"
 
 
 def _plain(schema: dict[str, Any]) -> str:
-    return json.dumps({key: value for key, value in schema.items() if key != "title"})
+    """What a field may be, in words."""
+    kinds = [one["type"] for one in schema.get("anyOf", [schema]) if one["type"] != "null"]
+    words = [" or ".join(kinds)]
+    if "items" in schema:
+        words = [f"{words[0]} of {schema['items']['type']}s"]
+    for bound, text in _BOUNDS.items():
+        if bound in schema:
+            words.append(f"{text} {schema[bound]:g}")
+    if schema.get("default") not in (None, ""):
+        words.append(f"default {json.dumps(schema['default'])}")
+    return ", ".join(words)

@@ -184,6 +184,8 @@ def test_key_of_a_model_of_recbole_takes_what_its_default_is_like(model, values,
 )
 def test_value_is_taken_when_recbole_takes_it(values):
     check_values(values, "SASRec")
+    table = keys_of("SASRec")
+    assert [table[key].fault(key, value) for key, value in values.items()] == [None] * len(values)
 
 
 @pytest.mark.parametrize(

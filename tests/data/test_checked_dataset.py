@@ -152,6 +152,8 @@ def test_a_bad_cell_is_named_by_file_line_field_and_value(place, model, tmp_path
 
 def test_a_bad_cell_is_borne_when_its_field_is_not_loaded(tmp_path):
     write(tmp_path, [*LINES, "u\ti\tgood\t4"])
+    with pytest.raises(UserError, match="rating"):
+        check_dataset_files(config_of(tmp_path))
     check_dataset_files(config_of(tmp_path, load_col={"inter": ["user_id", "item_id"]}))
     check_dataset_files(config_of(tmp_path, unload_col={"inter": ["rating"]}))
 

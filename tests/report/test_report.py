@@ -12,7 +12,7 @@ import pytest
 from recbole_etegrec.cli import main
 from recbole_etegrec.quick_start import run
 from recbole_etegrec.report import ranking
-from recbole_etegrec.report.charts import Axis, Band, Series, line_chart, nice_ticks
+from recbole_etegrec.report.charts import Axis, Band, Series, line_chart, nice_ticks, tick_labels
 from recbole_etegrec.report.ranking import (
     Rankings,
     by_age,
@@ -233,6 +233,15 @@ def test_rank_tells_users_histories_and_how_often_items_are_trained_on(folder, r
 def test_nice_ticks_are_round_when_the_range_is_not():
     assert nice_ticks(0.013, 0.087) == pytest.approx([0.02, 0.04, 0.06, 0.08])
     assert nice_ticks(0, 26, 4) == [0, 10, 20]
+
+
+def test_tick_labels_differ_when_ticks_are_close_and_are_written_alike():
+    assert tick_labels([0.9658, 0.966, 0.9662], shares=False) == ["0.9658", "0.9660", "0.9662"]
+    assert tick_labels([0, 5e-05, 1e-4], shares=False) == ["0.00000", "0.00005", "0.00010"]
+    assert tick_labels([0, 1000], shares=False) == ["0", "1000"]
+    assert tick_labels([0.209, 0.2095, 0.21], shares=True) == ["20.90%", "20.95%", "21.00%"]
+    assert tick_labels([0.9, 0.95, 1.0], shares=True) == ["90%", "95%", "100%"]
+    assert tick_labels([0.5], shares=True) == ["50%"]
 
 
 def test_line_chart_leaves_out_what_is_not_finite():

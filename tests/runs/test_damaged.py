@@ -70,6 +70,9 @@ def read_all(run):
 
 def test_records_are_read_when_they_are_whole(run):
     read_all(run)
+    found = read_run(str(run))
+    assert (found.config, found.result, found.records) == (CONFIG, RESULT, [EPOCH])
+    assert (run / "report.html").is_file()
 
 
 @pytest.mark.parametrize(

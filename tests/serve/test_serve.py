@@ -25,6 +25,7 @@ pytest.importorskip("uvicorn")
 httpx = pytest.importorskip("httpx")
 
 import anyio  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
 from fastapi.responses import HTMLResponse  # noqa: E402
 
 from recbole_etegrec import (  # noqa: E402
@@ -271,7 +272,14 @@ def test_docs_list_all_requests_without_a_script(client):
     for path, methods in paths.items():
         (method,) = methods
         assert f"{method.upper()} <code>{path}</code>" in page
-    assert "exclude_history: " in page and "limit: " in page
+    for field in (
+        "<code>history</code>: array of strings, items at least 1, items at most 1000",
+        "<code>k</code>: integer, at least 1, at most 100, default 10",
+        "<code>exclude_history</code>: boolean",
+        "<code>explain</code>: boolean, default false",
+        "<code>query</code>: string, characters at most 200",
+    ):
+        assert f"<li>{field}</li>" in page
     assert not re.search("<script|https?://", page)
 
 
@@ -609,6 +617,25 @@ def test_page_shows_what_is_recommended_when_a_history_is_built(client, tmp_path
     assert re.search(r'role="alert" id="problem"></p>', page)
     unknown = dumped(f"{client.base_url}/?history=i3,nobody", tmp_path)
     assert "Error: history: the model does not know nobody" in unknown
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_page_shows_a_score_and_its_parts_when_it_is_a_sum(client, tmp_path):
+    parts = {"codes": (1.0, -11.75), "item head": (0.5, -5.0)}
+    parts = {name: {"weight": w, "log_probability": p} for name, (w, p) in parts.items()}
+    item = {"item": "a", "title": "A", "log_probability": -14.25, "parts": parts, "steps": []}
+    app, page = FastAPI(), client.get("/").text
+    app.get("/")(lambda: HTMLResponse(page))
+    app.get("/health")(lambda: {"items": 1, "exclude_history": False})
+    app.get("/items")(lambda: {"items": [{"item": "a", "title": "A"}]})
+    app.post("/recommend")(lambda: {"items": [item]})
+    with serving(app) as other:
+        shown = dumped(f"{other.base_url}/?history=a", tmp_path)
+    assert '<span class="chance">-14.25</span>' in shown
+    assert [re.search(rf"{name}</th>(.*?)</tr>", shown)[1] for name in parts] == [
+        '<td class="number">1</td><td class="number">-11.750</td>',
+        '<td class="number">0.5</td><td class="number">-5.000</td>',
+    ]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")

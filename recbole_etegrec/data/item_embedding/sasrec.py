@@ -110,6 +110,7 @@ def sasrec_embedding(
     }
 
     def train() -> np.ndarray:
+        """The table of a SASRec that is trained now: [N + 1, width], padding first."""
         loader = SequenceLoader(
             dataset,
             max_tokens=step_items,
