@@ -11,6 +11,7 @@ from recbole_etegrec.decoding.ranker import Ranking
 from recbole_etegrec.recommender import EncodedHistory, ItemHead
 
 AT_ONCE = 2**17  # items that are scored at once
+SAMPLED = 2**14  # items of which the sum over all is estimated
 
 
 class CatalogueParts:
@@ -114,7 +115,7 @@ class CatalogueParts:
             left_out = self.excluded[0] * count + self.excluded[1]
             scores = scores.masked_fill(torch.isin(rows * count + items, left_out), -torch.inf)
         best = scores.topk(min(k, scores.shape[1]))
-        every = max(self.learned // AT_ONCE, 1)
+        every = max(self.learned // SAMPLED, 1)
         sample = self.query @ self.vectors[1 : self.learned : every].T
         total = sample.logsumexp(dim=1, keepdim=True)
         total += math.log((self.learned - 1) / sample.shape[1])

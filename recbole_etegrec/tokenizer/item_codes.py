@@ -198,19 +198,20 @@ def collision_codes(groups: torch.Tensor, old: torch.Tensor, stays: torch.Tensor
     first[1:] = (sorted_groups[1:] != sorted_groups[:-1]) | (sorted_wish[1:] != sorted_wish[:-1])
     keeps = torch.zeros_like(first)
     keeps[order] = first & (sorted_wish >= 0)
+    del sorted_groups, sorted_wish, first  # each is as long as the catalogue
 
     # The r-th free number of a group is r plus the kept numbers that have at most r free below.
     kept = order[keeps[order]]  # ascending in (group, number)
+    del order
     kept_rank = rank_within(groups[kept])
     free_below = groups[kept] * base + wish[kept] - kept_rank
     rest = torch.nonzero(~keeps).squeeze(1)
     rest = rest[torch.sort(groups[rest], stable=True).indices]
-    rank = rank_within(groups[rest])
-    taken = torch.searchsorted(free_below, groups[rest] * base + rank, right=True)
-    before = torch.searchsorted(free_below, groups[rest] * base)
-    codes = wish.clone()
-    codes[rest] = rank + taken - before
-    return codes
+    rank, least = rank_within(groups[rest]), groups[rest] * base
+    taken = torch.searchsorted(free_below, least + rank, right=True)
+    taken -= torch.searchsorted(free_below, least)
+    wish[rest] = rank.add_(taken)
+    return wish
 
 
 def rank_within(sorted_groups: torch.Tensor) -> torch.Tensor:

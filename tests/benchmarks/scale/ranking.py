@@ -46,11 +46,19 @@ def untrained(items: int) -> tuple[Recommender, ItemCodes]:
     spec = recommender_spec(config, 256, config["e_dim"], n_items=items + 1)
     recommender = build_recommender(spec, tuning_of(config)).eval()
     head = recommender.item_head
-    torch.nn.init.normal_(head.free, std=0.1)
-    head.lend(torch.randn(items + 1, 256))
+    torch.nn.init.normal_(head.free, std=0.01)
+    head.lend(clustered(items + 1))
     codes = ItemCodes(n_items=items + 1, code_length=config["code_length"], code_num=256)
     codes.rebuild(torch.randint(256, (items, config["code_length"] - 1)))
     return recommender, codes
+
+
+def clustered(count: int) -> torch.Tensor:
+    """Vectors ``[count, 256]`` around 5,000 random centres, as items are around themes."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(5000, 256, generator=generator)
+    vectors = centres[torch.randint(5000, (count,), generator=generator)]
+    return vectors.add_(torch.randn(count, 256, generator=generator), alpha=0.5)
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -101,12 +101,10 @@ def embedding(folder: Path, _millions: float) -> Measured:
 def kmeans(_folder: Path, millions: float) -> Measured:
     """Codebooks and codes of items around 5,000 random centres."""
     from recbole_etegrec.tokenizer.rqkmeans import RQKMeans
+    from tests.benchmarks.scale.ranking import clustered
 
     items, marks = round(millions * 1e6 / 50), Marks("kmeans")
-    rng = torch.Generator().manual_seed(0)
-    centres = torch.randn(5000, 256, generator=rng)
-    vectors = centres[torch.randint(5000, (items,), generator=rng)]
-    vectors += torch.randn(items, 256, generator=rng) * 0.5
+    vectors = clustered(items)
     tokenizer = RQKMeans(semantic_hidden_size=256, levels=3, code_num=256)
     with marks.part("codebooks"):
         tokenizer.start(vectors, 0)
