@@ -22,6 +22,7 @@ from recbole_etegrec.data import (
 from recbole_etegrec.data.dislikes import find_dislikes
 from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.errors import Interrupted, UserError
+from recbole_etegrec.evaluation.evaluate import told_sample
 from recbole_etegrec.model.build import check_base_model
 from recbole_etegrec.preflight.gradient_check import GradientCheck, check_gradients
 from recbole_etegrec.preflight.memory_plan import MemoryPlan
@@ -131,6 +132,7 @@ def run_etegrec(
     best_valid_score, best_valid_result = trainer.fit(
         train_data, valid_data, saved=saved, show_progress=progress, resume=resume
     )
+    test_data = told_sample(config, test_data, config["test_users"], "test")
     test_result = trainer.evaluate(test_data, load_best_model=saved, show_progress=progress)
     trainer.finish(test_result)
     return {

@@ -45,6 +45,8 @@ PHASES = (
 )
 
 KEYS: dict[str, Key] = {
+    # Data
+    "binary_from_mib": optional(weight()),
     # Item embeddings
     "item_embedding": either(
         entry(*SOURCES),
@@ -77,7 +79,7 @@ KEYS: dict[str, Key] = {
         integer(1, WIDEST), "a list of whole numbers from 1 to 65536", most=32
     ),
     "beta": weight(),
-    "tokenizer_epochs": integer(0, LONGEST),
+    "tokenizer_epochs": optional(integer(0, LONGEST)),
     "tokenizer_batch_size": integer(1),
     "tokenizer_learning_rate": above_zero(),
     # Recommender
@@ -155,6 +157,7 @@ KEYS: dict[str, Key] = {
     "stopping_step": integer(0),
     "eval_step": integer(1),
     "valid_users": integer(0),
+    "test_users": integer(0),
     # Preference
     "preference": entry("grpo", "dpo", "likelihood"),
     "preference_from": optional(path("the directory of a finished run")),
@@ -187,6 +190,7 @@ KEYS: dict[str, Key] = {
     "num_beams": integer(1, 10_000),
     "candidates": integer(1),
     "item_score_weight": optional(above_zero()),
+    "item_index_from": optional(integer(1)),
     "new_item_likeness": weight(),
     "new_item_exposure": weight(),
     # Execution

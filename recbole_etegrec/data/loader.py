@@ -209,7 +209,7 @@ class SequenceLoader:
         self.tasks: TaskRows | None = None
         self.mixes_tasks = False
         self.dislikes: Dislikes | None = None
-        self.items = dataset.inter_feat[dataset.iid_field].numpy()
+        self.items = dataset.sequences.items
         stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
         self.step_targets = step_targets
         self.by_prefix = training_rows == "prefixes"
@@ -280,7 +280,7 @@ class SequenceLoader:
             start, end, supervised_from = (column[rows] for column in self.windows)
             counts = end - supervised_from
             targets = self.items[np.repeat(supervised_from, counts) + place_in_run(counts)]
-            distinct = np.unique(targets)
+            distinct = np.unique(targets).astype(np.int64)
             parts = self._parts(rows)
             tasks = self._tasks(step, parts * self.micro_batches)
             yield [
@@ -331,7 +331,7 @@ class SequenceLoader:
         position = np.arange((end - start).max())
         source = start[:, None] + position
         inside = source < end[:, None]
-        items = np.where(inside, self.items[np.where(inside, source, 0)], 0)
+        items = np.where(inside, self.items[np.where(inside, source, 0)], np.int64(0))
         supervised = inside & (source >= supervised_from[:, None])
         target_index = np.flatnonzero(supervised[:, 1:])
         targets = items[:, 1:].reshape(-1)[target_index]

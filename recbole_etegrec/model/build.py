@@ -14,7 +14,7 @@ from recbole_etegrec.recommender.base_model import (
     find_base_config,
     without_vocabulary,
 )
-from recbole_etegrec.tokenizer import default_code_num
+from recbole_etegrec.tokenizer import default_code_num, default_tokenizer_epochs
 
 
 def recommender_spec(
@@ -79,6 +79,7 @@ def settle_codes(config: Config, n_items: int) -> None:
         n_items: items, the padding item included.
     """
     config.settle("code_num", default_code_num(n_items - 1, config["code_length"]))
+    config.settle("tokenizer_epochs", default_tokenizer_epochs(n_items - 1))
 
 
 def tuning_of(config: Config) -> Tuning:

@@ -3,7 +3,11 @@
 from recbole_etegrec.tokenizer.base import Tokenizer, TokenizerOutput
 from recbole_etegrec.tokenizer.collisions import spread_collisions
 from recbole_etegrec.tokenizer.health import CodeHealth
-from recbole_etegrec.tokenizer.item_codes import ItemCodes, default_code_num
+from recbole_etegrec.tokenizer.item_codes import (
+    ItemCodes,
+    default_code_num,
+    default_tokenizer_epochs,
+)
 from recbole_etegrec.tokenizer.record import TokenizerOfRecord
 from recbole_etegrec.tokenizer.residual_quantizer import Quantization, ResidualQuantizer
 from recbole_etegrec.tokenizer.rqkmeans import RQKMeans
@@ -25,6 +29,7 @@ __all__ = [
     "Trie",
     "UserCodes",
     "default_code_num",
+    "default_tokenizer_epochs",
     "spread_collisions",
 ]
 

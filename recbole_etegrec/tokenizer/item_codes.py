@@ -17,6 +17,7 @@ from recbole_etegrec.tokenizer.user_codes import UserCodes
 
 ITEMS_A_CODE = 10  # at least, of the codes of one level, where a catalogue is small
 _FEWEST, _MOST = 16, 256
+EPOCHS, MANY = 200, 40_000  # of pretraining, and the items up to which there are so many
 
 
 def default_code_num(items: int, code_length: int) -> int:
@@ -33,6 +34,15 @@ def default_code_num(items: int, code_length: int) -> int:
     if code_length == 2:
         return _MOST
     return min(max(1 << (items // ITEMS_A_CODE).bit_length() >> 1, _FEWEST), _MOST)
+
+
+def default_tokenizer_epochs(items: int) -> int:
+    """Epochs of pretraining over a catalogue: above `MANY` items no more steps, but 2 epochs.
+
+    Args:
+        items: without the padding item.
+    """
+    return max(EPOCHS * MANY // max(items, MANY), 2)
 
 
 class ItemCodes(nn.Module):
@@ -103,10 +113,10 @@ class ItemCodes(nn.Module):
         stays = (semantic_codes == old[:, :-1]).all(dim=1)
         groups = group_ids(semantic_codes, self.code_num)
         collision = collision_codes(groups, old[:, -1], stays)
-        codes = torch.cat([semantic_codes, collision.unsqueeze(1)], dim=1)
-        changed = float((codes != old).any(dim=1).float().mean())
-        self.set_table(codes)
-        return replace(health, changed=changed)
+        changed = ~stays | (collision != old[:, -1])
+        old[:, :-1], old[:, -1] = semantic_codes, collision  # in the table
+        self.build_trie()
+        return replace(health, changed=float(changed.float().mean()))
 
     def codes_for(self, semantic_codes: torch.Tensor) -> torch.Tensor:
         """Full code tuples for further items ``[n, L - 1]`` → ``[n, L]``; no item's codes change.
@@ -165,10 +175,12 @@ class ItemCodes(nn.Module):
 
     def build_trie(self) -> None:
         """Build the trie of the present table, as after loading a state."""
-        items = torch.arange(1, len(self.table), device=self.table.device)
+        items, codes = torch.arange(1, len(self.table), device=self.table.device), self.table[1:]
         if len(self.left_out):
             items = items[~torch.isin(items, self.left_out)]
-        self.trie = Trie(self.table[items], items, len(self.table))
+            codes = self.table[items]
+        self.trie = None  # there is no room for two of a large catalogue
+        self.trie = Trie(codes, items, len(self.table))
 
     def digest(self) -> str:
         """A hash of the table, equal where tables are equal."""
@@ -206,19 +218,20 @@ def collision_codes(groups: torch.Tensor, old: torch.Tensor, stays: torch.Tensor
     first[1:] = (sorted_groups[1:] != sorted_groups[:-1]) | (sorted_wish[1:] != sorted_wish[:-1])
     keeps = torch.zeros_like(first)
     keeps[order] = first & (sorted_wish >= 0)
+    del sorted_groups, sorted_wish, first  # each is as long as the catalogue
 
     # The r-th free number of a group is r plus the kept numbers that have at most r free below.
     kept = order[keeps[order]]  # ascending in (group, number)
+    del order
     kept_rank = rank_within(groups[kept])
     free_below = groups[kept] * base + wish[kept] - kept_rank
     rest = torch.nonzero(~keeps).squeeze(1)
     rest = rest[torch.sort(groups[rest], stable=True).indices]
-    rank = rank_within(groups[rest])
-    taken = torch.searchsorted(free_below, groups[rest] * base + rank, right=True)
-    before = torch.searchsorted(free_below, groups[rest] * base)
-    codes = wish.clone()
-    codes[rest] = rank + taken - before
-    return codes
+    rank, least = rank_within(groups[rest]), groups[rest] * base
+    taken = torch.searchsorted(free_below, least + rank, right=True)
+    taken -= torch.searchsorted(free_below, least)
+    wish[rest] = rank.add_(taken)
+    return wish
 
 
 def rank_within(sorted_groups: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 from recbole_etegrec.losses import OBJECTIVES, objective_weights
 from recbole_etegrec.tokenizer import TOKENIZERS
+from recbole_etegrec.tokenizer.item_codes import EPOCHS
 
 _POLISH = 0.1  # of the learning rate of alternation, as in the paper
 _PREFERENCE_WARMUP = 0.03  # share of its steps
@@ -134,7 +135,9 @@ def pretraining(config: Values) -> Phase:
     Its loss is not clipped. Codes that no item uses are revived after each epoch but the last. It
     ends at a rate of 0, so that its codes are settled.
     """
-    epochs = config["tokenizer_epochs"] if TOKENIZERS[config["tokenizer"]].pretrains else 0
+    epochs = config["tokenizer_epochs"]
+    epochs = EPOCHS if epochs is None else epochs  # before the catalogue has settled it
+    epochs = epochs if TOKENIZERS[config["tokenizer"]].pretrains else 0
     weights = objective_weights(config, "tokenizer", aligned=False, sequences=False)
     stages = tuple(
         Stage(

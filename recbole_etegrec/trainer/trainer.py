@@ -19,7 +19,13 @@ from recbole_etegrec.data.item_loader import ItemLoader, seed_of
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.data.tasks.loader import TaskLoader
 from recbole_etegrec.errors import Interrupted, UserError
-from recbole_etegrec.evaluation.evaluate import evaluate, evaluate_each, sample_users
+from recbole_etegrec.evaluation.evaluate import (
+    VALIDATED,
+    evaluate,
+    evaluate_each,
+    sample_users,
+    told_sample,
+)
 from recbole_etegrec.model.etegrec_llama import ETEGRecLlama
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import checkpoint
@@ -128,7 +134,7 @@ class ETEGRecTrainer(AbstractTrainer):
             checkpoint.restore(self.model, self.keeper.best_state)
             if valid_data is None:
                 return None, None
-            self.best_valid_result = self._settle_best(valid_data)
+            self.best_valid_result = self._settle_best(self.valid_data)
         self.best_valid_score = self._score(self.best_valid_result)
         return self.best_valid_score, self.best_valid_result
 
@@ -171,7 +177,7 @@ class ETEGRecTrainer(AbstractTrainer):
                 self.accelerator.num_processes,
                 self.accelerator.process_index,
             )
-        self.valid_data = valid_data
+        self.valid_data = told_sample(config, valid_data, VALIDATED, "validation")
         self.valid_sample = sample_users(config, valid_data, config["valid_users"])
 
     def settle_codes(self) -> None:

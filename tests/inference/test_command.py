@@ -2,8 +2,12 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +23,7 @@ from recbole_etegrec.quick_start import run
 from recbole_etegrec.runs.load import load_run
 from tests.helpers import small_values
 
-FORMATS = ("csv", "jsonl", "parquet")
+FORMATS = ("csv", "jsonl", *(["parquet"] if find_spec("pyarrow") else []))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,7 @@ def test_recommend_writes_what_the_evaluator_scored_when_a_split_is_named(
     ]
     rows = recommended(
         finished,
-        tmp_path / "top.parquet",
+        tmp_path / f"top.{FORMATS[-1]}",
         "--all",
         "--k=20",
         f"--split={split}",
@@ -106,7 +110,7 @@ def test_recommend_writes_what_the_evaluator_scored_when_a_split_is_named(
 def test_recommend_writes_the_same_rows_when_the_format_is_another(finished, tmp_path):
     rows = [recommended(finished, tmp_path / f"top.{name}", "--all", "--k=3") for name in FORMATS]
     assert len(rows[0]) == 3 * len({row[0] for row in rows[0]})
-    assert rows[0] == rows[1] == rows[2]
+    assert all(others == rows[0] for others in rows)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"top.{name}" for name in FORMATS]
 
 
@@ -248,3 +252,20 @@ def test_load_run_is_refused_when_the_shapes_are_others(finished):
     with pytest.raises(UserError, match="codebooks of .*: keep the dataset, its filters") as error:
         load_run(str(finished), {"e_dim": 24})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_several_processes_write_what_one_does(finished, tmp_path):
+    root = Path(__file__).parents[2]
+    script = tmp_path / "command.py"
+    script.write_text("import sys\nfrom recbole_etegrec.cli import main\nsys.exit(main())\n")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0"]
+    launch += ["--config_file", str(root / "properties" / "accelerate" / "cpu_2.yaml")]
+    arguments = ["recommend", str(finished), "--all", "--k=3", "--use_gpu=False"]
+    for name, launcher in (("one.csv", [sys.executable]), ("two.csv", launch)):
+        command = [*launcher, str(script), *arguments, f"--out={tmp_path / name}"]
+        environment = {**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[:3000]
+        assert done.stdout.count("users, 3 items each at most") == 1
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
