@@ -19,12 +19,14 @@ from recbole_etegrec.data import (
     make_content,
     width_of,
 )
+from recbole_etegrec.data.dislikes import find_dislikes
 from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.model.build import check_base_model
 from recbole_etegrec.preflight.gradient_check import GradientCheck, check_gradients
 from recbole_etegrec.preflight.memory_plan import MemoryPlan
 from recbole_etegrec.runs.baseline import run_baseline
+from recbole_etegrec.runs.beginning import begun_config, load_from, vectors_from
 from recbole_etegrec.runs.checks import advice, check_rules
 from recbole_etegrec.runs.identity import vectors_to_train_with, write_identity
 from recbole_etegrec.runs.load import load_data, load_run, make_model
@@ -106,13 +108,18 @@ def run_etegrec(
     with PartialState().main_process_first():  # which leaves the embeddings in the cache
         dataset, (train_data, valid_data, test_data) = load_data(config)
         train_data.teacher = find_teacher(config, train_data, dataset.identity)
-        vectors = vectors_to_train_with(config, run_dir, dataset, train_data._dataset, resume)
+        train_data.dislikes = find_dislikes(config, train_data._dataset)
+        vectors = vectors_from(config, dataset) or vectors_to_train_with(
+            config, run_dir, dataset, train_data._dataset, resume
+        )
         memory = MemoryPlan(
             config, train_data, vectors.embedding.shape[1], width_of(vectors.content)
         )
         logger.info("memory plan\n%s", memory)
         memory.check()  # before any weights are loaded
-        model = make_model(config, train_data._dataset, vectors)
+        begun = bool(config["preference_from"])
+        model = make_model(config, train_data._dataset, vectors, start_codes=not begun)
+        load_from(config, model)
     if PartialState().is_main_process:
         record_settled(config, run_dir)
     if saved and PartialState().is_main_process:
@@ -211,13 +218,14 @@ def check(
     config, data, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
     check_base_model(config)
     train_data.teacher = find_teacher(config, train_data, data.identity)
+    train_data.dislikes = find_dislikes(config, train_data._dataset)
     model = make_model(config, train_data._dataset, item_vectors(config, train_data._dataset))
     return check_gradients(config, model, train_data)
 
 
 def _look(*arguments) -> tuple:
     """Config, dataset and loaders, without a run directory."""
-    config = Config(*arguments)
+    config = begun_config(*arguments)
     if not is_ours(config):
         raise UserError(f"model {config['model']}: only {', '.join(TRAINED)} can be looked at so")
     if PartialState().num_processes > 1:

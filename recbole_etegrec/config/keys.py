@@ -32,7 +32,15 @@ LONGEST = 100_000  # epochs
 
 SOURCES = ("collaborative", "file", "sasrec", "text")
 CONTENT = ("fields", "text")
-PHASES = ("pretraining", "alternation", "joint", "final", "polish", "final_from_scratch")
+PHASES = (
+    "pretraining",
+    "alternation",
+    "joint",
+    "final",
+    "polish",
+    "final_from_scratch",
+    "preference",
+)
 
 KEYS: dict[str, Key] = {
     # Item embeddings
@@ -132,6 +140,25 @@ KEYS: dict[str, Key] = {
     "stopping_step": integer(0),
     "eval_step": integer(1),
     "valid_users": integer(0),
+    # Preference
+    "preference": entry("grpo", "dpo", "likelihood"),
+    "preference_from": optional(path("the directory of a finished run")),
+    "preference_epochs": integer(1, LONGEST),
+    "preference_learning_rate": above_zero(),
+    "preference_likelihood": weight(),
+    "preference_group": integer(2, 1000),
+    "preference_temperature": weight(),
+    "preference_target": boolean(),
+    "preference_reward": entry("hit", "ranked", "prefix", "item_head"),
+    "preference_kl": weight(),
+    "preference_beta": above_zero(),
+    "preference_negatives": integer(1, 1000),
+    "preference_hardest": integer(0, 15),
+    "preference_disliked": optional(number()),
+    "preference_max_kl": above_zero(),
+    "preference_max_dead": number(least=0, most=1),
+    "preference_min_coverage": number(least=0, most=1),
+    "preference_min_recall": number(least=0, most=1),
     # Batches
     "max_tokens": integer(1),
     "gradient_accumulation_steps": integer(1, 10_000),

@@ -1,6 +1,7 @@
 """From atomic files to batches of item ids; codes are unknown here."""
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset
+from recbole_etegrec.data.group import Group
 from recbole_etegrec.data.item_embedding import (
     ItemContent,
     ItemVectors,
@@ -19,6 +20,7 @@ from recbole_etegrec.data.preparation import (
 )
 
 __all__ = [
+    "Group",
     "ItemContent",
     "ItemVectors",
     "SequenceBatch",

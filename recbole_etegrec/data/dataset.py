@@ -67,6 +67,14 @@ class WholeSequenceDataset(CheckedDataset, SequentialDataset):
             default_value = [*default_value, self.item_id_list_field]
         super()._set_alias(alias_name, default_value)
 
+    def _normalize(self) -> None:
+        """Normalise as RecBole does, but leave ratings what users gave: they are compared."""
+        rating = self.config["RATING_FIELD"]
+        given = self.inter_feat.get(rating)
+        super()._normalize()
+        if given is not None:
+            self.inter_feat[rating] = given
+
     def _benchmark_presets(self) -> None:
         """Keep the histories of pre-split files, if they have any, outside the table.
 

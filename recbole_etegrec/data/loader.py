@@ -20,6 +20,8 @@ import numpy as np
 import torch
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset
+from recbole_etegrec.data.dislikes import Dislikes
+from recbole_etegrec.data.group import Group
 from recbole_etegrec.data.sequences import Windows, place_in_run
 from recbole_etegrec.data.teacher import Teacher
 
@@ -43,6 +45,10 @@ class SequenceBatch(NamedTuple):
         real_distinct: which of the distinct targets there are ``[U]``; None for all.
         taught_items: items that a teacher scores for each target ``[n, K]``; None: there is none.
         taught_scores: log-probabilities that it gives them ``[n, K]``.
+        rows_a_step: windows of a step, on average over the epoch.
+        disliked: what the user of each window has rated low, its last target first where that is
+            among it; 0 where there is no more ``[B, D]``; None: nobody is asked.
+        group: candidates for the last target of each window; None: there are none.
     """
 
     items: torch.Tensor
@@ -58,6 +64,9 @@ class SequenceBatch(NamedTuple):
     real_distinct: torch.Tensor | None = None
     taught_items: torch.Tensor | None = None
     taught_scores: torch.Tensor | None = None
+    rows_a_step: float | None = None
+    disliked: torch.Tensor | None = None
+    group: Group | None = None
 
     def to(self, device: torch.device) -> "SequenceBatch":
         """The same batch on a device."""
@@ -147,7 +156,8 @@ class SequenceLoader:
 
     The micro-batches are those of one process, as :meth:`split` says; by default one holds the
     whole step. ``loader._dataset`` is RecBole's training dataset, as in RecBole's own loaders.
-    What ``loader.teacher`` says of targets, where there is one, goes into their batches.
+    What ``loader.teacher`` says of targets goes into their batches, where there is one, and so does
+    what ``loader.dislikes`` says of their users.
 
     Steps of sequences are filled up to `max_tokens`. Long prefixes would make steps of few targets
     so: steps of prefixes have equally many, and those of more tokens are computed in several parts.
@@ -180,6 +190,7 @@ class SequenceLoader:
     ):
         self._dataset = dataset
         self.teacher: Teacher | None = None
+        self.dislikes: Dislikes | None = None
         self.items = dataset.inter_feat[dataset.iid_field].numpy()
         stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
         self.step_targets = step_targets
@@ -207,6 +218,7 @@ class SequenceLoader:
 
     def draw(self, epoch: int) -> None:
         """Draw the cuts and steps of an epoch; the next iteration yields them."""
+        self.epoch = epoch
         rng = np.random.default_rng((self.seed, epoch))
         self.windows = self.whole
         if self.cut_probability > 0:
@@ -223,6 +235,7 @@ class SequenceLoader:
         self.steps = [steps[i] for i in rng.permutation(len(steps))]
         targets = (self.windows.end - self.windows.supervised_from).sum()
         self.targets_a_step = float(targets / max(len(steps), 1))
+        self.rows_a_step = len(lengths) / max(len(steps), 1)
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -245,7 +258,9 @@ class SequenceLoader:
                     step_items=int((end - start).sum()),
                     micro_batches=parts * self.micro_batches,
                     targets_a_step=self.targets_a_step,
+                    rows_a_step=self.rows_a_step,
                     **self._taught(share),
+                    **self._disliked(share if len(share) else rows[:1]),
                 )
                 for share in (
                     rows[part::parts][number :: self.micro_batches]
@@ -300,3 +315,9 @@ class SequenceLoader:
         places = np.repeat(self.windows.supervised_from[rows], counts) + place_in_run(counts)
         items, scores = map(torch.from_numpy, self.teacher(places))
         return {"taught_items": items, "taught_scores": scores}
+
+    def _disliked(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """What the users of some windows have rated low."""
+        if self.dislikes is None:
+            return {}
+        return {"disliked": torch.from_numpy(self.dislikes(self.windows.end[rows] - 1, self.epoch))}

@@ -8,7 +8,7 @@ from recbole_etegrec.decoding.exact import ExactRanker, ExactScores
 from recbole_etegrec.decoding.fused import FusedRanker, HeadRanker
 from recbole_etegrec.decoding.logits import LogitRanker
 from recbole_etegrec.decoding.ranker import CodeRanker, Part, Ranker, Ranking
-from recbole_etegrec.decoding.scoring import code_log_probs, score_items
+from recbole_etegrec.decoding.scoring import code_log_probs, score_codes, score_items
 
 RANKERS: dict[str, type[CodeRanker]] = {
     "beam": BeamRanker,
@@ -44,5 +44,6 @@ __all__ = [
     "code_log_probs",
     "encode_batch",
     "ranking_of",
+    "score_codes",
     "score_items",
 ]

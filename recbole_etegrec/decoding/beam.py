@@ -15,6 +15,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data.seen_items import HistoryIndex
 from recbole_etegrec.decoding.batch import BatchFields
 from recbole_etegrec.decoding.ranker import CodeRanker, Ranking, needs_all_scores
+from recbole_etegrec.decoding.sampling import TrieSampler
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 from recbole_etegrec.tokenizer import ItemCodes, Trie
 
@@ -86,6 +87,7 @@ def beam_search(
     history: EncodedHistory,
     num_beams: int,
     excluded: HistoryIndex | None = None,
+    sampler: TrieSampler | None = None,
 ) -> Ranking:
     """The ``num_beams`` most probable items of each history, as far as a beam can tell.
 
@@ -98,6 +100,7 @@ def beam_search(
         num_beams: beams ``K``; fewer come back if the catalogue is smaller.
         excluded: distinct pairs of row and item ``[p]`` that no beam may reach. Where that leaves
             fewer than ``K`` items, the rest have item 0 and score -inf.
+        sampler: draws what is found, in place of the most probable items.
     """
     rows = len(history.state)
     root = torch.zeros(rows, 1, dtype=torch.long, device=history.state.device)
@@ -113,7 +116,12 @@ def beam_search(
             embeddings = recommender.code_embedding.embed(beams.codes.unsqueeze(-1), level - 1)
             depth = torch.full((width,), level - 1, device=hidden.device)
             hidden = recommender.extend(history, embeddings.squeeze(2), depth, sees)
-        beams = _expand(recommender, trie, level, hidden, beams, num_beams, excluded)
+        beams = _expand(recommender, trie, level, hidden, beams, num_beams, excluded, sampler)
+    if sampler is not None:
+        order = beams.scores.argsort(dim=1, descending=True)
+        beams = beams._replace(
+            nodes=beams.nodes.gather(1, order), scores=beams.scores.gather(1, order)
+        )
     items = trie.items[beams.nodes].masked_fill(beams.scores.isneginf(), 0)
     return Ranking(items, beams.scores)
 
@@ -126,6 +134,7 @@ def _expand(
     beams: _Beams,
     num_beams: int,
     excluded: HistoryIndex | None,
+    sampler: TrieSampler | None,
 ) -> _Beams:
     """The best children of all beams of a user, in order."""
     rows, width = beams.nodes.shape
@@ -136,15 +145,20 @@ def _expand(
     exists = children.exists
     if excluded is not None:
         exists = exists & _has_items_left(trie, level + 1, children.nodes, excluded)
-    scores = beams.scores.unsqueeze(-1) + log_probs.gather(-1, children.codes)
+    own = log_probs.gather(-1, children.codes)
+    scores = beams.scores.unsqueeze(-1) + own
     scores = scores.masked_fill(~exists, -torch.inf).flatten(1)  # [B, K * W]
-    keep = min(num_beams, trie.node_counts[level + 1], scores.shape[1])
-    best = scores.topk(keep, dim=-1)
+    keep, by = min(num_beams, trie.node_counts[level + 1], scores.shape[1]), scores
+    if sampler is not None:
+        by = sampler.scores(level, children, exists, own).flatten(1)
+    best = by.topk(keep, dim=-1).indices
+    if sampler is not None:
+        sampler.keep(best)
     return _Beams(
-        children.nodes.flatten(1).gather(1, best.indices),
-        children.codes.flatten(1).gather(1, best.indices),
-        best.values,
-        best.indices // children.codes.shape[-1],
+        children.nodes.flatten(1).gather(1, best),
+        children.codes.flatten(1).gather(1, best),
+        scores.gather(1, best),
+        best // children.codes.shape[-1],
     )
 
 

@@ -19,7 +19,8 @@ from recbole_etegrec.decoding.scoring import score_items
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 from recbole_etegrec.tokenizer import ItemCodes
 
-WEIGHTS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # of the item head, tried on validation
+WEIGHTS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)  # of the item head, tried on validation
+_WEIGHT = 2.0  # until then
 
 
 class HeadRanker(CodeRanker):
@@ -130,7 +131,7 @@ class FusedRanker(HeadRanker):
 
     Args:
         candidates: items that the head proposes, at least.
-        item_score_weight: the weight ``a``; None: it is left to validation, and 1 until then.
+        item_score_weight: the weight ``a``; None: it is left to validation, and 2 until then.
     """
 
     keys = ("candidates", "item_score_weight")
@@ -148,7 +149,7 @@ class FusedRanker(HeadRanker):
         super().__init__(recommender, codes, fields, new_item_bonus=new_item_bonus)
         self.candidates = candidates
         self.given = item_score_weight is not None
-        self.weight = float(item_score_weight) if self.given else 1.0
+        self.weight = float(item_score_weight) if self.given else _WEIGHT
         self._memory: dict[str, Any] | None = None
 
     @staticmethod

@@ -2,8 +2,7 @@
 
 import torch
 
-from recbole_etegrec.decoding.prefixes import prefix_levels, seen_by
-from recbole_etegrec.recommender import EncodedHistory, Recommender
+from recbole_etegrec.recommender import EncodedHistory, PrefixTree, Recommender
 
 _TOKENS = {"cpu": 3072}  # run at once at most, so that layers find in the cache what others left
 
@@ -21,6 +20,14 @@ def score_items(
     Returns:
         Sums over the codes, in nats ``[B, n]``.
     """
+    return score_codes(recommender, history, codes).sum(dim=2)
+
+
+@torch.no_grad()
+def score_codes(
+    recommender: Recommender, history: EncodedHistory, codes: torch.Tensor
+) -> torch.Tensor:
+    """The same for each code, given those before it ``[B, n, L]``."""
     rows, count, length = codes.shape
     most = _TOKENS.get(codes.device.type)
     users = rows if most is None else max(most // (count * length), 1)
@@ -31,27 +38,14 @@ def score_items(
 
 
 def _score(recommender: Recommender, history: EncodedHistory, codes: torch.Tensor) -> torch.Tensor:
-    """What :func:`score_items` gives, of all users at once."""
+    """What :func:`score_codes` gives, of all users at once."""
     embedding = recommender.code_embedding
-    levels = prefix_levels(codes[..., :-1], embedding.code_num)  # the last code is never read
-    states = [history.state.unsqueeze(1)]  # before the codes of each level [B, M, H]
-    if levels:
-        tokens = [
-            embedding.embed(level.codes.unsqueeze(-1), number).squeeze(2)
-            for number, level in enumerate(levels)
-        ]
-        sizes = [token.shape[1] for token in tokens]
-        depth = torch.cat([torch.full((m,), n, device=codes.device) for n, m in enumerate(sizes)])
-        further = recommender.extend(history, torch.cat(tokens, dim=1), depth, seen_by(levels))
-        history.cache.crop(-sum(sizes))
-        states += further.split(sizes, dim=1)
-    total = torch.zeros(codes.shape[:2], device=codes.device)
-    for number, hidden in enumerate(states):
-        logits = embedding.logits(hidden.flatten(0, 1).unsqueeze(1), slice(number, number + 1))
-        log_probs = logits.log_softmax(dim=-1).view(len(codes), -1)  # [B, M * C]
-        before = levels[number - 1].of * logits.shape[-1] if number else 0
-        total += log_probs.gather(1, before + codes[..., number])
-    return total
+    tree, states = PrefixTree(codes, embedding.code_num), None
+    if tree.levels:
+        tokens = tree.embed(embedding)
+        states = recommender.extend(history, tokens, tree.depth, tree.sees())
+        history.cache.crop(-tokens.shape[1])
+    return tree.log_probs(embedding, history.state, states)
 
 
 @torch.no_grad()

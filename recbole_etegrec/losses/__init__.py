@@ -10,6 +10,7 @@ from typing import Any
 from recbole_etegrec.losses.distillation import CODE_DISTILLATION, DISTILLATION
 from recbole_etegrec.losses.item import ITEM, item_loss
 from recbole_etegrec.losses.objective import ForwardPass, Objective
+from recbole_etegrec.losses.preference import DPO, GRPO
 from recbole_etegrec.losses.psa import PSA, PSA_FIXED, preference_semantic_alignment
 from recbole_etegrec.losses.quantization import QUANTIZATION, quantization_loss
 from recbole_etegrec.losses.recommendation import RECOMMENDATION, recommendation_loss
@@ -25,6 +26,8 @@ OBJECTIVES: dict[str, Objective] = {
     "psa": PSA,
     "psa_fixed": PSA_FIXED,
     "quantization": QUANTIZATION,
+    "grpo": GRPO,
+    "dpo": DPO,
 }
 
 
@@ -38,11 +41,14 @@ def objective_weights(
         module: ``tokenizer`` or ``recommender``.
         aligned: whether objectives that tie the modules to each other count.
         sequences: whether there are histories to read, and not items alone.
+
+    Those that read groups of candidates have a phase of their own, which names one of them.
     """
     return {
         name: objective.weight_in(config)
         for name, objective in OBJECTIVES.items()
         if module in objective.trains
+        and not objective.reads_groups
         and (aligned or not objective.aligned)
         and (sequences or not objective.reads_sequences)
         and objective.weight_in(config)

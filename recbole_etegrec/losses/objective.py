@@ -32,6 +32,7 @@ class ForwardPass:
         embeddings: of the distinct targets of the whole step ``[U, d_z]``.
         taught_vectors: of the items that a teacher scores for each target ``[n, K, d]``.
         taught_codes: codes of these items ``[n, K, L]``.
+        branch_log_probs: of the codes of the candidates in ``batch.group`` ``[B, K, L]``.
         items: the tokenizer's output for the distinct targets of the whole step ``[U, ...]``.
         sequence: ``sequence_latent``, quantized ``[n, ...]``.
         logsumexp_over_processes: combines ``[U]`` of this process with those of the others, which
@@ -51,6 +52,7 @@ class ForwardPass:
     embeddings: torch.Tensor | None = None
     taught_vectors: torch.Tensor | None = None
     taught_codes: torch.Tensor | None = None
+    branch_log_probs: torch.Tensor | None = None
     items: TokenizerOutput | None = None
     sequence: Quantization | None = None
     logsumexp_over_processes: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -112,6 +114,11 @@ class Objective:
     def reads_sequences(self) -> bool:
         """Whether it needs histories, and not items alone."""
         return set(self.needs) != {"items"}
+
+    @property
+    def reads_groups(self) -> bool:
+        """Whether it needs candidates for targets, which a phase must draw for it."""
+        return "branch_log_probs" in self.needs
 
     def weight_in(self, config: Mapping[str, Any]) -> float:
         """Its weight by a config; 0 where the config says nothing of it."""

@@ -19,6 +19,7 @@ from recbole_etegrec.decoding import RANKERS, BatchFields, ranking_of
 from recbole_etegrec.losses import OBJECTIVES, ForwardPass, objective_weights
 from recbole_etegrec.model.build import ranker_options, recommender_spec, settle_codes, tuning_of
 from recbole_etegrec.recommender import (
+    Branches,
     Candidates,
     Recommender,
     RecommenderOutput,
@@ -311,14 +312,19 @@ class ETEGRecLlama(SequentialRecommender):
         objectives = {name: OBJECTIVES[name] for name in names if name in self.loss_options}
         if batch.taught_items is None:  # where a batch is made up, as to plan memory
             objectives = {n: one for n, one in objectives.items() if one.part != "distill_from"}
+        if batch.group is None:
+            objectives = {n: one for n, one in objectives.items() if not one.reads_groups}
         needs = {need for objective in objectives.values() for need in objective.needs}
         outputs: dict[str, torch.Tensor] = {}
         candidates = None
-        if "item_query" in needs:
+        # Distributed wrappers want the item head, too, where a phase leaves it as it is.
+        has_head = self.recommender.item_head is not None and "branch_log_probs" in needs
+        if "item_query" in needs or has_head:
             candidates = draw_candidates(self.n_items, self.item_sample, batch.items.device)
         if needs != {"items"}:
             taught = batch.taught_items if "taught_vectors" in needs else None
-            output = self.read(batch, recommender, candidates, taught)
+            branches = self._branches(batch) if "branch_log_probs" in needs else None
+            output = self.read(batch, recommender, candidates, taught, branches)
             outputs = {name: value for name, value in output._asdict().items() if value is not None}
         embeddings = items = sequence = None
         if not needs.isdisjoint({"embeddings", "items", "sequence"}):
@@ -357,6 +363,7 @@ class ETEGRecLlama(SequentialRecommender):
         recommender: Callable[..., RecommenderOutput] | None = None,
         candidates: Candidates | None = None,
         taught: torch.Tensor | None = None,
+        branches: Branches | None = None,
     ) -> RecommenderOutput:
         """Run a micro-batch through the recommender.
 
@@ -364,12 +371,17 @@ class ETEGRecLlama(SequentialRecommender):
             recommender: as wrapped for training.
             candidates: the items that the item head is to tell targets from; None: it is not asked.
             taught: items that a teacher scores for each target ``[n, K]``; None: there is none.
+            branches: items that might follow a beginning of each row; None: there are none.
         """
         recommender, codes = recommender or self.recommender, self.codes(batch.items)
-        if self.recommender.item_head is None:
-            return recommender(codes, batch.target_index)
-        given = {"items": batch.items, "candidates": candidates, "taught": taught}
+        given = {} if branches is None else {"branches": branches}
+        if self.recommender.item_head is not None:
+            given |= {"items": batch.items, "candidates": candidates, "taught": taught}
         return recommender(codes, batch.target_index, **given)
+
+    def _branches(self, batch: SequenceBatch) -> Branches:
+        """The candidates of a micro-batch, as the recommender takes them."""
+        return Branches(self.codes(batch.group.items), batch.group.after)
 
     def calculate_loss(self, interaction: Interaction) -> torch.Tensor:
         """What the recommender minimises in alternation, of RecBole's own prefix rows.

@@ -141,7 +141,12 @@ def check_gradients(
         _look_at_scale(config, model, batches[0].to(trainer.engine.device), report)
         report.cells = {name: {} for name in parts}
         for name, kind in kinds.items():
-            _check_epoch(trainer.engine, parts, batches, name, kind, report)
+            if kind.stage.phase == "preference" and trainer.preferences.maker is None:
+                trainer.begin_guarded()
+            given = batches
+            if kind.stage.reads_groups:
+                given = trainer.preferences.with_groups(batches, 0.0, config["seed"])
+            _check_epoch(trainer.engine, parts, given, name, kind, report)
     if model.frozen_digest is not None:
         same = model.digest_frozen() == model.frozen_digest
         report.cells["decoder, frozen"] = dict.fromkeys(report.stages, "-" if same else "MOVED")
@@ -244,13 +249,15 @@ def _check_epoch(
     shares = batch.micro_batches
     report.losses[name] = {loss: float(v.detach()) * shares for loss, v in losses.items()}
     norms = {part: its.norm() for part, its in parts.items()}
+    fixed = {id(p) for group in stage.fixed for p in engine.groups[stage.trains].get(group, ())}
     for optimizer in engine.optimizers.values():
         optimizer.zero_grad()
     engine.step(batches, stage)
     for part, its in parts.items():
         moved = its.digest() != before[part]
-        must = its.module == stage.trains and not stage.weights.keys().isdisjoint(its.learns_by)
-        may = its.module == stage.trains and bool(its.learns_by)
+        learns = its.module == stage.trains and fixed.isdisjoint(map(id, its.parameters))
+        must = learns and not stage.weights.keys().isdisjoint(its.learns_by)
+        may = learns and bool(its.learns_by)
         cell, problem = _judge(norms[part], moved, must, may)
         report.cells[part][name] = cell
         if problem:

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.config.checks import launched_with
-from recbole_etegrec.data import SequenceBatch
+from recbole_etegrec.data import Group, SequenceBatch
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.decoding import encode_batch
 from recbole_etegrec.errors import UserError
@@ -121,6 +121,8 @@ class MemoryPlan:
         learns = [p for p in self.model.recommender.parameters() if p.requires_grad]
         tokenizer = list(self.model.tokenizer.parameters())
         self.gradients = sum(map(_bytes, learns))
+        if "preference" in config["schedule"]:
+            self.weights["model of before"] = self.gradients
         self.optimizer = sum(_adam_bytes(p, config["optimizer"]) for p in learns)
         self.optimizer += sum(_adam_bytes(p, "adamw") for p in tokenizer)
         # AdamW on a GPU handles all tensors at once, with a temporary copy of them.
@@ -203,11 +205,28 @@ class MemoryPlan:
         names = dict.fromkeys(name for part in parts for name in part.weights)
         if not names:
             return
+        if any(part.reads_groups for part in parts):
+            batch = batch._replace(group=self._group(len(batch.items)))
         for _ in range(passes):
             recommender = autocast(self.config["precision"], "cpu")(model.recommender)
             losses = model.losses(names, batch, recommender)
             sum(losses.values()).backward()
         model.zero_grad()
+
+    def _group(self, rows: int) -> Group:
+        """Candidates for a target of each row, of which no two share a prefix."""
+        count, config = self.config["preference_group"], self.config
+        if config["preference_disliked"] is not None:
+            count += config["preference_negatives"]
+        items = torch.ones(rows, count, dtype=torch.long)
+        return Group(
+            items,
+            after=torch.ones(rows, dtype=torch.long),
+            advantages=torch.ones(rows, count),
+            reference=torch.zeros(rows, count, config["code_length"]),
+            real=torch.ones(rows, dtype=torch.bool),
+            each_step=rows,
+        )
 
     @torch.no_grad()
     def _rank(self, users: int) -> None:

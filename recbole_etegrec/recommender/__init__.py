@@ -6,7 +6,9 @@ from recbole_etegrec.recommender.code_embedding import CodeEmbedding
 from recbole_etegrec.recommender.encoder_decoder import EncoderDecoder
 from recbole_etegrec.recommender.item_head import Candidates, ItemHead, draw_candidates
 from recbole_etegrec.recommender.precision import PRECISIONS, autocast
+from recbole_etegrec.recommender.prefixes import PrefixTree
 from recbole_etegrec.recommender.recommender import (
+    Branches,
     EncodedHistory,
     Recommender,
     RecommenderOutput,
@@ -15,12 +17,14 @@ from recbole_etegrec.recommender.spec import RecommenderSpec, Tuning
 
 __all__ = [
     "BACKBONES",
+    "Branches",
     "Candidates",
     "CodeEmbedding",
     "EncodedHistory",
     "EncoderDecoder",
     "ItemHead",
     "PRECISIONS",
+    "PrefixTree",
     "Recommender",
     "RecommenderOutput",
     "RecommenderSpec",

@@ -24,6 +24,7 @@ from recbole_etegrec.recommender.backbone import (
 )
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
 from recbole_etegrec.recommender.item_head import Candidates, ItemHead, seen_before
+from recbole_etegrec.recommender.prefixes import PrefixTree
 
 
 class RecommenderOutput(NamedTuple):
@@ -39,6 +40,7 @@ class RecommenderOutput(NamedTuple):
             item head learns of repeats.
         repeat_bonus: what the scores of these items get on top, in nats ``[1]``.
         taught_vectors: of items that a teacher scores for each target ``[n, K, d]``.
+        branch_log_probs: of the codes of branches, in nats ``[B, K, L]``; where there are any.
     """
 
     logits: torch.Tensor
@@ -49,6 +51,19 @@ class RecommenderOutput(NamedTuple):
     item_seen: torch.Tensor | None = None
     repeat_bonus: torch.Tensor | None = None
     taught_vectors: torch.Tensor | None = None
+    branch_log_probs: torch.Tensor | None = None
+
+
+class Branches(NamedTuple):
+    """Items that might follow a beginning of each sequence.
+
+    Attributes:
+        codes: of ``K`` items a sequence ``[B, K, L]``.
+        after: items of the beginning, 1 at least ``[B]``.
+    """
+
+    codes: torch.Tensor
+    after: torch.Tensor
 
 
 class EncodedHistory(NamedTuple):
@@ -134,6 +149,7 @@ class Recommender(nn.Module):
         items: torch.Tensor | None = None,
         candidates: Candidates | None = None,
         taught: torch.Tensor | None = None,
+        branches: Branches | None = None,
     ) -> RecommenderOutput:
         """Predict many items of each sequence in one pass.
 
@@ -146,6 +162,7 @@ class Recommender(nn.Module):
             items: ids of the items ``[B, T]``, for the item head.
             candidates: the items that the item head is to tell targets from; None: it is not asked.
             taught: items that a teacher scores for each target ``[n, K]``; None: there is none.
+            branches: items that are asked for besides, in the same pass; no mask can be given then.
         """
         length = codes.shape[-1]
         vectors = None
@@ -154,8 +171,11 @@ class Recommender(nn.Module):
             vectors = self.item_head.vectors(candidates.with_targets(targets))
         among = vectors if candidates is not None and candidates.whole else None
         embeddings = self._embed(codes, items, among).flatten(1, 2)[:, :-1]  # nothing follows
-        token_mask = token_mask_of(attention_mask, length)
-        hidden = self._run(embeddings, token_mask if token_mask is None else token_mask[:, :-1])
+        token_mask, log_probs = token_mask_of(attention_mask, length), None
+        if branches is not None:
+            hidden, log_probs = self._run_with(branches, embeddings)
+        else:
+            hidden = self._run(embeddings, token_mask if token_mask is None else token_mask[:, :-1])
         # States of the tokens just before each target code: a shift by L - 1 tokens.
         before = hidden[:, length - 1 :].unflatten(1, (-1, length)).flatten(0, 1)
         before = before.index_select(0, target_index).float()  # [n, L, H]
@@ -163,7 +183,10 @@ class Recommender(nn.Module):
         if self.alignment_pooling == "mean":
             state = _mean_states(hidden, length, token_mask).index_select(0, target_index)
         output = RecommenderOutput(
-            self.code_embedding.logits(before), self.enc_adapter(state), self.dec_adapter(state)
+            self.code_embedding.logits(before),
+            self.enc_adapter(state),
+            self.dec_adapter(state),
+            branch_log_probs=log_probs,
         )
         if candidates is None:
             return output
@@ -276,6 +299,59 @@ class Recommender(nn.Module):
             return tokens
         last = tokens[:, :, -1:] + self.item_head.entry(items, vectors).unsqueeze(2)
         return torch.cat([tokens[:, :, :-1], last], dim=2)
+
+    def _run_with(
+        self, branches: Branches, embeddings: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run sequences and branches of theirs as one row of tokens each.
+
+        A token of a branch sees the beginning that it follows and the branch's own tokens before
+        it; prefixes that branches share are run once.
+
+        Args:
+            embeddings: of the tokens of sequences ``[B, S, H]``.
+
+        Returns:
+            States of these tokens ``[B, S, H]``, and the log-probabilities of the branches' codes
+            ``[B, K, L]``.
+        """
+        rows, own = embeddings.shape[:2]
+        tree = PrefixTree(branches.codes, self.code_embedding.code_num)
+        place = torch.arange(own, device=embeddings.device)
+        begins = branches.after.unsqueeze(1) * branches.codes.shape[-1]  # tokens before [B, 1]
+        causal = (place.unsqueeze(1) >= place).expand(rows, -1, -1)
+        if not tree.levels:
+            hidden, further = self._run(embeddings, None), None
+        else:
+            tokens = tree.embed(self.code_embedding)
+            count = tokens.shape[1]
+            before = (place < begins).unsqueeze(1).expand(-1, count, -1)
+            sees = torch.cat(
+                [
+                    torch.cat([causal, causal.new_zeros(rows, own, count)], dim=2),
+                    torch.cat([before, tree.sees()], dim=2),
+                ],
+                dim=1,
+            )
+            positions = torch.cat([place.expand(rows, -1), begins + tree.depth], dim=1)
+            both = self._run_masked(torch.cat([embeddings, tokens], dim=1), sees, positions)
+            hidden, further = both.split([own, count], dim=1)
+            further = further.float()
+        state = hidden[torch.arange(rows, device=place.device), begins.squeeze(1) - 1].float()
+        return hidden, tree.log_probs(self.code_embedding, state, further)
+
+    def _run_masked(
+        self, embeddings: torch.Tensor, sees: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """States of tokens ``[B, S, H]``, of which each sees what a mask ``[B, S, S]`` says."""
+        with masked_attention(self.backbone):
+            output = self.backbone(
+                inputs_embeds=self.dropout(embeddings).to(self.residual_dtype),
+                attention_mask=additive_mask(sees.unsqueeze(1), self.residual_dtype),
+                position_ids=positions,
+                **cached(self.backbone, None),
+            )
+        return self.dropout(output.last_hidden_state)
 
     def _run(
         self,

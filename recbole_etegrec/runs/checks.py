@@ -10,11 +10,12 @@ from recbole_etegrec.data.item_embedding import rules as item_embedding
 from recbole_etegrec.decoding import rules as decoding
 from recbole_etegrec.decoding.ranker import candidate_rules
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.preference import rules as preference
 from recbole_etegrec.recommender import rules as recommender
 from recbole_etegrec.tokenizer import rules as tokenizer
 from recbole_etegrec.trainer import rules as trainer
 
-_PARTS = (data, item_embedding, tokenizer, recommender, decoding, trainer)
+_PARTS = (data, item_embedding, tokenizer, recommender, decoding, preference, trainer)
 _ADVISERS = (recommender, trainer)
 
 

@@ -103,7 +103,7 @@ def vectors_to_train_with(
     if replace(identity, vectors=None) != dataset.identity:
         raise UserError(
             f"resume: {dataset.dataset_name} has changed since the run in {directory.path} began "
-            f"({_difference(identity, dataset.identity)}): bring back the data, or start a new run"
+            f"({difference(identity, dataset.identity)}): bring back the data, or start a new run"
         )
     return read_vectors(directory, identity)
 
@@ -133,7 +133,8 @@ def items_gone(identity: Identity, changes: Changes, dataset: Dataset) -> np.nda
     return gone
 
 
-def _difference(then: Identity, now: Identity) -> str:
+def difference(then: Identity, now: Identity) -> str:
+    """What has changed of some data, in words."""
     for name, tokens in then.tokens.items():
         if (found := now.tokens.get(name)) != tokens:
             same = sorted(found or ()) == sorted(tokens)

@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from recbole_etegrec.config import Config, is_ours
 from recbole_etegrec.config.config import BY_CATALOGUE
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.runs.beginning import begun_config
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.load import config_of_run, earlier_version
 from recbole_etegrec.storage.logs import start_logging
@@ -66,7 +67,7 @@ def _chosen_config(
     resume = str(values.get("resume") or False)
     if resume.lower() not in ("false", "true"):
         return _config_of_run(resume, model, dataset, config_file_list, values), True
-    config = Config(model, dataset, config_file_list, values)
+    config = begun_config(model, dataset, config_file_list, values)
     if config["resume"] not in (None, False, True):
         raise UserError(f"resume ({config['resume']}): in a file it can be True or False alone")
     if not config["resume"]:

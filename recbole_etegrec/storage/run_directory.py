@@ -41,6 +41,7 @@ class RunDirectory:
         self.best = self.path / "best"
         self.last = self.path / "last"
         self.previous = self.path / "previous"
+        self.before = self.path / "before"
         self.added_items = self.path / "added_items.safetensors"
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
@@ -162,7 +163,7 @@ class RunDirectory:
 
     def drop_checkpoints(self) -> None:
         """Delete the checkpoints, which only resuming needs."""
-        for checkpoint in (self.last, self.previous):
+        for checkpoint in (self.last, self.previous, self.before):
             shutil.rmtree(checkpoint, ignore_errors=True)
 
     def read_config(self) -> dict[str, Any]:

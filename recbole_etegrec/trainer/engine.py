@@ -204,13 +204,14 @@ class Engine:
 
     def _step(self, micro_batches: list[SequenceBatch], stage: Stage) -> StepResult:
         of_sequences = micro_batches[0].items.numel() > 0
-        if of_sequences in self.captures and len(micro_batches) == 1:
+        alike = len(micro_batches) == 1 and not stage.reads_groups  # groups are trees of any shape
+        if of_sequences in self.captures and alike:
             (batch,) = micro_batches
             if of_sequences:
                 rows = math.ceil(batch.divisor) if self.by_prefix else None
                 batch = pad_batch(batch, self.max_items, self.model.n_items, rows)
             # Stages that compute the same have the same recordings.
-            kind = Stage("", stage.trains, stage.weights, clip=stage.clip)
+            kind = Stage("", stage.trains, stage.weights, clip=stage.clip, fixed=stage.fixed)
             result, gradients = self.captured(batch, kind)
             result = StepResult(*(value.clone() for value in result))
             for parameter, gradient in zip(self.parameters[stage.trains], gradients, strict=True):
@@ -267,6 +268,9 @@ class Engine:
         elif isinstance(self.recommender, FSDPModule):
             heads = (p for head in self.model.recommender.heads for p in head.parameters())
             self._add_up(list(heads), 1 / self.accelerator.num_processes)
+        for group in stage.fixed:  # optimizers leave what has no gradient
+            for parameter in self.groups[stage.trains].get(group, []):
+                parameter.grad = None
         return StepResult(total, *self._clip(stage))
 
     def _clip(self, stage: Stage) -> tuple[torch.Tensor, torch.Tensor]:
@@ -332,12 +336,18 @@ class Engine:
             )
         logger.warning("%s: %s not finite, step skipped", where, what or "gradient norm")
 
-    def start_optimizer(self, name: str, learning_rate: float) -> torch.optim.Optimizer:
-        """Let the optimizer of a module forget its states and begin with a learning rate."""
+    def start_optimizer(
+        self, name: str, learning_rate: float, *, heads_rate: bool = True
+    ) -> torch.optim.Optimizer:
+        """Let the optimizer of a module forget its states and begin with a learning rate.
+
+        Args:
+            heads_rate: whether all but the decoder may have the one of ``heads_learning_rate``.
+        """
         optimizer = self.optimizers[name]
         optimizer.state.clear()
         for group in optimizer.param_groups:
-            rate = self.heads_learning_rate if group.get("heads") else None
+            rate = self.heads_learning_rate if heads_rate and group.get("heads") else None
             group["lr"] = group["initial_lr"] = rate or learning_rate
         return optimizer
 

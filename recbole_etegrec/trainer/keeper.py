@@ -23,13 +23,14 @@ class Keeper:
 
     Args:
         engine: its model and optimizers are kept.
-        run_dir: takes ``metrics.jsonl``, ``best/`` and ``last/``.
+        run_dir: takes ``metrics.jsonl``, ``best/``, ``last/`` and ``before/``.
 
     Attributes:
         progress: where the run stands.
         saved: whether models are written; records always are.
         best_state: the best model so far.
         best_description: what it is, as in ``best/model.json``.
+        before: both of the model that a guarded phase began with; None where there is none.
     """
 
     def __init__(self, engine: Engine, run_dir: RunDirectory):
@@ -40,6 +41,7 @@ class Keeper:
         self.best_state: State | None = None
         self.best_description: dict = {}
         self.best_written = False
+        self.before: tuple[State, dict] | None = None
 
     def record(self, record: dict) -> None:
         """Add a line to ``metrics.jsonl`` and points to the trackers' curves."""
@@ -58,6 +60,16 @@ class Keeper:
     def describe_best(self, **more: Any) -> None:
         """Say more of the best model in its description."""
         self.best_description = {**self.best_description, **more}
+        self._write_best()
+
+    def keep_before(self) -> None:
+        """Keep the best model so far as the one that a phase begins with."""
+        self.before = state, description = self.best_state, self.best_description
+        self._write(lambda: checkpoint.save_model(state, description, self.run_dir.before))
+
+    def go_back(self) -> None:
+        """Take the model that a phase began with for the best again."""
+        self.best_state, self.best_description = self.before
         self._write_best()
 
     def make_sure_of_best(self) -> None:
@@ -102,6 +114,8 @@ class Keeper:
             if best is not None:
                 self.best_state, self.best_description = best
                 self.best_written = False  # best/ may be of a later epoch
+            if self.run_dir.before.is_dir():
+                self.before = checkpoint.read_model(self.run_dir.before)
         if self.accelerator.scaler is not None and self.progress.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
         self.accelerator.wait_for_everyone()  # all have read what is mended now

@@ -4,7 +4,12 @@ from collections.abc import Iterable, Sequence
 
 from recbole_etegrec.trainer.schedule import Phase, Stage
 
-_KEYS = {"pretraining": "tokenizer_epochs", "alternation": "epochs", "joint": "epochs"}
+_KEYS = {
+    "pretraining": "tokenizer_epochs",
+    "alternation": "epochs",
+    "joint": "epochs",
+    "preference": "preference_epochs",
+}
 _EVALUATION = "evaluation"
 
 

@@ -16,6 +16,7 @@ from recbole_etegrec.losses import OBJECTIVES, objective_weights
 from recbole_etegrec.tokenizer import TOKENIZERS
 
 _POLISH = 0.1  # of the learning rate of alternation, as in the paper
+_PREFERENCE_WARMUP = 0.03  # share of its steps
 _PRETRAINING_SAVES = 20  # epochs of pretraining, which are short, between two checkpoints
 
 Values = Mapping[str, Any]
@@ -39,6 +40,7 @@ class Stage:
         aligns: the modules that objectives which tie both to each other train in it.
         clip: whether gradients are clipped as ``clip_grad_norm`` says.
         save: whether a checkpoint is written after it.
+        fixed: parts of the module that do not learn, by the names that their gradients go by.
     """
 
     phase: str
@@ -52,12 +54,15 @@ class Stage:
     aligns: tuple[str, ...] = ("tokenizer", "recommender")
     clip: bool = True
     save: bool = True
+    fixed: tuple[str, ...] = ()
 
     @property
     def rate_keys(self) -> tuple[str, ...]:
         """The keys of the learning rates that have moved what learns in its phase."""
         if self.phase == "pretraining":
             return ("tokenizer_learning_rate",)
+        if self.phase == "preference":
+            return ("preference_learning_rate",)
         if self.phase.startswith("final") or self.phase == "polish":
             return ("learning_rate", "finetune_learning_rate")
         return ("learning_rate", "alternation_tokenizer_learning_rate")
@@ -85,6 +90,11 @@ class Stage:
         """Whether histories pass through the recommender."""
         return any(OBJECTIVES[name].reads_sequences for name in self.weights)
 
+    @property
+    def reads_groups(self) -> bool:
+        """Whether candidates must be drawn for targets."""
+        return any(OBJECTIVES[name].reads_groups for name in self.weights)
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -100,6 +110,8 @@ class Phase:
             of the best model so far; ``fresh``, the best model with a recommender made anew, which
             then has to win by scores of its own.
         loader: what an epoch goes over: the training ``sequences``, or the catalogue's ``items``.
+        guarded: whether the model that it starts from is kept unless validation finds a better one.
+        heads_rate: whether ``heads_learning_rate`` is for it, too.
     """
 
     name: str
@@ -109,6 +121,8 @@ class Phase:
     warmup: float = 0
     starts_from: str = "last"
     loader: str = "sequences"
+    guarded: bool = False
+    heads_rate: bool = True
 
 
 def pretraining(config: Values) -> Phase:
@@ -170,6 +184,31 @@ def final_from_scratch(config: Values) -> Phase:
     return _final("final_from_scratch", config, "fresh")
 
 
+def preference(config: Values) -> Phase:
+    """The best model learns which of its own candidates are better than others.
+
+    The objective is what the key ``preference`` names. That of the final phase stays, weighted by
+    ``preference_likelihood``. The item head and the adapters stay as they are.
+    """
+    kept = objective_weights(config, "recommender", aligned=False)
+    weights = {name: weight * config["preference_likelihood"] for name, weight in kept.items()}
+    weights = {name: weight for name, weight in weights.items() if weight}
+    if config["preference"] in OBJECTIVES:
+        weights[config["preference"]] = 1.0
+    fixed = ("item_head", "adapters")
+    stage = Stage("preference", "recommender", weights, evaluate=True, fixed=fixed)
+    return Phase(
+        "preference",
+        (stage,) * config["preference_epochs"],
+        {"recommender": config["preference_learning_rate"]},
+        "cosine",
+        _PREFERENCE_WARMUP,
+        "best",
+        guarded=True,
+        heads_rate=False,
+    )
+
+
 SCHEDULES: dict[str, Callable[[Values], Phase]] = {
     "pretraining": pretraining,
     "alternation": alternation,
@@ -177,6 +216,7 @@ SCHEDULES: dict[str, Callable[[Values], Phase]] = {
     "final": final,
     "polish": polish,
     "final_from_scratch": final_from_scratch,
+    "preference": preference,
 }
 
 

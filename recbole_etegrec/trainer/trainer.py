@@ -36,6 +36,7 @@ from recbole_etegrec.trainer.memory import (
 )
 from recbole_etegrec.trainer.optimizers import make_scheduler
 from recbole_etegrec.trainer.outlook import Outlook
+from recbole_etegrec.trainer.preference import Preferences
 from recbole_etegrec.trainer.schedule import Phase, Stage, phases_of
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,9 @@ class ETEGRecTrainer(AbstractTrainer):
         self.valid_data = None
         self.untrained: checkpoint.State = {}
         self.outlook = Outlook(phases_of(config))
+        self.preferences: Preferences | None = None
+        if any(phase.guarded for phase in self.outlook.phases):
+            self.preferences = Preferences(config, self.engine, self.keeper)
         self.show_progress = False
 
     @property
@@ -109,7 +113,7 @@ class ETEGRecTrainer(AbstractTrainer):
         with self.interruption:
             for phase in phases[begun:]:
                 if phase.name != self.progress.phase:
-                    if phase.name in sequences[:1]:
+                    if phase.name in sequences[:1] and not self.config["preference_from"]:
                         self.settle_codes()
                     self._enter(phase)
                 self.run_phase(phase)
@@ -121,7 +125,7 @@ class ETEGRecTrainer(AbstractTrainer):
             checkpoint.restore(self.model, self.keeper.best_state)
             if valid_data is None:
                 return None, None
-            self.best_valid_result = self._settle_ranking(valid_data)
+            self.best_valid_result = self._settle_best(valid_data)
         self.best_valid_score = self._score(self.best_valid_result)
         return self.best_valid_score, self.best_valid_result
 
@@ -187,6 +191,19 @@ class ETEGRecTrainer(AbstractTrainer):
         self.progress.enter(
             phase.name, self.progress.epochs_done if phase.loader == "sequences" else 0
         )
+        if phase.guarded:
+            self.begin_guarded()
+
+    def begin_guarded(self) -> None:
+        """Measure and keep the model that a guarded phase begins with."""
+        if self.keeper.best_state is None:
+            self._keep_best({})
+        if self.valid_data is not None:
+            settled = self._settle_ranking(self.valid_data)
+            result = self._evaluate(self.valid_sample, "Validation", self.preferences.config)
+            self.best_valid_result, self.best_valid_score = result, self._score(result)
+            self.keeper.describe_best(valid_result=result, settled=self._score(settled))
+        self.preferences.begin()
 
     def _forget_score(self) -> None:
         """Let the next evaluated model be better than those before."""
@@ -206,7 +223,7 @@ class ETEGRecTrainer(AbstractTrainer):
                 )
             record, stop = progress.epoch["record"], False
             if stage.evaluate and self.valid_data is not None:
-                record["valid_result"], stop = self._validate()
+                record["valid_result"], stop = self._validate(phase)
             self.keeper.record(record)
             progress.index += 1
             progress.epochs_done += phase.loader == "sequences"
@@ -230,7 +247,7 @@ class ETEGRecTrainer(AbstractTrainer):
         if progress.index == progress.step == 0 and not progress.trained:
             progress.rate_steps = dict.fromkeys(phase.learning_rates, 0)
         for name, rate in phase.learning_rates.items():
-            optimizer = self.engine.start_optimizer(name, rate)
+            optimizer = self.engine.start_optimizer(name, rate, heads_rate=phase.heads_rate)
             if self.resumed_optimizers is not None:
                 checkpoint.restore_optimizers({name: optimizer}, self.resumed_optimizers)
             warmup = phase.warmup if phase.warmup >= 1 else round(phase.warmup * steps[name])
@@ -258,6 +275,8 @@ class ETEGRecTrainer(AbstractTrainer):
         engine.freeze_all_but(stage.trains)
         loader.draw(progress.number)
         sums, first = EpochSums(engine, stage, progress.epoch), progress.step
+        if phase.guarded:
+            self.preferences.begin_epoch(progress.epoch)
         bar = tqdm(
             loader.iterate(first),
             f"Epoch {progress.number + 1} {stage.phase}: {stage.trains}",
@@ -272,6 +291,7 @@ class ETEGRecTrainer(AbstractTrainer):
             out_of_memory_explained(f"{stage.phase} ({stage.trains})", TRAINING_KNOBS),
         ):
             for step, micro_batches in enumerate(bar, first):
+                micro_batches = self._with_groups(micro_batches, phase, stage, step)
                 self._seed(step)
                 result = engine.step(micro_batches, stage)
                 sums.add(result, micro_batches[0], self.config["code_length"])
@@ -282,6 +302,8 @@ class ETEGRecTrainer(AbstractTrainer):
                 number, every = self.interruption.requested(), self.config["save_steps"]
                 if number or (every and progress.step % every == 0):
                     progress.epoch = sums.keep()
+                    if phase.guarded:
+                        progress.epoch |= self.preferences.keep()
                     self.keeper.save_last()
                 if number:
                     raise Interrupted(number, f"stopped at {progress}")
@@ -292,6 +314,7 @@ class ETEGRecTrainer(AbstractTrainer):
             "phase": stage.phase,
             "trains": stage.trains,
             **means,
+            **(self.preferences.summary() if phase.guarded else {}),
             "lr": schedulers[-1].get_last_lr()[0],
             **counts,
         }
@@ -304,7 +327,7 @@ class ETEGRecTrainer(AbstractTrainer):
             self.outlook.left(phase.name, progress.index + 1) if sequences else "",
             shown=sequences or progress.index + 1 == len(phase.stages),
         )
-        record |= self._gradient_shares(stage, loader)
+        record |= self._gradient_shares(phase, stage, loader)
         record |= follow_up(engine, stage, loader)
         progress.trained, progress.epoch = True, {"record": record}
         if stage.save:
@@ -315,46 +338,85 @@ class ETEGRecTrainer(AbstractTrainer):
         rank = self.accelerator.process_index
         torch.manual_seed(seed_of(self.config["seed"], self.progress.number, step, rank))
 
+    def _with_groups(
+        self, micro_batches: list, phase: Phase, stage: Stage, step: int, *, seen: bool = True
+    ) -> list:
+        """The micro-batches of a step with candidates, where the stage reads any."""
+        if not stage.reads_groups:
+            return micro_batches
+        progress, steps = self.progress, len(self.loaders[phase.loader])
+        share = (progress.index + min(step, steps) / steps) / len(phase.stages)
+        seed = seed_of(self.config["seed"], progress.number, step)
+        return self.preferences.with_groups(micro_batches, share, seed, seen=seen)
+
     def _gradient_shares(
-        self, stage: Stage, loader: SequenceLoader | ItemLoader
+        self, phase: Phase, stage: Stage, loader: SequenceLoader | ItemLoader
     ) -> dict[str, float]:
         """What :func:`gradient_shares` finds at the end of an epoch, on its first step."""
         if not stage.reads_sequences:
             return {}
         self._seed(len(loader))
         with out_of_memory_explained(f"{stage.phase} ({stage.trains})", TRAINING_KNOBS):
-            return gradient_shares(self.engine, next(loader.iterate()), stage)
+            first = self._with_groups(next(loader.iterate()), phase, stage, 0, seen=False)
+            return gradient_shares(self.engine, first, stage)
 
     # Validation ---------------------------------------------------------------------------------
 
-    def _validate(self) -> tuple[dict, bool]:
+    def _validate(self, phase: Phase) -> tuple[dict, bool]:
         """The present model's metrics on the sample of users, and whether to stop."""
         started, progress = time.perf_counter(), self.progress
-        result = self._evaluate(self.valid_sample, "Validation")
+        config = self.preferences.config if phase.guarded else self.config
+        result = self._evaluate(self.valid_sample, "Validation", config)
         self.outlook.note("evaluation", time.perf_counter() - started)
+        score, best, faults = self._score(result), self.best_valid_score, []
+        if phase.guarded:
+            faults = self.preferences.faults(result, progress.epoch["record"])
+        if faults:
+            logger.warning("%s: %s: stopped", phase.name, "; ".join(faults))
+            return result, True
         self.best_valid_score, progress.stale, stop, better = early_stopping(
-            self._score(result),
-            self.best_valid_score,
-            progress.stale,
-            self.config["stopping_step"],
-            self.bigger,
+            score, best, progress.stale, self.config["stopping_step"], self.bigger
         )
+        better = better and (not phase.guarded or self._better(score, best))
         shown = ", ".join(f"{name} {value:.4f}" for name, value in result.items())
         logger.info("valid %s%s", shown, " (best)" if better else "")
         if better:
             self._keep_best(result)
         return result, stop
 
-    def _evaluate(self, loader: AbstractDataLoader, title: str) -> dict:
+    def _better(self, score: float, other: float) -> bool:
+        return score > other if self.bigger else score < other
+
+    def _evaluate(
+        self, loader: AbstractDataLoader, title: str, config: Config | None = None
+    ) -> dict:
         with out_of_memory_explained(title.lower(), EVALUATION_KNOBS):
             return evaluate(
                 self.model,
                 loader,
                 self.loaders.get("sequences", loader)._dataset,
-                self.config,
+                config or self.config,
                 show_progress=self.show_progress,
                 title=title,
             )
+
+    def _settle_best(self, valid_data: AbstractDataLoader) -> dict:
+        """Metrics of the best model; that of before, where a guarded phase has found no better."""
+        result = self._settle_ranking(valid_data)
+        if self.preferences is None:
+            return result
+        then, now = self.preferences.before["settled"], self._score(result)
+        told = f"{self.config['valid_metric']} {then:.4f} before, {now:.4f} after"
+        if "settled" not in self.keeper.best_description and self._better(now, then):
+            epoch = self.keeper.best_description["epoch"] + 1
+            logger.info("preference: the model of epoch %d is kept (%s)", epoch, told)
+            return result
+        if "settled" in self.keeper.best_description:
+            told = f"none was better than its {self.config['valid_metric']} {then:.4f}"
+        logger.info("preference: the model before is kept (%s)", told)
+        self.keeper.go_back()
+        checkpoint.restore(self.model, self.keeper.best_state)
+        return self._settle_ranking(valid_data)
 
     def _settle_ranking(self, valid_data: AbstractDataLoader) -> dict:
         """Metrics of the best model, with what its ranker has left to validation chosen by them."""
@@ -414,6 +476,8 @@ class ETEGRecTrainer(AbstractTrainer):
                 f"schedule ({names}) has none: give the schedule that it began with"
             )
         index = names.index(stands)
+        if phases[index].guarded:
+            self.preferences.take_up()
         fresh = [n for n, one in enumerate(phases[: index + 1]) if one.starts_from == "fresh"]
         # A best model of before a new recommender began has no say in what comes after.
         counts = best.get("phase") in names[max(fresh, default=0) : index + 1]

@@ -73,7 +73,7 @@ def test_items_without_codes_are_not_proposed(parts, batch):  # noqa: F811
 
 def test_trials_rank_as_rankers_of_their_weights(parts, batch):  # noqa: F811
     ranker = fused(parts, candidates=9, weight=None)
-    assert ranker.weight == 1 and fused(parts).trials() == []
+    assert ranker.weight == 2 and fused(parts).trials() == []
     encoded = []
     encode = FusedRanker.encode
     for trial in ranker.trials():

@@ -65,6 +65,17 @@ CHANGES = {
     "sampled": SAMPLED,
     "lora": LORA,
     "head": HEAD,
+    "preference": {
+        **HEAD,
+        "schedule": ["pretraining", "alternation", "preference"],
+        "preference_epochs": 2,
+        "preference_likelihood": 0.0,
+        "preference_group": 8,
+        "preference_temperature": 1.0,
+        "preference_max_dead": 1.0,
+        "preference_min_coverage": 0.0,
+        "preference_min_recall": 0.0,
+    },
     "whole": NO_PSA,
     "micro_batches": {**NO_PSA, "gradient_accumulation_steps": 2},
 }
@@ -140,7 +151,8 @@ def one_process(tiny_data, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def two_processes(tiny_data, tmp_path_factory) -> Path:
     """The folder with the runs of two processes, by name, and ``NAME.RANK.json`` of each."""
-    names = ("shared", "tokenizer_only", "separate", "encoder", "lora", "head", "micro_batches")
+    names = ("shared", "tokenizer_only", "separate", "encoder", "lora", "head", "preference")
+    names += ("micro_batches",)
     folder = plan(tiny_data, tmp_path_factory.mktemp("two"), names)
     ended = launch(WORKER, "record", folder)
     assert ended.code == 0, ended.output
@@ -161,7 +173,7 @@ def epochs_of(run_dir: Path) -> list[dict]:
 
 def assert_same_training(first: Path, second: Path) -> None:
     """Every line of two runs says the same; sums may have been rounded otherwise."""
-    rounded = {*OBJECTIVES, "reconstruction"}
+    rounded = {*OBJECTIVES, "reconstruction", "kl"}
     for one, two in zip(epochs_of(first), epochs_of(second), strict=True):
         assert one.keys() == two.keys()
         for key in one:
@@ -208,11 +220,12 @@ def test_run_trains_the_same_when_two_processes_share_it(name, one_process, two_
     assert lines[-1]["recommendation"] < lines[4]["recommendation"]
 
 
-@pytest.mark.parametrize("name", ["separate", "encoder", "head"])
+@pytest.mark.parametrize("name", ["separate", "encoder", "head", "preference"])
 def test_run_trains_the_same_when_two_processes_share_other_parts(name, one_process, two_processes):
     assert_same_training(one_process / name, two_processes / name)
     assert_same_outcome(one_process / name, two_processes / name)
     assert ("item" in epochs_of(two_processes / name)[-1]) == (name == "head")
+    assert ("grpo" in epochs_of(two_processes / name)[-1]) == (name == "preference")
 
 
 @pytest.mark.parametrize("name", ["shared", "tokenizer_only", "lora"])

@@ -39,7 +39,7 @@ def collaborative_embedding(
             interactions and the arguments.
     """
     manifest = {
-        "source": "collaborative: PPMI, SVD, rows at unit length",
+        "source": "collaborative: PPMI, discounted, SVD, rows at unit length",
         "interactions": interactions_digest(dataset),
         "items": int(dataset.item_num),
         "semantic_hidden_size": width,
@@ -104,7 +104,10 @@ def ppmi_svd(
 ) -> np.ndarray:
     """``U sqrt(S)`` of the positive pointwise mutual information, rows at unit length.
 
-    Without unit length, rare items sit together near the origin and share their codes.
+    Information is discounted by how often a pair and its rarer item were counted (Pantel and Lin,
+    2002): what a single user has brought together says more of the user than of the items, and no
+    history that is ranked for has it. Without unit length, rare items sit together near the origin
+    and share their codes.
 
     Args:
         counts: symmetric co-occurrence ``[N, N]``.
@@ -117,6 +120,8 @@ def ppmi_svd(
     table = counts.tocoo()
     totals = np.asarray(counts.sum(axis=1)).ravel()
     pmi = np.log(table.data * totals.sum() / (totals[table.row] * totals[table.col]))
+    rarer = np.minimum(totals[table.row], totals[table.col])
+    pmi *= table.data / (table.data + 1) * rarer / (rarer + 1)
     keep = pmi > 0
     ppmi = sparse.csr_matrix(
         (pmi[keep], (table.row[keep], table.col[keep])), shape=counts.shape, dtype=np.float64

@@ -171,7 +171,8 @@ def test_ppmi_svd_gives_the_tables_angles_when_the_rank_suffices():
     totals = dense.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         ppmi = np.log(dense * totals.sum() / np.outer(totals, totals))
-    ppmi = np.where(ppmi > 0, ppmi, 0)
+    rarer = np.minimum(totals, totals[:, None])
+    ppmi = np.where(ppmi > 0, ppmi, 0) * dense / (dense + 1) * rarer / (rarer + 1)
     found = ppmi_svd(counts, 40, np.random.default_rng(1))
     assert found.shape == (12, 40)
     assert not found[0].any()  # without a count
@@ -256,8 +257,8 @@ def test_ppmi_svd_leaves_items_without_a_vector_when_their_component_is_cut_off(
     size = 2 * pairs + cluster
     counts = np.zeros((size, size))
     for pair in range(pairs):
-        counts[2 * pair, 2 * pair + 1] = counts[2 * pair + 1, 2 * pair] = 1
-    inside = np.random.default_rng(0).integers(1, 9, (cluster, cluster))
+        counts[2 * pair, 2 * pair + 1] = counts[2 * pair + 1, 2 * pair] = 5
+    inside = np.random.default_rng(0).integers(100, 900, (cluster, cluster))
     counts[2 * pairs :, 2 * pairs :] = np.triu(inside, 1) + np.triu(inside, 1).T
     vectors = ppmi_svd(sparse.csr_matrix(counts), 1, np.random.default_rng(1))
     norms = np.linalg.norm(vectors, axis=1)

@@ -3,7 +3,7 @@
 import torch
 
 from recbole_etegrec.decoding import code_log_probs, score_items
-from recbole_etegrec.decoding.prefixes import prefix_levels, seen_by
+from recbole_etegrec.recommender.prefixes import prefix_levels, seen_by
 from tests.helpers import small_recommender
 
 
