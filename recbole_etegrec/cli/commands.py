@@ -192,7 +192,8 @@ def _of_run(
 def _held(values: dict[str, str]) -> AbstractContextManager:
     """Hold what a command writes before its slow imports, so that of two at once one is refused."""
     path = Path(values.get("out", ""))
-    return held_output(path) if path.name and path.parent.is_dir() else nullcontext()
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, which holds it for all
+    return held_output(path) if first and path.name and path.parent.is_dir() else nullcontext()
 
 
 def _be_quiet() -> None:

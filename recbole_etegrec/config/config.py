@@ -48,7 +48,7 @@ _PATHS = ("data_path", "item_embedding_file", "sasrec_run", "embedding_cache", "
 # What the plugin's keys are on the CPU and on a GPU where they are left empty.
 BY_DEVICE: dict[str, tuple[int, int]] = {"eval_batch_size": (128, 2048)}
 # What of them follows from the catalogue; see `Config.settle`.
-BY_CATALOGUE = ("code_num",)
+BY_CATALOGUE = ("code_num", "tokenizer_epochs")
 
 
 def find_recbole_model(name: str) -> type:
@@ -162,7 +162,7 @@ class Config(recbole.config.Config):
         for key in _PATHS:
             if final.get(key):
                 final[key] = os.path.abspath(str(final[key]))
-        for key in ("base_model", "text_model"):  # hub ids, unless there is such a path
+        for key in ("base_model", "text_model", "prompts"):  # names, unless there is such a path
             name = final.get(key)
             if isinstance(name, str) and os.path.exists(os.path.expanduser(name)):
                 final[key] = os.path.abspath(os.path.expanduser(name))

@@ -15,6 +15,7 @@ from recbole_etegrec.config.kinds import (
     choice,
     either,
     entry,
+    fields,
     integer,
     listed,
     mapping,
@@ -39,10 +40,13 @@ PHASES = (
     "final",
     "polish",
     "final_from_scratch",
+    "tasks",
     "preference",
 )
 
 KEYS: dict[str, Key] = {
+    # Data
+    "binary_from_mib": optional(weight()),
     # Item embeddings
     "item_embedding": either(
         entry(*SOURCES),
@@ -75,7 +79,7 @@ KEYS: dict[str, Key] = {
         integer(1, WIDEST), "a list of whole numbers from 1 to 65536", most=32
     ),
     "beta": weight(),
-    "tokenizer_epochs": integer(0, LONGEST),
+    "tokenizer_epochs": optional(integer(0, LONGEST)),
     "tokenizer_batch_size": integer(1),
     "tokenizer_learning_rate": above_zero(),
     # Recommender
@@ -103,6 +107,19 @@ KEYS: dict[str, Key] = {
     "item_repeats": boolean(),
     "item_dropout": share(),
     "item_vector_dropout": number(least=0, most=1),
+    # Users
+    "user_codes": integer(0, 16),
+    # Texts
+    "tasks": optional(fields(weight(), "like {title_to_codes: 0.5}: tasks and weights")),
+    "mixed_tasks": boolean(),
+    "task_epochs": integer(0, LONGEST),
+    "task_tokens": integer(16, 2**24),
+    "task_history": integer(1, 1000),
+    "task_text_tokens": integer(1, 10_000),
+    "task_holdout": share(),
+    "description_field": text("a field of the .item file"),
+    "prompts": text("a name in properties/prompts, or a file"),
+    "new_item_codes": choice("tokenizer", "title"),
     # Losses
     "sia_weight": weight(),
     "psa_weight": weight(),
@@ -140,6 +157,7 @@ KEYS: dict[str, Key] = {
     "stopping_step": integer(0),
     "eval_step": integer(1),
     "valid_users": integer(0),
+    "test_users": integer(0),
     # Preference
     "preference": entry("grpo", "dpo", "likelihood"),
     "preference_from": optional(path("the directory of a finished run")),
@@ -172,6 +190,7 @@ KEYS: dict[str, Key] = {
     "num_beams": integer(1, 10_000),
     "candidates": integer(1),
     "item_score_weight": optional(above_zero()),
+    "item_index_from": optional(integer(1)),
     "new_item_likeness": weight(),
     "new_item_exposure": weight(),
     # Execution

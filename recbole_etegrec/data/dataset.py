@@ -20,6 +20,7 @@ from recbole.utils import ModelType
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.checked_dataset import CheckedDataset
 from recbole_etegrec.data.sequences import (
+    Sequences,
     Windows,
     join_rows,
     pad_runs,
@@ -41,15 +42,15 @@ class WholeSequenceDataset(CheckedDataset, SequentialDataset):
     its history right-padded in ``item_id_list`` and its length in ``item_length``.
 
     Attributes:
-        offsets: where sequences begin in the interactions of the training part ``[S + 1]``.
-        windows: windows of the training part, of any length: which interactions are targets, and
-            where their history begins.
+        sequences: of the training part, or of the whole dataset where that has been split.
+        windows: windows of the training part, of any length: which items of its sequences are
+            targets, and where their history begins.
         identity: what tells these data from others; set by whoever reads them.
         changed: how they differ from those of the run that is being used, as a sentence.
         further_titles: titles of items that the `.item` file does not have, by token.
     """
 
-    offsets: np.ndarray
+    sequences: Sequences
     windows: Windows
 
     def __init__(self, config: Config):
@@ -110,21 +111,26 @@ class WholeSequenceDataset(CheckedDataset, SequentialDataset):
         Raises:
             UserError: if a part is empty.
         """
-        files = self._sort_files() if self.histories is None else None
-        self._change_feat_format()
-        if self.histories is not None:
-            parts = self._parts_of_rows(self.histories)
-        elif files is not None:
-            parts = self._parts_of_sequences(files)
-        else:
-            users = self.inter_feat[self.uid_field].numpy()
-            parts = self._parts_of_sequences(leave_one_out(sequence_offsets(users)))
+        parts = self._split()
         windows = parts[0].windows
         targets = int((windows.end - windows.supervised_from).sum())
         for name, rows in zip(PARTS, (targets, *map(len, parts[1:])), strict=True):
             if rows == 0:
                 raise UserError(self._empty(name))
         return parts
+
+    def _split(self) -> list["WholeSequenceDataset"]:
+        files = self._sort_files() if self.histories is None else None
+        self._change_feat_format()
+        if self.histories is not None:
+            return self._parts_of_rows(self.histories)
+        users = self._column(self.uid_field)
+        offsets = sequence_offsets(users)
+        self.sequences = self._sequences(self._column(self.iid_field), offsets, users)
+        return self._parts_of_sequences(leave_one_out(offsets) if files is None else files)
+
+    def _sequences(self, items: np.ndarray, offsets: np.ndarray, users: np.ndarray) -> Sequences:
+        return Sequences(items, offsets[:-1], offsets[1:], users[offsets[:-1]])
 
     def _sort_files(self) -> np.ndarray | None:
         """Sort pre-split files by user and time, before times are rounded.
@@ -149,9 +155,11 @@ class WholeSequenceDataset(CheckedDataset, SequentialDataset):
         self._drop_unused_col()
         users, items = self._column(self.uid_field), self._column(self.iid_field)
         rows = np.flatnonzero(part == 0)
-        offsets = sequence_offsets(users[rows])
         train = self.copy(select_rows(self.inter_feat, rows))
-        train.offsets, train.windows = offsets, whole_sequences(offsets)
+        users_of_train = users[rows]
+        offsets = sequence_offsets(users_of_train)
+        train.sequences = self._sequences(items[rows], offsets, users_of_train)
+        train.windows = whole_sequences(offsets)
         parts = [train]
         for number, name in enumerate(PARTS[1:], start=1):
             known = np.flatnonzero(part <= number)
@@ -172,7 +180,8 @@ class WholeSequenceDataset(CheckedDataset, SequentialDataset):
         joined = join_rows(users[first], items, ends[first], lengths[first], targets[first])
         columns = {self.uid_field: users[first][joined.row], self.iid_field: joined.items}
         train = self.copy(Interaction({k: torch.from_numpy(v) for k, v in columns.items()}))
-        train.offsets, train.windows = joined.offsets, joined.windows
+        train.sequences = self._sequences(joined.items, joined.offsets, columns[self.uid_field])
+        train.windows = joined.windows
         return [train] + [
             self._held_out(
                 name, select_rows(self.inter_feat, rows), items, ends[rows], lengths[rows]

@@ -171,10 +171,12 @@ def check_dataset_counts(dataset: Dataset, published: Mapping[str, int] | None) 
     Args:
         published: its ``users``, ``items`` and ``interactions``, where they are known.
     """
+    known = (published or {}).items()
+    if not known:
+        return
     columns = {"users": dataset.uid_field, "items": dataset.iid_field}
     found = {name: dataset.inter_feat[field].nunique() for name, field in columns.items()}
     found["interactions"] = len(dataset.inter_feat)
-    known = (published or {}).items()
     other = [f"{found[k]} {k} (not {n})" for k, n in known if found[k] != n]
     if other:
         logger.warning(

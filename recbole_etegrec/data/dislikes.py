@@ -35,8 +35,8 @@ class Dislikes:
             )
         self.all_items, self.low = table[dataset.iid_field].numpy(), low
         self.items = self.all_items[low]
-        self.sequences = dataset.offsets
-        self.begins = np.searchsorted(np.flatnonzero(low), dataset.offsets)
+        self.sequences = dataset.sequences.offsets
+        self.begins = np.searchsorted(np.flatnonzero(low), self.sequences)
 
     def __call__(self, targets: np.ndarray, turn: int) -> np.ndarray:
         """Items of the users of some targets, others each turn, 0 where there are no more.

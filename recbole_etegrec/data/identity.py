@@ -21,6 +21,7 @@ from recbole_etegrec.errors import UserError
 from recbole_etegrec.storage.digests import bytes_digest
 
 Tokens = Mapping[str, Sequence[str]]
+_known: list[tuple[Tokens, "Changes"]] = []  # of the blocks of `known_ids` that are being run
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,11 @@ class Identity:
         """
         fields = list(dataset.field2id_token) if fields is None else fields
         tokens = {str(name): list(map(str, dataset.field2id_token[name])) for name in fields}
-        users = dataset.field2id_token[dataset.uid_field]
-        return cls(tokens, _interactions_digest(dataset), _digest_of_words(users))
+        made = getattr(dataset, "digests", None)  # of columns, when they were made
+        if made is None:
+            users = dataset.field2id_token[dataset.uid_field]
+            made = _interactions_digest(dataset), _digest_of_words(users)
+        return cls(tokens, *made)
 
     def record(self) -> dict[str, Any]:
         """What is written of it: plain data, with a digest of its own."""
@@ -102,6 +106,11 @@ class Changes:
         return f"{dataset.dataset_name} has changed since the run was trained: {', '.join(parts)}"
 
 
+def ids_to_keep() -> tuple[Tokens, Changes] | None:
+    """The lists of tokens of the block of `known_ids` that this is called in, if it is in one."""
+    return _known[-1] if _known else None
+
+
 @contextmanager
 def known_ids(tokens: Tokens) -> Iterator[Changes]:
     """Let datasets that are made in the block give tokens the ids that they have in a list.
@@ -131,9 +140,11 @@ def known_ids(tokens: Tokens) -> Iterator[Changes]:
         prepare(dataset)
 
     Dataset._remap, Dataset._user_item_feat_preparation = remap, leave_out
+    _known.append((tokens, changes))
     try:
         yield changes
     finally:
+        _known.pop()
         Dataset._remap, Dataset._user_item_feat_preparation = number, prepare
 
 

@@ -9,8 +9,10 @@ from recbole.utils import ModelType
 
 from recbole_etegrec.config import Config, refusals_for_the_user
 from recbole_etegrec.data.checked_dataset import CheckedDataset
+from recbole_etegrec.data.columnar_dataset import ColumnarDataset, numbered_as_known
 from recbole_etegrec.data.dataset import WholeSequenceDataset
-from recbole_etegrec.data.identity import Identity
+from recbole_etegrec.data.identity import Identity, ids_to_keep
+from recbole_etegrec.data.kept_columns import columns_of
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.data.presplit_dataset import PresplitInteractions, PresplitSequences
 from recbole_etegrec.data.rules import CLASSIFIERS
@@ -29,10 +31,22 @@ class SampledLoader(NegSampleEvalDataLoader):
         self.set_batch_size(self.step)
 
 
-def create_dataset(config: Config) -> WholeSequenceDataset:
-    """Load and filter the atomic files, as RecBole's function of this name."""
+def create_dataset(config: Config, *, of_run: bool = False) -> WholeSequenceDataset:
+    """Load and filter the atomic files, as RecBole's function of this name.
+
+    Of a large dataset, binary columns are mapped in their place, which gives the same.
+
+    Args:
+        of_run: whether it is that of a run that is used, for which nothing is written.
+    """
+    columns = columns_of(config, make=not of_run and ids_to_keep() is None)
+    if columns is not None:
+        columns = numbered_as_known(columns, config["ITEM_ID_FIELD"])
     with refusals_for_the_user("dataset"):  # as when filters leave nothing
-        dataset = WholeSequenceDataset(config)
+        if columns is None:
+            dataset = WholeSequenceDataset(config)
+        else:
+            dataset = ColumnarDataset(config, columns)
     dataset.identity = Identity.of(dataset, [dataset.iid_field])
     return dataset
 
@@ -76,6 +90,7 @@ def data_preparation(
         cut_probability=config["cut_probability"],
         step_targets=config["step_targets"],
         seed=config["seed"],
+        whole_histories=config["user_codes"] > 0,
     )
     loaders = {True: FullSortEvalDataLoader, False: SampledLoader}
     valid_data, test_data = (

@@ -11,7 +11,7 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataset import Dataset
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.data.sequences import place_in_run
+from recbole_etegrec.data.sequences import Sequences, place_in_run, run_indices
 
 # Rows of a batch, and for each an item of its user's history.
 HistoryIndex = tuple[torch.Tensor, torch.Tensor]
@@ -44,6 +44,16 @@ class SeenItems:
             keys.append(users[rows] * self.n_items + feat[field].numpy()[rows, columns])
         return keys
 
+    def _of(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of row and distinct item of some users, by row and item."""
+        counts = np.diff(self.offsets)[users]
+        rows = np.repeat(np.arange(len(users)), counts)
+        return rows, self.items[self.offsets[users][rows] + place_in_run(counts)]
+
+    def told(self) -> list[np.ndarray]:
+        """What tells these from others."""
+        return [self.offsets, self.items]
+
     def index(
         self, users: np.ndarray, positive: HistoryIndex, own: np.ndarray | None = None
     ) -> HistoryIndex:
@@ -54,9 +64,7 @@ class SeenItems:
             own: the histories of the rows, where they carry them ``[B, T]``, padded with 0;
                 pre-split rows may know of items that no earlier part has.
         """
-        counts = np.diff(self.offsets)[users]
-        rows = np.repeat(np.arange(len(users)), counts)
-        items = self.items[self.offsets[users][rows] + place_in_run(counts)]
+        rows, items = self._of(users)
         keys = rows * self.n_items + items
         if own is not None:
             row, place = np.nonzero(own)
@@ -64,6 +72,28 @@ class SeenItems:
         wanted = positive[0].numpy() * self.n_items + positive[1].numpy()
         rows, items = np.divmod(keys[~np.isin(keys, wanted)], self.n_items)
         return torch.from_numpy(rows), torch.from_numpy(items)
+
+
+class SeenRuns(SeenItems):
+    """The same, looked up in a user's sequence when a batch asks for it; nothing is kept.
+
+    Args:
+        known: of each user, from 1 on, the interactions that some parts have.
+        n_items: ids there are.
+    """
+
+    def __init__(self, known: Sequences, n_items: int):
+        self.known, self.n_items = known, n_items
+
+    def _of(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        lengths = self.known.lengths[users - 1]
+        items = self.known.items[run_indices(self.known.end[users - 1], lengths)]
+        keys = np.repeat(np.arange(len(users)), lengths) * self.n_items + items
+        return np.divmod(np.unique(keys), self.n_items)
+
+    def told(self) -> list[np.ndarray]:
+        """See `SeenItems`."""
+        return [self.known.end, self.known.items]
 
 
 class FullSortLoader(FullSortEvalDataLoader):
@@ -89,6 +119,12 @@ class FullSortLoader(FullSortEvalDataLoader):
         return interaction, history, *positive
 
 
+def seen_items(parts: list[Dataset], ranked: Dataset | None = None) -> SeenItems:
+    """What users have seen in some parts of a split, see `SeenItems`."""
+    known = getattr(parts[-1], "known", None)
+    return SeenItems(parts, ranked) if known is None else SeenRuns(known, parts[0].item_num)
+
+
 def settle_history(
     config: Config, loaders: tuple[AbstractDataLoader, ...]
 ) -> tuple[AbstractDataLoader, ...]:
@@ -104,7 +140,7 @@ def settle_history(
         if type(loader) is FullSortEvalDataLoader:
             # General models rank once for a user, and have no histories in their batches.
             ranked = None if loader.is_sequential else loader._dataset
-            seen = SeenItems(parts, ranked) if exclude else None
+            seen = seen_items(parts, ranked) if exclude else None
             loader = FullSortLoader(config, loader._dataset, loader._sampler, seen)
         parts.append(loader._dataset)
         settled.append(loader)

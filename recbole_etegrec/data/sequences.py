@@ -4,9 +4,61 @@ A sequence is given by where it begins and ends in one array of all items, so th
 is built for a sequence, an item or a prefix.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+
+_BLOCK = 2**22  # items of sequences that are copied at once
+
+
+class Sequences(NamedTuple):
+    """Sequences as runs of one flat array, in which there may be other items between them.
+
+    Attributes:
+        items: ids ``[I]``; it may lie in a file.
+        start: where each begins ``[S]``, ascending.
+        end: where each ends ``[S]``.
+        users: whose each is ``[S]``.
+    """
+
+    items: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    users: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Items of each ``[S]``."""
+        return self.end - self.start
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where each begins when they stand one after the other ``[S + 1]``."""
+        return np.append(0, np.cumsum(self.lengths))
+
+    def blocks(self, most: int = _BLOCK) -> Iterator["Sequences"]:
+        """The same sequences in their order, some of them at a time, with a copy of their items.
+
+        Args:
+            most: items of a block, unless it is one sequence.
+        """
+        offsets, begin = self.offsets, 0
+        while begin < len(self.start):
+            end = int(np.searchsorted(offsets, offsets[begin] + most, side="right")) - 1
+            end = max(end, begin + 1)
+            own, lengths = slice(begin, end), self.lengths[begin:end]
+            items = self.items[run_indices(self.end[own], lengths)].astype(np.int64)
+            ends = np.cumsum(lengths)
+            yield Sequences(items, ends - lengths, ends, self.users[own])
+            begin = end
+
+    def counts(self, n_items: int) -> np.ndarray:
+        """How often each item is in them ``[n_items]``."""
+        counts = np.zeros(n_items, dtype=np.int64)
+        for block in self.blocks():
+            counts += np.bincount(block.items, minlength=n_items)
+        return counts
 
 
 class Windows(NamedTuple):
@@ -51,6 +103,11 @@ def sequence_offsets(users: np.ndarray) -> np.ndarray:
 def place_in_run(counts: np.ndarray) -> np.ndarray:
     """Count 0, 1, 2, ... within each of adjacent runs of the given lengths ``[R]``."""
     return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def rank_in_run(values: np.ndarray) -> np.ndarray:
+    """Count 0, 1, 2, ... within each run of equal values ``[n]``."""
+    return place_in_run(np.diff(sequence_offsets(values)))
 
 
 def run_indices(ends: np.ndarray, lengths: np.ndarray) -> np.ndarray:

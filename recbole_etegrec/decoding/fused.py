@@ -14,10 +14,12 @@ from recbole.data.interaction import Interaction
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.seen_items import HistoryIndex
 from recbole_etegrec.decoding.batch import BatchFields
+from recbole_etegrec.decoding.catalogue_parts import AT_ONCE, CatalogueParts, leading
+from recbole_etegrec.decoding.item_index import ItemIndex
 from recbole_etegrec.decoding.ranker import CodeRanker, Part, Ranking, candidate_rules
 from recbole_etegrec.decoding.scoring import score_items
 from recbole_etegrec.recommender import EncodedHistory, Recommender
-from recbole_etegrec.tokenizer import ItemCodes
+from recbole_etegrec.tokenizer import ItemCodes, Trie
 
 WEIGHTS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)  # of the item head, tried on validation
 _WEIGHT = 2.0  # until then
@@ -54,17 +56,53 @@ class HeadRanker(CodeRanker):
         self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
     ) -> Ranking:
         """See :class:`Ranker`."""
-        scores, items = self.score_all(interaction, excluded).topk(min(k, self.width(k)))
-        return Ranking(items.masked_fill(scores.isneginf(), 0), scores)
+        return self._best_by_head(interaction, k, excluded)
 
     def propose(
         self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
     ) -> torch.Tensor:
         """See :class:`Ranker`; what the head ranks first."""
-        scores, items = HeadRanker.score_all(self, interaction, excluded).topk(
-            min(k, len(self.codes.table) - 1)
-        )
-        return items.masked_fill(scores.isneginf(), 0)
+        return self._best_by_head(interaction, k, excluded).items
+
+    def _best_by_head(
+        self, interaction: Interaction, k: int, excluded: HistoryIndex | None
+    ) -> Ranking:
+        learned, later = self._leading(self.encode(interaction), k, excluded)
+        scores = torch.cat([learned.scores, later.scores + self.new_item_bonus], dim=1)
+        scores, order = scores.topk(min(k, scores.shape[1], len(self.codes.table) - 1))
+        items = torch.cat([learned.items, later.items], dim=1).gather(1, order)
+        return Ranking(items.masked_fill(scores.isneginf(), 0), scores)
+
+    def _leading(
+        self, history: EncodedHistory, k: int, excluded: HistoryIndex | None
+    ) -> tuple[Ranking, Ranking]:
+        """The best of the items that the head learned, and of those that came later, if any.
+
+        Scores are those of :meth:`_log_probs`; of a large catalogue never more than a part of them
+        is held.
+        """
+        learned = self.recommender.item_head.items
+        if len(self.codes.table) > AT_ONCE:
+            return self._leading_of_many(history, k, excluded)
+        log_probs = self._log_probs(history, excluded)
+        return leading(log_probs[:, :learned], k, 0), leading(log_probs[:, learned:], k, learned)
+
+    def _leading_of_many(
+        self, history: EncodedHistory, k: int, excluded: HistoryIndex | None
+    ) -> tuple[Ranking, Ranking]:
+        head, count = self.recommender.item_head, len(self.codes.table)
+        parts = CatalogueParts(head, history, self._absent(), excluded and self.on_device(excluded))
+        index = self._present_index(parts, k)
+        found, total = parts.best(k) if index is None else parts.best_by(index, k)
+        later = [parts.scores(start, end) for start, end in parts.cuts(head.items, count)]
+        more = torch.cat([found.scores[:, :0], *later], dim=1) - total
+        if history.taste is not None and more.shape[1]:
+            more += head.likeness * history.taste @ head.alike[head.items :].T
+        return Ranking(found.items, found.scores - total), leading(more, k, head.items)
+
+    def _present_index(self, parts: CatalogueParts, k: int) -> ItemIndex | None:
+        """An index of the present vectors of the items that are ranked; None: all are scored."""
+        return None
 
     def score_all(
         self, interaction: Interaction, excluded: HistoryIndex | None = None
@@ -81,11 +119,29 @@ class HeadRanker(CodeRanker):
     def parts(self, history: EncodedHistory, items: torch.Tensor) -> dict[str, Part]:
         """See :class:`CodeRanker`."""
         head = self.recommender.item_head
-        log_probs = head.log_probs(history.state, history.items, history.taste)
-        parts = {"item head": Part(1.0, log_probs.gather(1, items))}
+        parts = {"item head": Part(1.0, self._log_probs_of(history, items))}
         if len(self.codes.table) > head.items:
             parts["new item"] = Part(self.new_item_bonus, (items >= head.items).float())
         return parts
+
+    def _log_probs_of(self, history: EncodedHistory, items: torch.Tensor) -> torch.Tensor:
+        """Of given items by the head ``[B, n]``."""
+        head = self.recommender.item_head
+        if len(self.codes.table) <= AT_ONCE:
+            return head.log_probs(history.state, history.items, history.taste).gather(1, items)
+        parts = CatalogueParts(head, history, self._absent(), None)
+        found = parts.log_probs_of(items)
+        if history.taste is not None:
+            likeness = torch.einsum("bd,bnd->bn", history.taste, head.alike[items])
+            found = found + head.likeness * likeness * (items >= head.items)
+        return found
+
+    def _absent(self) -> torch.Tensor:
+        """Which items are not ranked ``[N]``."""
+        table = self.codes.table
+        absent = torch.ones(len(table), dtype=torch.bool, device=table.device)
+        absent[self.codes.trie.items] = False
+        return absent
 
     @property
     def chosen(self) -> dict[str, float]:
@@ -132,9 +188,10 @@ class FusedRanker(HeadRanker):
     Args:
         candidates: items that the head proposes, at least.
         item_score_weight: the weight ``a``; None: it is left to validation, and 2 until then.
+        item_index_from: items from which on an index finds what the head proposes; None: never.
     """
 
-    keys = ("candidates", "item_score_weight")
+    keys = ("candidates", "item_score_weight", "item_index_from")
 
     def __init__(
         self,
@@ -144,10 +201,12 @@ class FusedRanker(HeadRanker):
         *,
         candidates: int,
         item_score_weight: float | None,
+        item_index_from: int | None = None,
         new_item_bonus: float = 0.0,
     ):
         super().__init__(recommender, codes, fields, new_item_bonus=new_item_bonus)
-        self.candidates = candidates
+        self.candidates, self.item_index_from = candidates, item_index_from
+        self._index: tuple[torch.Tensor, Trie, ItemIndex] | None = None
         self.given = item_score_weight is not None
         self.weight = float(item_score_weight) if self.given else _WEIGHT
         self._memory: dict[str, Any] | None = None
@@ -219,6 +278,19 @@ class FusedRanker(HeadRanker):
         if not self.given and "item_score_weight" in chosen:
             self.weight = chosen["item_score_weight"]
 
+    def _present_index(self, parts: CatalogueParts, k: int) -> ItemIndex | None:
+        """See :class:`HeadRanker`; it is made anew when vectors or codes are others."""
+        least, trie = self.item_index_from, self.codes.trie
+        if least is None or len(trie) < max(least, 1):
+            return None
+        vectors = self.recommender.item_head.all_vectors()
+        if self._index is None or self._index[0] is not vectors or self._index[1] is not trie:
+            items = trie.items[trie.items < self.recommender.item_head.items]
+            index = ItemIndex(vectors[items], items)
+            index.tune(parts.query, k)
+            self._index = vectors, trie, index
+        return self._index[2]
+
     def _fuse(self, found: Proposals) -> torch.Tensor:
         new = found.items >= self.recommender.item_head.items
         return found.codes + self.weight * found.head + self.new_item_bonus * new
@@ -231,17 +303,13 @@ class FusedRanker(HeadRanker):
         if memory and memory["of"] is interaction and memory["width"] == width:
             return memory["found"]
         history = self.encode(interaction)
-        log_probs, learned = self._log_probs(history, excluded), self.recommender.item_head.items
-        head, items = log_probs[:, :learned].topk(min(width, learned))
+        known, later = self._leading(history, width, excluded)
+        items, head = known
         codes = score_items(self.recommender, history, self.codes(items))
-        later = log_probs[:, learned:]
-        if later.shape[1]:
-            more, places = later.topk(min(width, later.shape[1]))
-            head, items = (
-                torch.cat([head, more], dim=1),
-                torch.cat([items, places + learned], dim=1),
-            )
-            codes = torch.cat([codes, torch.zeros_like(more)], dim=1)
+        if later.items.shape[1]:
+            items = torch.cat([items, later.items], dim=1)
+            head = torch.cat([head, later.scores], dim=1)
+            codes = torch.cat([codes, torch.zeros_like(later.scores)], dim=1)
         found = Proposals(items, codes, head)
         if memory is not None:
             memory.update(of=interaction, width=width, found=found)

@@ -1,5 +1,6 @@
 """Evaluation by RecBole's collector and evaluator, full ranking or sampled."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
@@ -22,11 +23,15 @@ from recbole_etegrec.evaluation.collector import RankingCollector
 from recbole_etegrec.model.protocol import RankingModel
 from recbole_etegrec.recommender import autocast
 
+logger = logging.getLogger(__name__)
+
+VALIDATED = 100_000  # users of the validation of a whole run, at most
+
 
 def sample_users(
     config: Config, loader: AbstractDataLoader | None, count: int
 ) -> AbstractDataLoader | None:
-    """A loader over a seeded sample of an evaluation loader's users; all with a count of 0."""
+    """A loader over a seeded sample of an evaluation loader's rows; all with a count of 0."""
     if loader is None or not 0 < count < len(loader._dataset.inter_feat):
         return loader
     dataset = loader._dataset
@@ -36,6 +41,21 @@ def sample_users(
     if isinstance(loader, FullSortLoader):
         return FullSortLoader(config, part, loader._sampler, loader.seen)
     return type(loader)(config, part, loader._sampler, shuffle=False)
+
+
+def told_sample(
+    config: Config, loader: AbstractDataLoader | None, count: int, what: str
+) -> AbstractDataLoader | None:
+    """The same as `sample_users`; where it leaves rows out, a line in the log says so.
+
+    Args:
+        what: is evaluated, as the line begins.
+    """
+    sampled = sample_users(config, loader, count)
+    if sampled is not loader:
+        rows = len(loader._dataset.inter_feat)
+        logger.info("%s: a sample of %d of %d users", what, count, rows)
+    return sampled
 
 
 def evaluate(

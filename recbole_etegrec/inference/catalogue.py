@@ -49,8 +49,13 @@ class Catalogue:
         further = getattr(dataset, "further_titles", {})  # not of RecBole's own datasets
         titles = {**read_titles(AtomicFiles.of(dataset.config)), **further}
         tokens = dataset.field2id_token[dataset.iid_field]
-        chosen = np.asarray(dataset.inter_feat[dataset.iid_field])
-        return cls(tokens, titles, np.bincount(chosen, minlength=len(tokens)).tolist())
+        sequences = getattr(dataset, "sequences", None)
+        if sequences is None:
+            chosen = np.asarray(dataset.inter_feat[dataset.iid_field])
+            counts = np.bincount(chosen, minlength=len(tokens))
+        else:
+            counts = sequences.counts(len(tokens))
+        return cls(tokens, titles, counts.tolist())
 
     def __len__(self) -> int:
         """The number of items, the padding item included."""

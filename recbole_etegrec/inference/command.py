@@ -4,10 +4,13 @@ import hashlib
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from accelerate import PartialState
 from tqdm import tqdm
 
 from recbole_etegrec.config import Config, is_ours
@@ -32,6 +35,7 @@ from recbole_etegrec.storage.printable import one_line
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 _WHOSE = ("users", "users-file", "all", "history")
+_NAMES = 65536  # whose digest is made at once
 _BATCHES = 4  # of a part: their histories are sorted by length, so that batches hold less padding
 
 
@@ -164,9 +168,10 @@ def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
         yield from _table(parts)
         return
     arguments = {"k": k, "split": split, "history": whose.get("history"), "config": values}
-    with file.open({**parts.identity(), **arguments}):
+    with _opened(file, {**parts.identity(), **arguments}):
         _write(parts, file)
-    yield f"{file.path}: {len(rows)} users, {k} items each at most\n"
+    if PartialState().is_main_process:
+        yield f"{file.path}: {len(rows)} users, {k} items each at most\n"
 
 
 def explain_command(run_dir: str, values: dict[str, str]) -> str:
@@ -232,7 +237,12 @@ def _rows(users: np.ndarray, asked: list[str], run: LoadedRun, split: str | None
 
 
 def _digest(names: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    """A digest of names, one in a line, of which some at a time are in memory."""
+    digest, names, first = hashlib.sha256(), iter(names), True
+    while part := list(islice(names, _NAMES)):
+        digest.update(("" if first else "\n").encode() + "\n".join(part).encode())
+        first = False
+    return digest.hexdigest()
 
 
 class _Parts:
@@ -241,8 +251,13 @@ class _Parts:
     def __init__(self, run: LoadedRun, source: UserHistories, rows: np.ndarray, k: int):
         self.run, self.source, self.k = run, source, k
         size = run.config["eval_batch_size"] * _BATCHES
+        self.count = len(rows)
         self.rows = [rows[start : start + size] for start in range(0, len(rows), size)]
-        self.users = source.users[rows]
+
+    @property
+    def users(self) -> Iterator[str]:
+        """Their tokens, row by row."""
+        return (user for rows in self.rows for user in self.source.users[rows].tolist())
 
     def identity(self) -> dict[str, Any]:
         """Describe the model, users and part size, to tell these parts from others."""
@@ -271,17 +286,30 @@ class _Parts:
         ]
 
 
+@contextmanager
+def _opened(file: PartedFile, order: dict[str, Any]) -> Iterator[None]:
+    """Begin or take up a file, which one of several processes holds for all of them."""
+    state = PartialState()
+    with file.open(order) if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        yield
+
+
 def _write(parts: _Parts, file: PartedFile) -> None:
-    users, show = len(parts.users), parts.run.config["show_progress"]
-    done = 0
+    users, show = parts.count, parts.run.config["show_progress"]
+    state, done = PartialState(), 0
+    show = show and state.is_main_process
     try:
         with tqdm(desc="Recommend", total=users, unit="user", disable=not show, ncols=100) as bar:
             for number, rows in enumerate(parts.rows):
-                if not file.has(number):
+                own = number % state.num_processes == state.process_index
+                if own and not file.has(number):
                     file.write(number, parts.rank(number))
                 done += len(rows)
                 bar.update(len(rows))
-        file.join(len(parts.rows))
+        state.wait_for_everyone()
+        if state.is_main_process:
+            file.join(len(parts.rows))
     except KeyboardInterrupt as error:
         stopped = f"{file.path}: stopped after {done} of {users} users; the same command goes on"
         raise Interrupted(signal.SIGINT, stopped) from error

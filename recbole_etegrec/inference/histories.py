@@ -3,7 +3,9 @@
 They are kept as item ids; a batch is made when it is asked for.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,12 +14,13 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.interaction import Interaction
 
 from recbole_etegrec.data import WholeSequenceDataset
-from recbole_etegrec.data.seen_items import FullSortLoader, HistoryIndex, SeenItems
+from recbole_etegrec.data.seen_items import FullSortLoader, HistoryIndex, seen_items
 from recbole_etegrec.data.sequences import pad_runs, run_indices, sequence_offsets
+from recbole_etegrec.data.tokens import Tokens
 from recbole_etegrec.model.protocol import RankingModel
-from recbole_etegrec.storage.digests import bytes_digest
 
 SPLITS = ("valid", "test")
+_ROWS = 2**17  # histories that are copied at once
 
 
 class Histories(Protocol):
@@ -67,8 +70,9 @@ class Runs:
 
     def digest(self, rows: np.ndarray) -> str:
         """See :class:`Histories`."""
-        whole = self._whole[rows]
-        return _digest(whole, self._items[run_indices(self._ends[rows], whole)])
+        parts = np.array_split(rows, -(-len(rows) // _ROWS) or 1)
+        items = (self._items[run_indices(self._ends[p], self._whole[p])] for p in parts)
+        return _digest([self._whole[rows]], (run.astype(np.int64) for run in items))
 
     def _excluded(self, rows: np.ndarray) -> HistoryIndex:
         whole = self._whole[rows]
@@ -99,17 +103,21 @@ class SplitRows:
         part, seen = self._part, self._loader.seen
         columns = (part.uid_field, part.iid_field, part.item_id_list_field)
         told = [part.inter_feat[column].numpy()[rows] for column in columns]
-        return _digest(*told, *([] if seen is None else [seen.offsets, seen.items]))
+        return _digest(told, [] if seen is None else seen.told())
 
 
-def _digest(*arrays: np.ndarray) -> str:
-    return bytes_digest(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
+def _digest(*lists: Iterable[np.ndarray]) -> str:
+    """A digest of arrays, of which one at a time is in memory."""
+    digest = hashlib.sha256()
+    for array in chain(*lists):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 class UserHistories(NamedTuple):
     """Histories of users of a dataset, and the user's token of each ``[rows]``."""
 
-    users: np.ndarray
+    users: np.ndarray | Tokens
     histories: Histories
 
 
@@ -124,15 +132,14 @@ def whole_histories(
     model: RankingModel, dataset: WholeSequenceDataset, exclude: bool
 ) -> UserHistories:
     """Make the whole history of each user of a dataset, after its ``build``."""
-    feat = dataset.inter_feat
-    users, items = feat[dataset.uid_field].numpy(), feat[dataset.iid_field].numpy()
     if dataset.histories is None:
-        offsets = sequence_offsets(users)
-        ends, lengths = offsets[1:], np.diff(offsets)
-        users = users[offsets[:-1]]
+        items, start, ends, users = dataset.sequences
+        lengths = ends - start
     else:
+        feat = dataset.inter_feat
+        users, items = feat[dataset.uid_field].numpy(), feat[dataset.iid_field].numpy()
         users, items, ends, lengths = _last_rows(dataset, users, items)
-    tokens = dataset.field2id_token[dataset.uid_field][users]
+    tokens = tokens_of(dataset, users)
     return UserHistories(tokens, Runs(model, items, ends, lengths, exclude))
 
 
@@ -168,8 +175,14 @@ def split_histories(
     """
     number = 1 + SPLITS.index(split)
     parts = [loader._dataset for loader in loaders]
-    seen = SeenItems(parts[:number]) if exclude else None
+    seen = seen_items(parts[:number]) if exclude else None
     part = parts[number]
     loader = FullSortLoader(part.config, part, loaders[number]._sampler, seen)
-    users = part.field2id_token[part.uid_field][part.inter_feat[part.uid_field].numpy()]
+    users = tokens_of(part, part.inter_feat[part.uid_field].numpy())
     return UserHistories(users, SplitRows(loader))
+
+
+def tokens_of(dataset: WholeSequenceDataset, users: np.ndarray) -> np.ndarray | Tokens:
+    """Tokens of users, which stay where they are if they lie in a file."""
+    tokens = dataset.field2id_token[dataset.uid_field]
+    return tokens.of(users) if isinstance(tokens, Tokens) else tokens[users]

@@ -114,7 +114,7 @@ class _UserRows:
     def digest(self, rows: np.ndarray) -> str:
         """See `Histories`."""
         runs, seen = self._runs, self._seen
-        told = [self._users[rows]] + ([] if seen is None else [seen.offsets, seen.items])
+        told = [self._users[rows]] + ([] if seen is None else seen.told())
         text = "" if runs is None else runs.digest(rows)
         return bytes_digest(b"".join(array.tobytes() for array in told) + text.encode())
 

@@ -103,7 +103,13 @@ class ItemHead(nn.Module):
         likeness: weight of how alike items that came later are to a history.
         alike: columns of a table of what tells how alike items are, where `finished`.
         init_std: standard deviation of the initial numbers of vectors and of ``enter``.
+
+    Attributes:
+        by_rows: whether a step is to move only the free vectors that it reads.
+        sparse: whether the gradient of free vectors is of the rows that were read alone.
     """
+
+    by_rows = sparse = False
 
     def __init__(
         self,
@@ -194,7 +200,11 @@ class ItemHead(nn.Module):
         def of(table: torch.Tensor) -> torch.Tensor:
             return table if items is None else F.embedding(items, table)
 
-        free, projected = of(self._free_of_all()), self._linear(self.project, of(self._embedding))
+        if self.sparse and items is not None:
+            free = F.embedding(items, self.free, sparse=True)
+        else:
+            free = of(self._free_of_all())
+        projected = self._linear(self.project, of(self._embedding))
         kept = None
         if drop and self.vector_dropout:
             kept = torch.rand_like(free[..., :1]) >= self.vector_dropout

@@ -33,6 +33,7 @@ MAY_CHANGE = {
     "log_wandb",
     "wandb_project",
     "embedding_cache",
+    "binary_from_mib",
     "data_path",
     "base_model",
 }

@@ -8,9 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import nn
 
+from recbole_etegrec.tokenizer.kmeans import ROWS
 from recbole_etegrec.tokenizer.residual_quantizer import Quantization, ResidualQuantizer
-
-ROWS = 65536  # items handled at once, so that a large catalogue needs no more memory
 
 
 class TokenizerOutput(NamedTuple):
@@ -64,7 +63,12 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def start(self, embedding: torch.Tensor, seed: int) -> None:
         """Start the codebooks from k-means over all encoded items ``[N, d_z]``."""
-        self.quantizer.start_from(self.encoder(embedding), seed)
+        self.quantizer.start_from(self.latents(embedding), seed)
+
+    @torch.no_grad()
+    def latents(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Items ``[N, d_z]`` in code space ``[N, d_c]``, some of them at a time."""
+        return torch.cat([self.encoder(part) for part in embedding.split(ROWS)])
 
     @torch.no_grad()
     def encode(self, embedding: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,11 @@ from torch import nn
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.tokenizer.health import CodeHealth
 from recbole_etegrec.tokenizer.trie import Trie
+from recbole_etegrec.tokenizer.user_codes import UserCodes
 
 ITEMS_A_CODE = 10  # at least, of the codes of one level, where a catalogue is small
 _FEWEST, _MOST = 16, 256
+EPOCHS, MANY = 200, 40_000  # of pretraining, and the items up to which there are so many
 
 
 def default_code_num(items: int, code_length: int) -> int:
@@ -34,6 +36,15 @@ def default_code_num(items: int, code_length: int) -> int:
     return min(max(1 << (items // ITEMS_A_CODE).bit_length() >> 1, _FEWEST), _MOST)
 
 
+def default_tokenizer_epochs(items: int) -> int:
+    """Epochs of pretraining over a catalogue: above `MANY` items no more steps, but 2 epochs.
+
+    Args:
+        items: without the padding item.
+    """
+    return max(EPOCHS * MANY // max(items, MANY), 2)
+
+
 class ItemCodes(nn.Module):
     """Code table ``[items, L]`` and its trie; row 0, the padding item, is in neither.
 
@@ -43,6 +54,9 @@ class ItemCodes(nn.Module):
         n_items: items, the padding item included.
         code_length: codes an item ``L``, the collision code included.
         code_num: codes a level ``C``.
+
+    Attributes:
+        users: gives users codes by the items that are known of them; None: they have none.
     """
 
     def __init__(self, *, n_items: int, code_length: int, code_num: int):
@@ -51,6 +65,7 @@ class ItemCodes(nn.Module):
         self.register_buffer("table", torch.full((n_items, code_length), -1))
         self.register_buffer("left_out", torch.zeros(0, dtype=torch.long), persistent=False)
         self.trie: Trie | None = None
+        self.users: UserCodes | None = None
 
     def _apply(self, fn, recurse=True):
         """Take the trie along when the table moves to a device."""
@@ -62,6 +77,21 @@ class ItemCodes(nn.Module):
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Codes of items ``[...]`` → ``[..., L]``; the padding item's are all 0."""
         return self.table[items].clamp_min(0)
+
+    def prefix(self, items: torch.Tensor, real: torch.Tensor) -> torch.Tensor | None:
+        """What stands before the codes of rows of items ``[B, T]``, as mixed tokens ``[B, U]``.
+
+        Args:
+            real: which of the items are known where the row's first target is asked for ``[B, T]``.
+
+        Returns:
+            The codes of users, numbered on after those of items; None where users have none.
+        """
+        if self.users is None:
+            return None
+        codes = self.users(items, real)
+        levels = torch.arange(codes.shape[1], device=codes.device) + self.table.shape[1]
+        return codes + levels * self.code_num
 
     def rebuild(self, semantic_codes: torch.Tensor) -> CodeHealth:
         """Take new semantic codes, settle collisions, build the trie.
@@ -83,10 +113,10 @@ class ItemCodes(nn.Module):
         stays = (semantic_codes == old[:, :-1]).all(dim=1)
         groups = group_ids(semantic_codes, self.code_num)
         collision = collision_codes(groups, old[:, -1], stays)
-        codes = torch.cat([semantic_codes, collision.unsqueeze(1)], dim=1)
-        changed = float((codes != old).any(dim=1).float().mean())
-        self.set_table(codes)
-        return replace(health, changed=changed)
+        changed = ~stays | (collision != old[:, -1])
+        old[:, :-1], old[:, -1] = semantic_codes, collision  # in the table
+        self.build_trie()
+        return replace(health, changed=float(changed.float().mean()))
 
     def codes_for(self, semantic_codes: torch.Tensor) -> torch.Tensor:
         """Full code tuples for further items ``[n, L - 1]`` → ``[n, L]``; no item's codes change.
@@ -145,10 +175,12 @@ class ItemCodes(nn.Module):
 
     def build_trie(self) -> None:
         """Build the trie of the present table, as after loading a state."""
-        items = torch.arange(1, len(self.table), device=self.table.device)
+        items, codes = torch.arange(1, len(self.table), device=self.table.device), self.table[1:]
         if len(self.left_out):
             items = items[~torch.isin(items, self.left_out)]
-        self.trie = Trie(self.table[items], items, len(self.table))
+            codes = self.table[items]
+        self.trie = None  # there is no room for two of a large catalogue
+        self.trie = Trie(codes, items, len(self.table))
 
     def digest(self) -> str:
         """A hash of the table, equal where tables are equal."""
@@ -186,19 +218,20 @@ def collision_codes(groups: torch.Tensor, old: torch.Tensor, stays: torch.Tensor
     first[1:] = (sorted_groups[1:] != sorted_groups[:-1]) | (sorted_wish[1:] != sorted_wish[:-1])
     keeps = torch.zeros_like(first)
     keeps[order] = first & (sorted_wish >= 0)
+    del sorted_groups, sorted_wish, first  # each is as long as the catalogue
 
     # The r-th free number of a group is r plus the kept numbers that have at most r free below.
     kept = order[keeps[order]]  # ascending in (group, number)
+    del order
     kept_rank = rank_within(groups[kept])
     free_below = groups[kept] * base + wish[kept] - kept_rank
     rest = torch.nonzero(~keeps).squeeze(1)
     rest = rest[torch.sort(groups[rest], stable=True).indices]
-    rank = rank_within(groups[rest])
-    taken = torch.searchsorted(free_below, groups[rest] * base + rank, right=True)
-    before = torch.searchsorted(free_below, groups[rest] * base)
-    codes = wish.clone()
-    codes[rest] = rank + taken - before
-    return codes
+    rank, least = rank_within(groups[rest]), groups[rest] * base
+    taken = torch.searchsorted(free_below, least + rank, right=True)
+    taken -= torch.searchsorted(free_below, least)
+    wish[rest] = rank.add_(taken)
+    return wish
 
 
 def rank_within(sorted_groups: torch.Tensor) -> torch.Tensor:

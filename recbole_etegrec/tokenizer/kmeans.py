@@ -9,6 +9,8 @@ from sklearn.cluster import KMeans
 
 _ROUNDS, _STILL = 300, 1e-4  # as scikit-learn's: rounds at most, and the movement of none
 _LEAST = 1e-30
+SAMPLED = 256  # vectors a cluster, of which the centroids of more vectors are found
+ROWS = 65536  # vectors handled at once where only their nearest centroids are wanted
 
 
 class Clusters(NamedTuple):
@@ -18,19 +20,43 @@ class Clusters(NamedTuple):
     nearest: torch.Tensor
 
 
-def distinct_rows(vectors: torch.Tensor) -> int:
-    """How many rows ``[N, D]`` differ."""
+def distinct_rows(vectors: torch.Tensor, most: int | None = None) -> int:
+    """How many rows ``[N, D]`` differ.
+
+    Args:
+        most: no more are counted, so that not all rows need to be looked at.
+    """
+    rows = len(vectors) if most is None else 16 * most
+    while most is not None and rows < len(vectors):
+        if distinct_rows(vectors[:rows]) >= most:
+            return most
+        rows *= 4
     if vectors.device.type == "cpu":
-        return len(np.unique(vectors.numpy(), axis=0))
-    return len(vectors.unique(dim=0))
+        found = len(np.unique(vectors.numpy(), axis=0))
+    else:
+        found = len(vectors.unique(dim=0))
+    return found if most is None else min(found, most)
 
 
 def kmeans(vectors: torch.Tensor, clusters: int, seed: int) -> Clusters:
-    """Cluster vectors ``[N, D]``, of which at least `clusters` differ."""
+    """Cluster vectors ``[N, D]``, of which at least `clusters` differ.
+
+    Of more than `SAMPLED` vectors a cluster, the centroids are those of a random sample.
+    """
+    if len(vectors) > SAMPLED * clusters:
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randperm(len(vectors), generator=generator)[: SAMPLED * clusters]
+        centroids = kmeans(vectors[rows.sort().values.to(vectors.device)], clusters, seed).centroids
+        return Clusters(centroids, nearest_of(vectors, centroids))
     if vectors.device.type != "cpu":
         return kmeans_by_products(vectors, clusters, seed)
     found = KMeans(clusters, n_init=1, random_state=seed).fit(vectors.numpy())
     return Clusters(torch.from_numpy(found.cluster_centers_), torch.from_numpy(found.labels_))
+
+
+def nearest_of(vectors: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """The nearest centroid of each vector ``[N]``."""
+    return torch.cat([_distances(p, centroids).argmin(dim=1) for p in vectors.split(ROWS)])
 
 
 def kmeans_by_products(vectors: torch.Tensor, clusters: int, seed: int) -> Clusters:

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from recbole_etegrec.tokenizer.kmeans import distinct_rows, kmeans
+from recbole_etegrec.tokenizer.kmeans import ROWS, distinct_rows, kmeans
 
 _REVIVALS = 10  # rounds at most, since a moved code can take all items of another
+_DRAWN_FROM = 2**24  # items at most: torch draws from no more
 
 
 class Quantization(NamedTuple):
@@ -78,10 +79,10 @@ class ResidualQuantizer(nn.Module):
         """
         residual = vectors.float()
         for level in range(len(self.codebooks)):
-            clusters = min(self.codebooks.shape[1], distinct_rows(residual))
+            clusters = distinct_rows(residual, self.codebooks.shape[1])
             found = kmeans(residual, clusters, seed + level)
             self.codebooks[level, :clusters] = found.centroids
-            residual = residual - found.centroids[found.nearest]
+            residual = _without(residual, found.centroids, found.nearest)
 
     @torch.no_grad()
     def revive(self, vectors: torch.Tensor, generator: torch.Generator) -> int:
@@ -97,16 +98,33 @@ class ResidualQuantizer(nn.Module):
         moved, v = 0, vectors
         for codebook in self.codebooks:
             for _ in range(_REVIVALS):
-                error, code = squared_distances(v, codebook).clamp_min(0).min(dim=-1)
+                error, code = _nearest(v, codebook)
                 unused = torch.bincount(code, minlength=len(codebook)) == 0
                 count = min(int(unused.sum()), int((error > 0).sum()))
                 if count == 0:
                     break
-                pick = torch.multinomial(error.cpu(), count, generator=generator).to(v.device)
+                every = -(-len(error) // _DRAWN_FROM)
+                pick = torch.multinomial(error.cpu()[::every], count, generator=generator)
+                pick = pick.to(v.device) * every
                 codebook[unused.nonzero().squeeze(1)[:count]] = v[pick]
                 moved += count
-            v = v - codebook[squared_distances(v, codebook).argmin(dim=-1)]
+            v = _without(v, codebook, _nearest(v, codebook)[1])
         return moved
+
+
+def _nearest(v: torch.Tensor, codebook: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The squared distance of each vector to its nearest row, and that row ``[N]``."""
+    parts = [squared_distances(p, codebook).clamp_min_(0).min(dim=-1) for p in v.split(ROWS)]
+    distances, rows = zip(*parts, strict=True)
+    return torch.cat(distances), torch.cat(rows)
+
+
+def _without(v: torch.Tensor, codebook: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """What rows of a codebook leave of vectors ``[N, D]``."""
+    left = torch.empty_like(v)
+    for part, own, of_part in zip(left.split(ROWS), v.split(ROWS), rows.split(ROWS), strict=True):
+        torch.sub(own, codebook[of_part], out=part)
+    return left
 
 
 def squared_distances(v: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:

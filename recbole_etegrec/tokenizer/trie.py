@@ -38,9 +38,7 @@ class Trie:
 
     def __init__(self, codes: torch.Tensor, items: torch.Tensor, n_items: int | None = None):
         self.depth = codes.shape[1]
-        order = torch.arange(len(codes), device=codes.device)
-        for level in reversed(range(self.depth)):  # stable sorts: lexicographic order
-            order = order[torch.sort(codes[order, level], stable=True).indices]
+        order = _lexicographic(codes)
         codes = codes[order]
         self.items = items[order]  # [N], the leaves
         self.n_items = n_items or int(items.max()) + 1
@@ -79,3 +77,17 @@ class Trie:
         child = torch.where(exists, child, 0)
         codes = torch.where(exists, self.child_codes[level][child], 0)
         return Children(codes, child, exists)
+
+
+def _lexicographic(codes: torch.Tensor) -> torch.Tensor:
+    """The order of code tuples ``[N, L]``, of equal ones as they come ``[N]``."""
+    base = int(codes.max()) + 1 if len(codes) else 1
+    if base ** codes.shape[1] < 2**63:  # a tuple is one number then
+        key = codes[:, 0].clone()
+        for level in range(1, codes.shape[1]):
+            key.mul_(base).add_(codes[:, level])
+        return torch.sort(key, stable=True).indices
+    order = torch.arange(len(codes), device=codes.device)
+    for level in reversed(range(codes.shape[1])):  # stable sorts
+        order = order[torch.sort(codes[order, level], stable=True).indices]
+    return order

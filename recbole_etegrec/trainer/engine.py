@@ -39,6 +39,7 @@ from recbole_etegrec.trainer.trackers import make_trackers
 logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 10  # in a row with a NaN or infinity; one more ends the run
+ROWS_FROM = 500_000  # items from which on a step moves only the free vectors that it reads
 _LOOK_EVERY = 50  # steps on a GPU, which goes on meanwhile, between two looks at what came of them
 
 
@@ -97,6 +98,7 @@ class Engine:
                 model.tokenizer.parameters(), weight_decay=0.0, fused=on_gpu or None
             )
         }
+        self._settle_rows(config)
         optimizer = make_optimizer(
             config["optimizer"], model.recommender, config["weight_decay"], on_gpu=on_gpu
         )
@@ -121,10 +123,25 @@ class Engine:
             None if content is None else self._from_main(content),
         )
         self._share(model.tokenizer)
+        self._share(model.codes)
         self.max_items = max(config["max_tokens"] // config["code_length"], 1)
         self.by_prefix = config["training_rows"] == "prefixes"
-        self.captures = _captured_kinds(config, self.accelerator)
+        head = model.recommender.item_head
+        sparse = head is not None and head.sparse
+        self.captures = _captured_kinds(config, self.accelerator, sparse)
         self.captured = CapturedStep(self._gradients_of, self.device, on=bool(self.captures))
+
+    def _settle_rows(self, config: Config) -> None:
+        """Let a step move only those free vectors of a large catalogue that it reads.
+
+        Several processes sum their gradients in full, but move the same rows.
+        """
+        head, items = self.model.recommender.item_head, self.model.n_items - 1
+        if head is None or items < max(ROWS_FROM, config["item_sample"] + 1):
+            return
+        head.by_rows = config["optimizer"] == "adamw"
+        head.sparse = head.by_rows and self.accelerator.num_processes == 1
+        head.sparse &= self.accelerator.scaler is None
 
     def freeze_all_but(self, trains: str | None) -> None:
         """Let one module learn, or none."""
@@ -157,7 +174,7 @@ class Engine:
         self._add_up(parameters)
         order = self.clip.get("norm_type", 2.0)
         norms = {
-            group: self._total_norm([p.grad for p in of_group if p.grad is not None], order)
+            group: self._total_norm([values_of(p) for p in of_group if p.grad is not None], order)
             for group, of_group in self.groups[stage.trains].items()
         }
         for parameter in parameters:
@@ -281,7 +298,7 @@ class Engine:
         if stage.trains == "recommender":
             self.accelerator.unscale_gradients()  # of fp16
         order, groups = self.clip.get("norm_type", 2.0), self.groups[stage.trains].values()
-        gradients = [[p.grad for p in group if p.grad is not None] for group in groups]
+        gradients = [[values_of(p) for p in group if p.grad is not None] for group in groups]
         norms = torch.stack([self._total_norm(group, order) for group in gradients])
         norm = torch.linalg.vector_norm(norms, order)
         if stage.clip and "max_norm" in self.clip:
@@ -373,7 +390,7 @@ class Engine:
     def revive_codes(self, generator: torch.Generator) -> int:
         """Move codes that no item uses to where items are; returns how many there were."""
         tokenizer = self.model.tokenizer
-        encoded = tokenizer.encoder(self.model.item_embedding[1:])
+        encoded = tokenizer.latents(self.model.item_embedding[1:])
         revived = tokenizer.quantizer.revive(encoded, generator)
         self._share(tokenizer.quantizer)
         return revived
@@ -440,6 +457,14 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
 
+def values_of(parameter: nn.Parameter) -> torch.Tensor:
+    """The numbers of a parameter's gradient, of a sparse one those that it has."""
+    if not parameter.grad.is_sparse:
+        return parameter.grad
+    parameter.grad = parameter.grad.coalesce()
+    return parameter.grad.values()
+
+
 def parameter_groups(module: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The trainable parameters of a tokenizer or recommender by what they are part of."""
     groups: dict[str, list[nn.Parameter]] = {}
@@ -456,6 +481,7 @@ _PARTS = {  # a part of a parameter's name → what its gradient norm is reporte
     "encoder.": "encoder",
     "decoder.": "decoder",
     "codebooks": "codebooks",
+    "user_table": "user_table",
     "collision_table": "collision_table",
     "_projector": "projectors",
     "_adapter": "adapters",
@@ -475,7 +501,7 @@ def _keep_whole(plugin: FullyShardedDataParallelPlugin, heads: list[nn.Module]) 
         )
 
 
-def _captured_kinds(config: Config, accelerator: Accelerator) -> tuple[bool, ...]:
+def _captured_kinds(config: Config, accelerator: Accelerator, sparse: bool) -> tuple[bool, ...]:
     """What of :attr:`Engine.captures` is right for a run.
 
     Large decoders leave the device no time to wait, and other backbones have not been tried.
@@ -485,4 +511,5 @@ def _captured_kinds(config: Config, accelerator: Accelerator) -> tuple[bool, ...
         return ()
     small = config["backbone"] == "llama" and not config["base_model"]
     whole = config["gradient_accumulation_steps"] == 1 and not config["gradient_checkpointing"]
+    whole = whole and not sparse  # what is as long as the rows that were read cannot be recorded
     return (False, True) if small and whole else (False,)

@@ -5,6 +5,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup
 
 from recbole_etegrec.recommender import Recommender
+from recbole_etegrec.trainer.row_adamw import RowAdamW
 
 
 def make_optimizer(
@@ -19,18 +20,23 @@ def make_optimizer(
     Returns:
         One with groups of which each belongs to the backbone or, by its entry ``heads``, not.
     """
-    groups: dict[tuple[bool, bool], list] = {}
+    groups: dict[tuple[bool, bool, bool], list] = {}
+    head = recommender.item_head
+    large = head.free if head is not None and head.by_rows else None
     for name, parameter in recommender.named_parameters():
         if parameter.requires_grad:
-            table = "codebooks" in name or "collision_table" in name
+            table = any(part in name for part in ("codebooks", "collision_table", "user_table"))
             decays = parameter.ndim >= 2 and not table
-            groups.setdefault((not name.startswith("backbone."), decays), []).append(parameter)
+            heads = not name.startswith(("backbone.", "text."))
+            groups.setdefault((heads, decays, parameter is large), []).append(parameter)
     options = [
         {"params": parameters, "weight_decay": weight_decay * decays, "heads": heads}
-        for (heads, decays), parameters in groups.items()
+        | ({"by_rows": True} if by_rows else {})
+        for (heads, decays, by_rows), parameters in groups.items()
     ]
     if kind == "adamw":
-        return torch.optim.AdamW(options, fused=on_gpu or None)
+        optimizer = torch.optim.AdamW if large is None else RowAdamW
+        return optimizer(options, fused=on_gpu or None)
     from bitsandbytes import optim  # an optional dependency
 
     return {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[kind](options)

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -249,3 +252,20 @@ def test_load_run_is_refused_when_the_shapes_are_others(finished):
     with pytest.raises(UserError, match="codebooks of .*: keep the dataset, its filters") as error:
         load_run(str(finished), {"e_dim": 24})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_several_processes_write_what_one_does(finished, tmp_path):
+    root = Path(__file__).parents[2]
+    script = tmp_path / "command.py"
+    script.write_text("import sys\nfrom recbole_etegrec.cli import main\nsys.exit(main())\n")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0"]
+    launch += ["--config_file", str(root / "properties" / "accelerate" / "cpu_2.yaml")]
+    arguments = ["recommend", str(finished), "--all", "--k=3", "--use_gpu=False"]
+    for name, launcher in (("one.csv", [sys.executable]), ("two.csv", launch)):
+        command = [*launcher, str(script), *arguments, f"--out={tmp_path / name}"]
+        environment = {**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[:3000]
+        assert done.stdout.count("users, 3 items each at most") == 1
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()

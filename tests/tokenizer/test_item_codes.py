@@ -222,3 +222,13 @@ def test_trie_is_built_in_seconds_when_items_are_many():
             children = trie.children(level, node)
             (node,) = children.nodes[children.exists & (children.codes == code)]
         assert node == leaf
+
+
+def test_trie_is_in_lexicographic_order_when_tuples_are_too_long_for_one_number():
+    generator = torch.Generator().manual_seed(0)
+    tuples = torch.randint(3, (200, 6), generator=generator).unique(dim=0)
+    tuples = tuples[torch.randperm(len(tuples), generator=generator)]
+    short = Trie(tuples, torch.arange(len(tuples)))
+    long = Trie(tuples * 10**5, torch.arange(len(tuples)))
+    assert torch.equal(short.items, long.items)
+    assert short.codes.tolist() == sorted(tuples.tolist())

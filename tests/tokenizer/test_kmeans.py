@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from recbole_etegrec.tokenizer import kmeans as module
 from recbole_etegrec.tokenizer.kmeans import distinct_rows, kmeans, kmeans_by_products
 
 
@@ -32,6 +33,25 @@ def test_every_vector_is_a_centroid_when_there_are_as_many():
     vectors = torch.randn(10, 4).repeat(3, 1)
     assert distinct_rows(vectors) == 10
     assert errors(vectors, kmeans_by_products(vectors, 10, 0)) < 1e-8
+
+
+def test_few_vectors_stand_for_many_when_there_are_very_many(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(16, 8, generator=generator)
+    vectors = centres.repeat(400, 1) + 0.2 * torch.randn(6400, 8, generator=generator)
+    whole = kmeans(vectors, 32, 1)
+    monkeypatch.setattr(module, "SAMPLED", 60)
+    found = kmeans(vectors, 32, 1)
+    assert torch.equal(found.nearest, kmeans(vectors, 32, 1).nearest)
+    assert errors(vectors, found) < 1.05 * errors(vectors, whole)
+    own = torch.cdist(vectors, found.centroids)
+    assert torch.equal(found.nearest, own.argmin(dim=1))
+
+
+def test_distinct_rows_are_counted_up_to_what_is_asked_for():
+    vectors = torch.arange(12.0).repeat_interleave(30).unsqueeze(1)
+    assert distinct_rows(vectors, 1) == 1 and distinct_rows(vectors, 5) == 5
+    assert distinct_rows(vectors, 50) == 12
 
 
 def test_clusters_are_found_when_rows_hardly_differ():

@@ -105,8 +105,7 @@ def _predict_unseen(
     vectors: np.ndarray, content: np.ndarray, dataset: WholeSequenceDataset
 ) -> None:
     """Predict the vectors of items that training does not show, in place."""
-    items = dataset.inter_feat[dataset.iid_field].numpy()
-    unseen = np.bincount(items, minlength=len(vectors)) == 0
+    unseen = dataset.sequences.counts(len(vectors)) == 0
     unseen[0] = False
     seen = ~unseen
     seen[0] = False

@@ -1,5 +1,6 @@
 """A folder of made vectors, each file under the manifest of what it was made of."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -29,8 +30,7 @@ def cached(folder: Path, manifest: dict[str, Any], make: Callable[[], np.ndarray
     Raises:
         UserError: it cannot be stored, and other processes count on reading it.
     """
-    text = json.dumps(manifest, sort_keys=True)
-    path = folder / f"{bytes_digest(text.encode())[:16]}.safetensors"
+    text, path = json.dumps(manifest, sort_keys=True), cache_path(folder, manifest)
     with _lock(path):
         vectors = _read(path, text)
         if vectors is not None:
@@ -39,6 +39,12 @@ def cached(folder: Path, manifest: dict[str, Any], make: Callable[[], np.ndarray
         vectors = make()
         _write(path, vectors, text)
     return vectors
+
+
+def cache_path(folder: Path, manifest: dict[str, Any]) -> Path:
+    """The file that `cached` keeps under a manifest."""
+    text = json.dumps(manifest, sort_keys=True)
+    return folder / f"{bytes_digest(text.encode())[:16]}.safetensors"
 
 
 def _lock(path: Path) -> AbstractContextManager:
@@ -68,8 +74,11 @@ def _write(path: Path, vectors: np.ndarray, manifest: str) -> None:
 
 def interactions_digest(dataset: WholeSequenceDataset) -> str:
     """What tells these training interactions from others: the items, user by user."""
-    items = dataset.inter_feat[dataset.iid_field].numpy()
-    return bytes_digest(items.tobytes() + dataset.offsets.tobytes())
+    digest = hashlib.sha256()
+    for block in dataset.sequences.blocks():
+        digest.update(block.items.tobytes())
+    digest.update(dataset.sequences.offsets.tobytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path, manifest: str) -> np.ndarray | None:

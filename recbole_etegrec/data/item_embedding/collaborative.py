@@ -10,9 +10,11 @@ from scipy.sparse.linalg import svds
 from tqdm import tqdm
 
 from recbole_etegrec.data.dataset import WholeSequenceDataset
-from recbole_etegrec.data.item_embedding.cache import cached, interactions_digest
+from recbole_etegrec.data.item_embedding.cache import cache_path, cached, interactions_digest
 from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
+from recbole_etegrec.data.item_embedding.streamed import STREAMED, streamed_ppmi, subspace
 
+LARGE = 2_000_000  # interactions, above which they are counted a part of the items at a time
 _MORE, _ROUNDS = 64, 60  # columns beside those wanted, and products, of the SVD on a GPU
 
 
@@ -38,17 +40,24 @@ def collaborative_embedding(
         cache: the folder in which the vectors are kept, under a manifest of the training
             interactions and the arguments.
     """
+    large = int(dataset.sequences.lengths.sum()) > LARGE
     manifest = {
-        "source": "collaborative: PPMI, discounted, SVD, rows at unit length",
+        "source": f"collaborative: PPMI, discounted, {STREAMED if large else 'SVD'}, "
+        "rows at unit length",
         "interactions": interactions_digest(dataset),
         "items": int(dataset.item_num),
         "semantic_hidden_size": width,
         "cooccurrence_window": window,
         "seed": seed,
     }
-    return cached(
-        cache, manifest, lambda: _make(dataset, width, window, seed, device, show_progress)
-    )
+
+    def make() -> np.ndarray:
+        if not large:
+            return _make(dataset, width, window, seed, device, show_progress)
+        parts = cache_path(cache, manifest).with_suffix(".parts")
+        return _make_streamed(dataset, width, window, seed, device, parts, show_progress)
+
+    return cached(cache, manifest, make)
 
 
 def _make(
@@ -59,13 +68,36 @@ def _make(
     device: torch.device,
     show_progress: bool,
 ) -> np.ndarray:
-    items = dataset.inter_feat[dataset.iid_field].numpy()
     rng = np.random.default_rng(seed)
     bar = tqdm(total=window + 1, desc="Item embeddings", disable=not show_progress)
     with bar:
-        counts = cooccurrence(items, dataset.offsets, dataset.item_num, window, bar.update)
+        items, offsets = dataset.inter_feat[dataset.iid_field].numpy(), dataset.sequences.offsets
+        counts = cooccurrence(items, offsets, dataset.item_num, window, bar.update)
         vectors = ppmi_svd(counts, width, rng, device)
         bar.update()
+    return _complete(vectors, rng)
+
+
+def _make_streamed(
+    dataset: WholeSequenceDataset,
+    width: int,
+    window: int,
+    seed: int,
+    device: torch.device,
+    parts: Path,
+    show_progress: bool,
+) -> np.ndarray:
+    """The same of many interactions, in bounded memory; see `streamed.py`."""
+    rng = np.random.default_rng(seed)
+    with tqdm(desc="Item embeddings", disable=not show_progress) as bar:
+        table = streamed_ppmi(dataset.sequences, dataset.item_num, window, parts, bar)
+        known = np.diff(table.indptr) > 0
+        u, s = subspace(table, min(width, dataset.item_num - 2), rng, device, bar)
+        vectors = unit_rows(u, s, width, known)
+    return _complete(vectors, rng)
+
+
+def _complete(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     cold = np.flatnonzero(np.abs(vectors[1:]).sum(axis=1) == 0) + 1
     fill_cold_items(vectors, cold, rng, "never co-occur in training")
     return vectors.astype(np.float32)
@@ -134,14 +166,29 @@ def ppmi_svd(
         u, s = largest_eigenvectors(ppmi, rank, rng, device)
     else:
         u, s, _ = svds(ppmi, k=rank, v0=rng.standard_normal(ppmi.shape[0]))
+    return unit_rows(u, s, width, totals > 0)
+
+
+def unit_rows(u: np.ndarray, s: np.ndarray, width: int, counted: np.ndarray) -> np.ndarray:
+    """``U sqrt(S)`` with rows at unit length, the largest component first ``[N, width]``.
+
+    Args:
+        u: singular vectors ``[N, rank]``; they are overwritten.
+        s: singular values ``[rank]``.
+        counted: which rows have a count ``[N]``; the others are zero.
+    """
+    rank = len(s)
     order = np.argsort(-s)
     u, s = u[:, order], np.maximum(s[order], 0)
     u *= np.where(u[np.abs(u).argmax(axis=0), np.arange(rank)] < 0, -1, 1)  # fix the sign
+    vectors = np.zeros((len(u), width), dtype=u.dtype)
     vectors[:, :rank] = u * np.sqrt(s)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     # Rows of items outside all the components kept are rounding noise.
-    known = (totals > 0)[:, None] & (norms > 1e-6 * norms.max())
-    return np.where(known, vectors / np.maximum(norms, 1e-12), 0.0)
+    known = counted[:, None] & (norms > 1e-6 * norms.max())
+    vectors /= np.maximum(norms, 1e-12)
+    vectors[~known[:, 0]] = 0.0
+    return vectors
 
 
 def largest_eigenvectors(

@@ -19,17 +19,24 @@ import torch.nn.functional as F
 import yaml
 from recbole.model.abstract_recommender import SequentialRecommender
 from safetensors import SafetensorError, safe_open
-from tqdm import trange
+from tqdm import tqdm, trange
 
 from recbole_etegrec.captured_step import CapturedStep
 from recbole_etegrec.config import RECBOLE_PROPERTIES, Config, Loader, find_recbole_model
 from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.dataset_files import check_dataset_files
-from recbole_etegrec.data.item_embedding.cache import cached, interactions_digest
+from recbole_etegrec.data.item_embedding.cache import cache_path, cached, interactions_digest
 from recbole_etegrec.data.item_embedding.cold_items import fill_cold_items
+from recbole_etegrec.data.item_embedding.sampled import (
+    SparseAndDense,
+    read_progress,
+    sampled_loss,
+    write_progress,
+)
 from recbole_etegrec.data.loader import SequenceBatch, SequenceLoader
 from recbole_etegrec.data.padding import pad_batch
 from recbole_etegrec.data.preparation import create_dataset
+from recbole_etegrec.data.sequences import Sequences
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.storage.digests import bytes_digest
 from recbole_etegrec.storage.run_directory import RunDirectory
@@ -37,6 +44,7 @@ from recbole_etegrec.storage.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 STEP_ITEMS = 1024
+SAMPLED_FROM, SAMPLED_STEP = 100_000, 16_384  # items of a catalogue of which a step has a sample
 LEARNING_RATE = 0.001  # RecBole's default, as all that is not named here
 LONG = 10  # minutes of training that are told of
 _LOOK_AFTER = 20  # steps, after which it is known how long training takes
@@ -86,14 +94,16 @@ def sasrec_embedding(
             interactions and settings.
     """
     architecture = sasrec_settings(width, max_history)
+    sampled = dataset.item_num > SAMPLED_FROM
+    among, step_items = ("a sample of", SAMPLED_STEP) if sampled else ("all", STEP_ITEMS)
     manifest = {
-        "source": "sasrec: whole sequences, cross-entropy over all items, Adam",
+        "source": f"sasrec: whole sequences, cross-entropy over {among} items, Adam",
         "interactions": interactions_digest(dataset),
         "items": int(dataset.item_num),
         "windows": bytes_digest(np.concatenate(dataset.windows).tobytes()),
         "window_overlap": window_overlap,
         "epochs": epochs,
-        "step_items": STEP_ITEMS,
+        "step_items": step_items,
         "learning_rate": LEARNING_RATE,
         "seed": seed,
         **architecture,
@@ -103,7 +113,7 @@ def sasrec_embedding(
         """The table of a SASRec that is trained now: [N + 1, width], padding first."""
         loader = SequenceLoader(
             dataset,
-            max_tokens=STEP_ITEMS,
+            max_tokens=step_items,
             code_length=1,
             training_rows="sequences",
             window_overlap=window_overlap,
@@ -115,8 +125,10 @@ def sasrec_embedding(
             # The names of fields are those that the dataset was made with.
             settings = ChainMap(architecture, dataset.config)
             model = find_recbole_model("SASRec")(settings, dataset).to(device)
-            step = training_step(model, device, cuda_graphs)
-            _train(model, loader, epochs, step, show_progress)
+            model.item_embedding.sparse = sampled
+            step = training_step(model, device, cuda_graphs and not sampled)
+            progress = cache_path(cache, manifest).with_suffix(".progress") if sampled else None
+            _train(model, loader, epochs, step, show_progress, progress)
         return model.item_embedding.weight.detach().cpu().numpy()
 
     return _with_cold_items(cached(cache, manifest, train), dataset, seed)
@@ -140,10 +152,10 @@ def sasrec_run_embedding(
 
 def _with_cold_items(vectors: np.ndarray, dataset: WholeSequenceDataset, seed: int) -> np.ndarray:
     # All that training teaches of an item in no sequence is that it is never the next one.
-    items = dataset.inter_feat[dataset.iid_field].numpy()
-    lengths = np.diff(dataset.offsets)
-    seen = items[np.repeat(lengths > 1, lengths)]
-    cold = np.setdiff1d(np.arange(1, len(vectors)), seen)
+    items, start, end, users = dataset.sequences
+    several = end - start > 1
+    pairs = Sequences(items, start[several], end[several], users[several])
+    cold = np.flatnonzero(pairs.counts(len(vectors))[1:] == 0) + 1
     vectors[cold] = 0
     fill_cold_items(vectors, cold, np.random.default_rng(seed), "have no neighbour in training")
     return vectors
@@ -162,16 +174,33 @@ def _train(
     epochs: int,
     step: CapturedStep,
     show_progress: bool,
+    progress: Path | None,
 ) -> None:
+    """Train a model.
+
+    Args:
+        progress: a file that keeps what is done after each epoch, and is deleted in the end.
+    """
     on_gpu = step.device.type == "cuda"
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=on_gpu or None)
-    losses = []
-    with trange(epochs, desc="SASRec", disable=not show_progress) as bar:
-        for epoch in bar:
+    if model.item_embedding.sparse:
+        optimizer = SparseAndDense(model, LEARNING_RATE)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=on_gpu or None)
+    losses = [] if progress is None else read_progress(progress, model, optimizer)
+    bar = trange(epochs, desc="SASRec", initial=len(losses), disable=not show_progress)
+    with bar:
+        for epoch in range(len(losses), epochs):
             loader.draw(epoch)
             steps = loader if epoch else _with_notice(loader, epochs)
+            if progress is not None:
+                steps = tqdm(steps, f"epoch {epoch + 1}", len(loader), disable=not show_progress)
             losses.append(train_epoch(model, steps, optimizer, step, loader.max_items))
+            bar.update()
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
+            if progress is not None:
+                write_progress(progress, model, optimizer, losses)
+    if progress is not None:
+        progress.unlink(missing_ok=True)
     logger.info(
         "item embeddings: SASRec, %d epochs, loss %.4f in the first, %.4f in the last",
         epochs,
@@ -215,6 +244,8 @@ def training_step(
 
 def _loss(model: SequentialRecommender, batch: SequenceBatch) -> torch.Tensor:
     states = whole_sequence_states(model, batch.items[:, :-1]).flatten(0, 1)  # [B * (T - 1), H]
+    if model.item_embedding.sparse:
+        return sampled_loss(states[batch.target_index], batch.targets, model.item_embedding)
     table = model.item_embedding.weight.T
     if batch.real_targets is None:
         return F.cross_entropy(states[batch.target_index] @ table, batch.targets)
@@ -225,7 +256,7 @@ def _loss(model: SequentialRecommender, batch: SequenceBatch) -> torch.Tensor:
 def train_epoch(
     model: SequentialRecommender,
     steps: Iterable[list[SequenceBatch]],
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | SparseAndDense,
     step: CapturedStep,
     max_items: int,
 ) -> float:
@@ -258,7 +289,7 @@ def _vectors_of_run(
         values.pop("gpu_id", None)  # of that run, and it would hide devices of this process
         run_config = Config(config_dict=values)
         check_dataset_files(run_config)
-        theirs = create_dataset(run_config).build()[0]
+        theirs = create_dataset(run_config, of_run=True).build()[0]
     except UserError as error:
         raise UserError(f"sasrec_run: {error}") from error
     named = f"sasrec_run ({run})"
@@ -287,7 +318,7 @@ def _check_same_interactions(
     pairs = []
     for part in (ours, theirs):
         tokens = part.field2id_token[part.iid_field][part.inter_feat[part.iid_field].numpy()]
-        pairs.append((part.offsets, tokens))
+        pairs.append((part.sequences.offsets, tokens))
     if not all(np.array_equal(a, b) for a, b in zip(*pairs, strict=True)):
         raise UserError(
             f"{named}: trained on {len(theirs)} interactions of {theirs.dataset_name}, which are "
