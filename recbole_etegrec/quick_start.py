@@ -32,6 +32,7 @@ from recbole_etegrec.runs.checks import advice, check_rules
 from recbole_etegrec.runs.identity import vectors_to_train_with, write_identity
 from recbole_etegrec.runs.load import load_data, load_run, make_model
 from recbole_etegrec.runs.start import held_run_directory, record_settled, start_config
+from recbole_etegrec.runs.tasks import give_tasks
 from recbole_etegrec.runs.teaching import check_teacher, find_teacher
 from recbole_etegrec.storage.logs import start_logging
 from recbole_etegrec.storage.run_directory import RunDirectory
@@ -110,6 +111,7 @@ def run_etegrec(
         dataset, (train_data, valid_data, test_data) = load_data(config)
         train_data.teacher = find_teacher(config, train_data, dataset.identity)
         train_data.dislikes = find_dislikes(config, train_data._dataset)
+        give_tasks(config, train_data)
         vectors = vectors_from(config, dataset) or vectors_to_train_with(
             config, run_dir, dataset, train_data._dataset, resume
         )
@@ -202,6 +204,7 @@ def plan(
     """
     config, _, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
     dataset = train_data._dataset
+    give_tasks(config, train_data)
     width = width_of(make_content(config, dataset))
     return MemoryPlan(config, train_data, embedding_width(config, dataset), width)
 
@@ -220,6 +223,7 @@ def check(
     config, data, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
     check_base_model(config)
     train_data.teacher = find_teacher(config, train_data, data.identity)
+    give_tasks(config, train_data)
     train_data.dislikes = find_dislikes(config, train_data._dataset)
     model = make_model(config, train_data._dataset, item_vectors(config, train_data._dataset))
     return check_gradients(config, model, train_data)

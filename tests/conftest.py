@@ -2,6 +2,7 @@
 
 import logging
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,4 +52,17 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> str:
             item = (item + (1 if chance.random() < 0.8 else chance.randint(2, 4))) % ITEMS
         histories.append(history)
     write_interactions(folder, "tiny", histories)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def texts_data(tiny_data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`tiny` with titles of odd characters, each fifth item without, and some descriptions."""
+    folder = tmp_path_factory.mktemp("texts")
+    shutil.copytree(Path(tiny_data, "tiny"), folder / "tiny")
+    lines = ["item_id:token\ttitle:token_seq\tdescription:token_seq"]
+    for n in range(ITEMS):
+        title = f"«{n}» ½ 🎬 <end>" if n % 5 else ""
+        lines.append(f"i{n}\t{title}\t{f'number {n}' if n % 3 == 0 else ''}")
+    (folder / "tiny" / "tiny.item").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return str(folder)

@@ -63,10 +63,14 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
     return math.hypot(*(float((value - other[name]).norm()) for name, value in one.items()))
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_steps_are_those_of_the_eager_path_when_they_are_recorded(name, tiny_data, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "user_codes"), [*((name, 0) for name in STAGES), ("recommender", 2)]
+)
+def test_steps_are_those_of_the_eager_path_when_they_are_recorded(
+    name, user_codes, tiny_data, tmp_path
+):
     stage, results, weights, start = STAGES[name], [], [], {}
-    for engine, steps, config in make_engines(tiny_data, tmp_path):
+    for engine, steps, config in make_engines(tiny_data, tmp_path, user_codes=user_codes):
         if name == "pretraining":
             items = ItemLoader(engine.model.n_items, batch_size=16, seed=0)
             steps = list(items.iterate())

@@ -162,7 +162,7 @@ class Config(recbole.config.Config):
         for key in _PATHS:
             if final.get(key):
                 final[key] = os.path.abspath(str(final[key]))
-        for key in ("base_model", "text_model"):  # hub ids, unless there is such a path
+        for key in ("base_model", "text_model", "prompts"):  # names, unless there is such a path
             name = final.get(key)
             if isinstance(name, str) and os.path.exists(os.path.expanduser(name)):
                 final[key] = os.path.abspath(os.path.expanduser(name))

@@ -15,6 +15,7 @@ from recbole_etegrec.config.kinds import (
     choice,
     either,
     entry,
+    fields,
     integer,
     listed,
     mapping,
@@ -39,6 +40,7 @@ PHASES = (
     "final",
     "polish",
     "final_from_scratch",
+    "tasks",
     "preference",
 )
 
@@ -105,6 +107,19 @@ KEYS: dict[str, Key] = {
     "item_repeats": boolean(),
     "item_dropout": share(),
     "item_vector_dropout": number(least=0, most=1),
+    # Users
+    "user_codes": integer(0, 16),
+    # Texts
+    "tasks": optional(fields(weight(), "like {title_to_codes: 0.5}: tasks and weights")),
+    "mixed_tasks": boolean(),
+    "task_epochs": integer(0, LONGEST),
+    "task_tokens": integer(16, 2**24),
+    "task_history": integer(1, 1000),
+    "task_text_tokens": integer(1, 10_000),
+    "task_holdout": share(),
+    "description_field": text("a field of the .item file"),
+    "prompts": text("a name in properties/prompts, or a file"),
+    "new_item_codes": choice("tokenizer", "title"),
     # Losses
     "sia_weight": weight(),
     "psa_weight": weight(),

@@ -14,7 +14,7 @@ over its targets is divided by the number that a step of the epoch has on averag
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,11 @@ from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.dislikes import Dislikes
 from recbole_etegrec.data.group import Group
 from recbole_etegrec.data.sequences import Windows, place_in_run
+from recbole_etegrec.data.tasks import TaskBatch
 from recbole_etegrec.data.teacher import Teacher
+
+if TYPE_CHECKING:
+    from recbole_etegrec.data.tasks.rows import TaskRows
 
 
 class SequenceBatch(NamedTuple):
@@ -45,6 +49,8 @@ class SequenceBatch(NamedTuple):
         real_distinct: which of the distinct targets there are ``[U]``; None for all.
         taught_items: items that a teacher scores for each target ``[n, K]``; None: there is none.
         taught_scores: log-probabilities that it gives them ``[n, K]``.
+        known: items of each row before its first target ``[B]``; None where rows are no histories.
+        tasks: rows of tasks that the step has besides; None: it has none.
         rows_a_step: windows of a step, on average over the epoch.
         disliked: what the user of each window has rated low, its last target first where that is
             among it; 0 where there is no more ``[B, D]``; None: nobody is asked.
@@ -64,6 +70,8 @@ class SequenceBatch(NamedTuple):
     real_distinct: torch.Tensor | None = None
     taught_items: torch.Tensor | None = None
     taught_scores: torch.Tensor | None = None
+    known: torch.Tensor | None = None
+    tasks: TaskBatch | None = None
     rows_a_step: float | None = None
     disliked: torch.Tensor | None = None
     group: Group | None = None
@@ -71,7 +79,7 @@ class SequenceBatch(NamedTuple):
     def to(self, device: torch.device) -> "SequenceBatch":
         """The same batch on a device."""
         return SequenceBatch(
-            *(x.to(device, non_blocking=True) if torch.is_tensor(x) else x for x in self)
+            *(x.to(device, non_blocking=True) if hasattr(x, "to") else x for x in self)
         )
 
     @property
@@ -119,11 +127,16 @@ def make_prefixes(sequences: Windows, max_history: int) -> Windows:
     return Windows(np.maximum(sequences.start[sequence], target - max_history), target + 1, target)
 
 
-def cut_windows(windows: Windows, probability: float, rng: np.random.Generator) -> Windows:
+def cut_windows(
+    windows: Windows, probability: float, rng: np.random.Generator, *, whole: bool = False
+) -> Windows:
     """Cut each window in two at a random item with the given probability.
 
     The second part starts at the cut, so its targets see a history with a random start, while
     every target of the epoch is still supervised exactly once.
+
+    Args:
+        whole: whether the second part has all that comes before the cut as its history instead.
     """
     first_cut = np.maximum(windows.start + 1, windows.supervised_from)
     choices = windows.end - 1 - first_cut  # a part must keep at least one target
@@ -133,7 +146,7 @@ def cut_windows(windows: Windows, probability: float, rng: np.random.Generator) 
     end = windows.end.copy()
     end[chosen] = cut + 1
     return Windows(
-        np.concatenate([windows.start, cut]),
+        np.concatenate([windows.start, windows.start[chosen] if whole else cut]),
         np.concatenate([end, windows.end[chosen]]),
         np.concatenate([windows.supervised_from, cut + 1]),
     )
@@ -156,8 +169,9 @@ class SequenceLoader:
 
     The micro-batches are those of one process, as :meth:`split` says; by default one holds the
     whole step. ``loader._dataset`` is RecBole's training dataset, as in RecBole's own loaders.
-    What ``loader.teacher`` says of targets goes into their batches, where there is one, and so does
-    what ``loader.dislikes`` says of their users.
+    What ``loader.teacher`` says of targets goes into their batches, where there is one, and so do
+    what ``loader.dislikes`` says of their users, and rows of ``loader.tasks``, where
+    :meth:`take_tasks` was told to mix them.
 
     Steps of sequences are filled up to `max_tokens`. Long prefixes would make steps of few targets
     so: steps of prefixes have equally many, and those of more tokens are computed in several parts.
@@ -174,6 +188,7 @@ class SequenceLoader:
         window_overlap: share of a window that repeats the one before, in [0, 1), for users with
             more interactions than a window holds.
         cut_probability: share of windows cut at a random item in each epoch.
+        whole_histories: whether what comes after a cut has all before it as its history.
     """
 
     def __init__(
@@ -187,9 +202,12 @@ class SequenceLoader:
         cut_probability: float,
         seed: int,
         step_targets: int | None = None,
+        whole_histories: bool = False,
     ):
         self._dataset = dataset
         self.teacher: Teacher | None = None
+        self.tasks: TaskRows | None = None
+        self.mixes_tasks = False
         self.dislikes: Dislikes | None = None
         self.items = dataset.sequences.items
         stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
@@ -202,8 +220,17 @@ class SequenceLoader:
         self.longest = int((self.whole.end - self.whole.start).max(initial=0))
         self.max_items, self.seed = max(max_tokens // code_length, 1), seed
         self.code_length = code_length
-        self.cut_probability = cut_probability
+        self.cut_probability, self.whole_histories = cut_probability, whole_histories
         self.split()
+        self.draw(0)
+
+    def take_tasks(self, tasks: "TaskRows | None", *, mixed: bool) -> None:
+        """Take rows of tasks.
+
+        Args:
+            mixed: whether each step has its share of them; if not, others may ask for them.
+        """
+        self.tasks, self.mixes_tasks = tasks, mixed and tasks is not None
         self.draw(0)
 
     def split(self, micro_batches: int = 1, processes: int = 1, rank: int = 0) -> None:
@@ -222,7 +249,9 @@ class SequenceLoader:
         rng = np.random.default_rng((self.seed, epoch))
         self.windows = self.whole
         if self.cut_probability > 0:
-            self.windows = cut_windows(self.whole, self.cut_probability, rng)
+            self.windows = cut_windows(
+                self.whole, self.cut_probability, rng, whole=self.whole_histories
+            )
         lengths = self.windows.end - self.windows.start
         shuffled = rng.permutation(len(lengths))
         order = shuffled[np.argsort(lengths[shuffled], kind="stable")]
@@ -235,6 +264,8 @@ class SequenceLoader:
         self.steps = [steps[i] for i in rng.permutation(len(steps))]
         targets = (self.windows.end - self.windows.supervised_from).sum()
         self.targets_a_step = float(targets / max(len(steps), 1))
+        if self.mixes_tasks:
+            self.task_steps = self.tasks.draw(epoch, len(self.steps))
         self.rows_a_step = len(lengths) / max(len(steps), 1)
 
     def __len__(self) -> int:
@@ -245,28 +276,27 @@ class SequenceLoader:
 
     def iterate(self, first: int = 0) -> Iterator[list[SequenceBatch]]:
         """The steps of the epoch from number ``first`` on."""
-        for rows in self.steps[first:]:
+        for step, rows in enumerate(self.steps[first:], first):
             start, end, supervised_from = (column[rows] for column in self.windows)
             counts = end - supervised_from
             targets = self.items[np.repeat(supervised_from, counts) + place_in_run(counts)]
             distinct = np.unique(targets).astype(np.int64)
             parts = self._parts(rows)
+            tasks = self._tasks(step, parts * self.micro_batches)
             yield [
-                SequenceBatch(
-                    *map(torch.from_numpy, self._gather(rows, share, distinct)),
+                self._gather(rows, share, distinct)._replace(
                     step_targets=len(targets),
                     step_items=int((end - start).sum()),
                     micro_batches=parts * self.micro_batches,
                     targets_a_step=self.targets_a_step,
+                    tasks=tasks[part * self.micro_batches + number],
                     rows_a_step=self.rows_a_step,
                     **self._taught(share),
                     **self._disliked(share if len(share) else rows[:1]),
                 )
-                for share in (
-                    rows[part::parts][number :: self.micro_batches]
-                    for part in range(parts)  # the same on any number of processes
-                    for number in range(self.rank, self.micro_batches, self.processes)
-                )
+                for part in range(parts)  # the same on any number of processes
+                for number in range(self.rank, self.micro_batches, self.processes)
+                for share in (rows[part::parts][number :: self.micro_batches],)
             ]
 
     def first_part(self) -> SequenceBatch:
@@ -289,8 +319,8 @@ class SequenceLoader:
         longest = (self.windows.end[rows] - self.windows.start[rows]).max()
         return math.ceil(len(rows) / max(self.max_items // longest, 1))
 
-    def _gather(self, rows: np.ndarray, own: np.ndarray, distinct: np.ndarray) -> tuple:
-        """Those windows of a step that are a micro-batch's own, as right-padded arrays."""
+    def _gather(self, rows: np.ndarray, own: np.ndarray, distinct: np.ndarray) -> SequenceBatch:
+        """Those windows of a step that are a micro-batch's own; it says nothing of the step."""
         # Every process takes part in every step: where there are fewer windows than micro-batches,
         # some hold a window without targets.
         start, end, supervised_from = (
@@ -305,7 +335,21 @@ class SequenceLoader:
         supervised = inside & (source >= supervised_from[:, None])
         target_index = np.flatnonzero(supervised[:, 1:])
         targets = items[:, 1:].reshape(-1)[target_index]
-        return items, target_index, targets, distinct, np.searchsorted(distinct, targets)
+        index = np.searchsorted(distinct, targets)
+        arrays = (items, target_index, targets, distinct, index)
+        return SequenceBatch(
+            *map(torch.from_numpy, arrays),
+            step_targets=0,
+            step_items=0,
+            micro_batches=1,
+            known=torch.from_numpy(supervised_from - start),
+        )
+
+    def _tasks(self, step: int, parts: int) -> list[TaskBatch] | list[None]:
+        """The rows of tasks of a step, for each of its micro-batches on all processes."""
+        if not self.mixes_tasks:
+            return [None] * parts
+        return self.tasks.batches(self.task_steps, step, parts)
 
     def _taught(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """What the teacher says of the targets of some windows, in their order, row by row."""

@@ -40,7 +40,8 @@ def pad_batch(
     taught = {"taught_items": batch.taught_items, "taught_scores": batch.taught_scores}
     distinct = min(places, n_items - 1)
     known = len(batch.distinct)
-    padding = (0, width - batch.items.shape[1], 0, rows - len(batch.items))
+    further = rows - len(batch.items)
+    padding = (0, width - batch.items.shape[1], 0, further)
     return SequenceBatch(
         items=F.pad(batch.items, padding),
         target_index=torch.arange(places),
@@ -53,6 +54,7 @@ def pad_batch(
         micro_batches=batch.micro_batches,
         real_targets=spread(torch.ones_like(index, dtype=torch.bool)),
         real_distinct=torch.arange(distinct) < known,
+        known=None if batch.known is None else F.pad(batch.known, (0, further)),
         **{name: spread(values) for name, values in taught.items() if values is not None},
     )
 

@@ -90,6 +90,7 @@ def data_preparation(
         cut_probability=config["cut_probability"],
         step_targets=config["step_targets"],
         seed=config["seed"],
+        whole_histories=config["user_codes"] > 0,
     )
     loaders = {True: FullSortEvalDataLoader, False: SampledLoader}
     valid_data, test_data = (

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from recbole.utils import ModelType
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.config.keys import named_in
+from recbole_etegrec.data.tasks import TASKS
 
 CLASSIFIERS = (ModelType.CONTEXT, ModelType.DECISIONTREE)  # they learn labels, and rank nothing
 
@@ -29,6 +31,8 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
     """Pairs (whether it is broken, message), one for each rule."""
     split, order = config["eval_args"]["split"], config["eval_args"]["order"]
     files = config["benchmark_filename"]
+    for name in config["tasks"] or {}:
+        yield named_in(TASKS, "tasks", name)
     whole = split == {"LS": "valid_and_test"}
     yield not (whole or files), f"eval_args: split ({split}) must be LS: valid_and_test"
     yield order != "TO", f"eval_args: order ({order}) must be TO: sequences follow time"

@@ -33,6 +33,8 @@ def encode_batch(
 ) -> EncodedHistory:
     """Run the histories of a batch through a recommender; padding that no row needs is cut off."""
     history = interaction[fields.history][:, : int(interaction[fields.length].max())]
-    if recommender.item_head is None:
-        return recommender.encode_history(codes(history), history > 0)
-    return recommender.encode_history(codes(history), history > 0, history)
+    real = history > 0
+    given = {} if recommender.item_head is None else {"items": history}
+    if (prefix := codes.prefix(history, real)) is not None:
+        given["prefix"] = prefix
+    return recommender.encode_history(codes(history), real, **given)

@@ -33,7 +33,7 @@ from recbole_etegrec.storage.atomic import atomic_directory
 from recbole_etegrec.storage.digests import damaged_file, write_checksums
 from recbole_etegrec.storage.lock import held_output
 from recbole_etegrec.storage.run_directory import RunDirectory
-from recbole_etegrec.tokenizer import ItemCodes
+from recbole_etegrec.tokenizer import ItemCodes, UserCodes
 
 _WEIGHTS, _CONFIG, _CATALOGUE, _CARD = "model.safetensors", "config.json", "items.json", "README.md"
 EXPORTED = (_WEIGHTS, _CONFIG, _CATALOGUE, "checksums.json", _CARD)
@@ -61,6 +61,13 @@ class ExportedModel(nn.Module):
         self.codes = ItemCodes(
             n_items=self.n_items, code_length=self.spec.code_length, code_num=self.spec.code_num
         )
+        if self.spec.user_codes:
+            self.codes.users = UserCodes(
+                levels=self.spec.user_codes,
+                code_num=self.spec.code_num,
+                width=self.spec.semantic_hidden_size,
+                finished=self.n_items,
+            )
         ranker = description["ranker"]
         self.ranker = RANKERS[ranker["name"]](
             self.recommender, self.codes, self.fields, **ranker["options"]
@@ -146,8 +153,11 @@ def _export(
 def _write_own(folder: Path, config: Config, model: ETEGRecLlama, catalogue: Catalogue) -> None:
     if model.recommender.item_head is not None:
         model.recommender.item_head.finish()
+    model.recommender.text = None  # texts are for training, and for items that come later
     state = {f"recommender.{k}": v for k, v in model.recommender.state_dict().items()}
-    state["codes.table"] = model.codes.table
+    if model.codes.users is not None:
+        model.codes.users.finish()
+    state |= {f"codes.{k}": v for k, v in model.codes.state_dict().items()}
     save_file({k: v.cpu().contiguous() for k, v in state.items()}, folder / _WEIGHTS)
     _write_json(folder / _CONFIG, _description(config, model))
     _write_json(folder / _CATALOGUE, catalogue.record())
@@ -261,7 +271,8 @@ def _check_description(folder: Path, description: dict[str, Any]) -> None:
 
 def _description(config: Config, model: ETEGRecLlama) -> dict[str, Any]:
     """All that is needed to build the model but its weights."""
-    spec, head = model.spec, model.recommender.item_head
+    head = model.recommender.item_head
+    spec = replace(model.spec, text_tokens=0, text_head="none")
     if head is not None:  # its vectors are one table, which holds items that were added, too
         alike = 0 if head.alike is None else head.alike.shape[1]
         spec = replace(spec, head_vectors=len(head.table), head_alike=alike)

@@ -28,6 +28,7 @@ from recbole_etegrec.data.item_embedding.text import (
 from recbole_etegrec.data.item_file import read_rows, read_titles
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.exposure import find_exposure
+from recbole_etegrec.inference.proposed_codes import proposed_codes
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.runs.added_items import AddedItems, read_added_items, write_added_items
 from recbole_etegrec.runs.identity import read_identity, read_vectors
@@ -127,8 +128,14 @@ def _add(
         raw = _vectors(config, Path(items), tokens, embeddings, content)
     config, model, dataset, *_ = load_run(str(directory.path), config_dict)
     _check_new(dataset, tokens, items)
+    proposed = None
+    if config["new_item_codes"] == "title":
+        with offline(when="base_model" not in (config_dict or {})):
+            proposed = _proposed(config, model, Path(items), tokens)
     before = _before(directory, model, vectors)
-    if raw is None:
+    if raw is None and not content.shape[1]:
+        embedding = _standing_by(model, proposed)
+    elif raw is None:
         known = vectors.embedding[1:]
         embedding = predict(vectors.content.vectors[1:], known, content)
         embedding = torch.from_numpy(embedding).to(model.item_embedding)
@@ -136,7 +143,7 @@ def _add(
         embedding = _standardised(model, before, raw)
         if embeddings is None:
             _check_texts(config, model, dataset, before)
-    codes = _codes(model, embedding, tokens)
+    codes = _codes(model, embedding, tokens, proposed)
     summary = _summary(directory, model, codes)
     added = AddedItems(
         tokens=before.tokens + tokens,
@@ -205,14 +212,15 @@ def _vectors(
         return vectors_for(Path(embeddings), tokens, "embeddings", in_order=True)
     sources = embedding_sources(config)
     if sources != ["text"]:
-        if content.shape[1]:
+        if content.shape[1] or config["new_item_codes"] == "title":
             return None
         why = {"file": "vectors made elsewhere", "text": "text"}
         known = [f"{name} ({why.get(name, 'from interactions')})" for name in sources]
         raise UserError(
             f"item_embedding: the run's vectors are {' and '.join(known)}, which new items do not "
             "come with: give --embeddings=FILE.npy with vectors of the same space and width, or "
-            "train a run with item_head: True and item_content: fields"
+            "train a run with item_head: True and item_content: fields, or with the task "
+            "title_to_codes for new_item_codes: title"
         )
     files = AtomicFiles.of(config)
     fields = config["text_fields"] or word_fields(files)
@@ -306,12 +314,42 @@ def _standardised(model: ETEGRecLlama, before: AddedItems, raw: np.ndarray) -> t
     return torch.from_numpy(standard).to(model.item_embedding)
 
 
-def _codes(model: ETEGRecLlama, embedding: torch.Tensor, tokens: list[str]) -> torch.Tensor:
+def _proposed(config: Config, model: ETEGRecLlama, items: Path, tokens: list[str]) -> torch.Tensor:
+    """What the titles of new items say of their semantic codes ``[n, K, L - 1]``.
+
+    Raises:
+        UserError: an item has no title, or the run did not learn what titles say.
+    """
+    titles = read_titles(AtomicFiles.of(config), items)
+    texts = {token: titles.get(token, "") for token in tokens}
+    _refuse_empty(items, texts, ["title"])
+    return proposed_codes(config, model, list(texts.values()))
+
+
+@torch.no_grad()
+def _standing_by(model: ETEGRecLlama, proposed: torch.Tensor) -> torch.Tensor:
+    """Embeddings ``[n, d_z]`` that the tokenizer gives to the likeliest proposed codes."""
+    tokenizer = model.tokenizer
+    return tokenizer.decoder(tokenizer.quantizer.look_up(proposed[:, 0]))
+
+
+def _codes(
+    model: ETEGRecLlama,
+    embedding: torch.Tensor,
+    tokens: list[str],
+    proposed: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Codes of new items ``[n, L]``: the nearest, and the first free collision code.
 
     Items for which none is free get the next nearest of the last level's codes that have room.
+
+    Args:
+        proposed: semantic codes that are taken instead, the first that have room
+            ``[n, K, L - 1]``; the nearest follow where none of them has.
     """
     semantic, most = model.tokenizer.encode(embedding), model.codes.code_num
+    if proposed is not None:
+        semantic = _with_room(model, semantic, proposed)
     tried = torch.zeros_like(semantic[:, -1])  # of the last level's codes, the nearest first
     while True:
         codes = model.codes.codes_for(semantic)
@@ -329,6 +367,25 @@ def _codes(model: ETEGRecLlama, embedding: torch.Tensor, tokens: list[str]) -> t
             )
         nearest = model.tokenizer.last_distances(embedding[full]).argsort(dim=1, stable=True)
         semantic[full, -1] = nearest.gather(1, tried[full].unsqueeze(1)).squeeze(1)
+
+
+def _with_room(model: ETEGRecLlama, nearest: torch.Tensor, proposed: torch.Tensor) -> torch.Tensor:
+    """The first semantic codes ``[n, L - 1]`` of those proposed that have room, else the nearest.
+
+    Args:
+        nearest: ``[n, L - 1]``.
+        proposed: ``[n, K, L - 1]``.
+    """
+    choices = torch.cat([proposed, nearest.unsqueeze(1)], dim=1)
+    rows = torch.arange(len(choices), device=choices.device)
+    place = torch.zeros_like(rows)
+    while True:
+        semantic = choices[rows, place]
+        full = model.codes.codes_for(semantic)[:, -1] >= model.codes.code_num
+        full = full & (place < proposed.shape[1])
+        if not full.any():
+            return semantic
+        place = place + full
 
 
 def _summary(directory: RunDirectory, model: ETEGRecLlama, codes: torch.Tensor) -> list[str]:

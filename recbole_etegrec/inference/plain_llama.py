@@ -55,8 +55,13 @@ def plain_llama(model: ETEGRecLlama) -> PreTrainedModel:
     """The language model of transformers, its adapters merged and its weights in fp32.
 
     Raises:
-        UserError: see above.
+        UserError: see above, or users have codes.
     """
+    if model.codes.users is not None:
+        raise UserError(
+            "format (hf): user_codes are made of item embeddings, which a plain LLaMA has not: "
+            "export without a format"
+        )
     backbone, embedding = model.recommender.backbone, model.recommender.code_embedding
     rows, head = _rows(model)
     config = type(backbone.config).from_dict(backbone.config.to_dict())

@@ -15,6 +15,7 @@ from recbole_etegrec.losses.psa import PSA, PSA_FIXED, preference_semantic_align
 from recbole_etegrec.losses.quantization import QUANTIZATION, quantization_loss
 from recbole_etegrec.losses.recommendation import RECOMMENDATION, recommendation_loss
 from recbole_etegrec.losses.sia import SIA, sequence_item_alignment
+from recbole_etegrec.losses.tasks import TASK_OBJECTIVES
 
 # The order is that in which weighted losses are summed, recorded and shown.
 OBJECTIVES: dict[str, Objective] = {
@@ -28,6 +29,7 @@ OBJECTIVES: dict[str, Objective] = {
     "quantization": QUANTIZATION,
     "grpo": GRPO,
     "dpo": DPO,
+    **TASK_OBJECTIVES,
 }
 
 

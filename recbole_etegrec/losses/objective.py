@@ -10,7 +10,8 @@ from recbole_etegrec.data import SequenceBatch
 from recbole_etegrec.recommender import Candidates, RecommenderOutput
 from recbole_etegrec.tokenizer import Quantization, TokenizerOutput
 
-OUTPUTS = {*RecommenderOutput._fields, "embeddings", "items", "sequence", "taught_codes"}
+_OTHERS = ("embeddings", "items", "sequence", "taught_codes", "row_codes")
+OUTPUTS = {*RecommenderOutput._fields, *_OTHERS}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class ForwardPass:
         embeddings: of the distinct targets of the whole step ``[U, d_z]``.
         taught_vectors: of the items that a teacher scores for each target ``[n, K, d]``.
         taught_codes: codes of these items ``[n, K, L]``.
+        row_logits: of the codes that rows of tasks ask for ``[n, L, C]``.
+        row_codes: these codes ``[n, L]``.
+        text_nll: ``-log p`` of the tokens of text that rows of tasks ask for ``[m]``.
         branch_log_probs: of the codes of the candidates in ``batch.group`` ``[B, K, L]``.
         items: the tokenizer's output for the distinct targets of the whole step ``[U, ...]``.
         sequence: ``sequence_latent``, quantized ``[n, ...]``.
@@ -52,6 +56,9 @@ class ForwardPass:
     embeddings: torch.Tensor | None = None
     taught_vectors: torch.Tensor | None = None
     taught_codes: torch.Tensor | None = None
+    row_logits: torch.Tensor | None = None
+    row_codes: torch.Tensor | None = None
+    text_nll: torch.Tensor | None = None
     branch_log_probs: torch.Tensor | None = None
     items: TokenizerOutput | None = None
     sequence: Quantization | None = None
@@ -80,11 +87,11 @@ class Objective:
             of the loss: shares sum to the mean over the step, or, where targets are summed over, to
             what the step adds to the mean over the epoch.
         needs: what it reads of the forward pass: outputs of the recommender by their names,
-            `embeddings`, `items`, `sequence`, `taught_codes`.
+            `embeddings`, `items`, `sequence`, `taught_codes`, `row_codes`.
         trains: the modules, ``tokenizer`` or ``recommender``, in whose epochs it counts.
         title: what reports call it.
         unit: of its values.
-        weight: the config key of its weight, or the weight itself.
+        weight: the config key of its weight, the weight itself, or what finds it in a config.
         aligned: whether it ties the modules to each other: it then trains the tokenizer once the
             recommender has learnt by it, and after ``warm_epochs``.
         part: the config key of the part of the model without which it does not count.
@@ -100,7 +107,7 @@ class Objective:
     trains: tuple[str, ...]
     title: str
     unit: str
-    weight: str | float = 1.0
+    weight: str | float | Callable[[Mapping[str, Any]], float] = 1.0
     aligned: bool = False
     part: str | None = None
     options: tuple[str, ...] = ()
@@ -124,5 +131,7 @@ class Objective:
         """Its weight by a config; 0 where the config says nothing of it."""
         if self.part and not config[self.part]:
             return 0.0
+        if callable(self.weight):
+            return self.weight(config)
         weight = config[self.weight] if isinstance(self.weight, str) else self.weight
         return weight or 0.0

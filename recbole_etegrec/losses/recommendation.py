@@ -35,6 +35,7 @@ RECOMMENDATION = Objective(
         "input projector",
         "output projector",
         "collision table",
+        "user codes",
         "item entry",
         "backbone",
     ),

@@ -3,7 +3,10 @@
 from dataclasses import fields
 from typing import Any
 
+from transformers.configuration_utils import PreTrainedConfig
+
 from recbole_etegrec.config import Config, properties_dir
+from recbole_etegrec.data.tasks import TASKS, tasks_of
 from recbole_etegrec.decoding import RANKERS, ranking_of
 from recbole_etegrec.recommender import RecommenderSpec, Tuning
 from recbole_etegrec.recommender.base_model import (
@@ -36,10 +39,11 @@ def recommender_spec(
     Raises:
         UserError: the configuration of the base model cannot be had.
     """
-    base = None
+    base, text = None, {"text_tokens": 0, "text_head": "none"}
     if config["base_model"]:
         shapes = properties_dir() / "base_model" if shapes_only else None
-        base = without_vocabulary(find_base_config(config["base_model"], shapes))
+        found = find_base_config(config["base_model"], shapes)
+        base, text = without_vocabulary(found), _text_of(config, found)
     given = {
         "e_dim": e_dim,
         "semantic_hidden_size": semantic_hidden_size,
@@ -49,11 +53,23 @@ def recommender_spec(
         "head_vectors": None,
         "head_alike": 0,
         "content_width": content_width,
+        **text,
         # Weights that learn are fp32 under any precision; frozen ones need no more than it.
         "base_precision": "fp32" if config["tuning"] == "full" else config["precision"],
     }
     keys = {field.name for field in fields(RecommenderSpec)} - given.keys()
     return RecommenderSpec(**given, **{key: config[key] for key in keys})
+
+
+def _text_of(config: Config, base: PreTrainedConfig) -> dict[str, Any]:
+    """What of a base's token table and head the tasks of a config need."""
+    tasks = [TASKS[name] for name in tasks_of(config)]
+    if not tasks:
+        return {"text_tokens": 0, "text_head": "none"}
+    tied = getattr(base, "tie_word_embeddings", False)
+    asks = any(task.target == "title" for task in tasks)
+    head = ("tied" if tied else "own") if asks else "none"
+    return {"text_tokens": base.vocab_size, "text_head": head}
 
 
 def settle_codes(config: Config, n_items: int) -> None:
@@ -96,4 +112,5 @@ def check_base_model(config: Config) -> None:
 
 
 def _tokens(config: Config) -> int:
-    return (config["MAX_ITEM_LIST_LENGTH"] + 1) * config["code_length"]
+    items = (config["MAX_ITEM_LIST_LENGTH"] + 1) * config["code_length"]
+    return items + config["user_codes"]

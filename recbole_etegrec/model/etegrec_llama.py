@@ -15,12 +15,14 @@ from recbole.utils import InputType
 from recbole_etegrec.config import Config
 from recbole_etegrec.config.checks import launched_with
 from recbole_etegrec.data import SequenceBatch, item_vectors
+from recbole_etegrec.data.tasks import TaskBatch
 from recbole_etegrec.decoding import RANKERS, BatchFields, ranking_of
 from recbole_etegrec.losses import OBJECTIVES, ForwardPass, objective_weights
 from recbole_etegrec.model.build import ranker_options, recommender_spec, settle_codes, tuning_of
 from recbole_etegrec.recommender import (
     Branches,
     Candidates,
+    MixedRows,
     Recommender,
     RecommenderOutput,
     build_recommender,
@@ -33,6 +35,7 @@ from recbole_etegrec.tokenizer import (
     CodeHealth,
     ItemCodes,
     TokenizerOfRecord,
+    UserCodes,
     spread_collisions,
 )
 from recbole_etegrec.tokenizer.health import Neighbours, nearest_neighbours, neighbours_kept
@@ -108,14 +111,16 @@ class ETEGRecLlama(SequentialRecommender):
         self.ties_codebooks = config["codebook_update"] != "separate"
         self.tokenizer_of_record = TokenizerOfRecord(self.tokenizer)
         self.recommender = self._make_recommender(config, shapes_only=item_embedding.is_meta)
-        backbone = self.recommender.backbone
-        learns = {name for name, p in backbone.named_parameters() if p.requires_grad}
-        self.frozen_names = {
-            f"recommender.backbone.{name}" for name in backbone.state_dict() if name not in learns
-        }
+        self.frozen_names = self._find_frozen()
         self.codes = ItemCodes(
             n_items=self.n_items, code_length=config["code_length"], code_num=config["code_num"]
         )
+        if config["user_codes"]:
+            self.codes.users = UserCodes(
+                levels=config["user_codes"],
+                code_num=config["code_num"],
+                width=item_embedding.shape[1],
+            )
         self.item_sample = config["item_sample"]
         self.take_items(item_embedding, item_content)
         self.ranker = RANKERS[ranking_of(config)](
@@ -126,7 +131,7 @@ class ETEGRecLlama(SequentialRecommender):
         if not item_embedding.is_meta:
             self.frozen_digest = self.digest_frozen()
         if start_codes and not item_embedding.is_meta:
-            self._start_codebooks(config["device"])
+            self._start_codebooks(config["device"], dataset)
             self.rebuild_codes()
             self.copy_codebooks(to="recommender")
         # RecBole's stock trainer optimises every parameter that wants a gradient.
@@ -147,11 +152,24 @@ class ETEGRecLlama(SequentialRecommender):
         device = "cpu" if launched_with("FSDP") else config["device"]
         return build_recommender(self.spec, tuning_of(config), device)
 
-    def _start_codebooks(self, device: torch.device) -> None:
+    def _find_frozen(self) -> set[str]:
+        pretrained = {"backbone": self.recommender.backbone, "text": self.recommender.text}
+        names: set[str] = set()
+        for part, module in pretrained.items():
+            if module is not None:
+                learns = {name for name, p in module.named_parameters() if p.requires_grad}
+                names |= {f"recommender.{part}.{n}" for n in module.state_dict() if n not in learns}
+        return names
+
+    def _start_codebooks(self, device: torch.device, dataset: SequentialDataset) -> None:
         """Find the first codebooks where that is quick; all stays where it was."""
         place = self.item_embedding.device
         self.tokenizer.to(device).start(self.item_embedding[1:].to(device), self.seed)
         self.tokenizer.to(place)
+        if self.codes.users is not None:
+            items, offsets = dataset.inter_feat[self.ITEM_ID], torch.from_numpy(dataset.offsets)
+            self.codes.users.to(device).start(items, offsets, self.max_history, self.seed)
+            self.codes.users.to(place)
 
     def _apply(self, fn, recurse=True):
         """Let the item head read the embeddings where they have moved."""
@@ -166,6 +184,8 @@ class ETEGRecLlama(SequentialRecommender):
         self.item_embedding, self.item_content = item_embedding, item_content
         if self.recommender.item_head is not None:
             self.recommender.item_head.lend(item_embedding, item_content)
+        if self.codes.users is not None:
+            self.codes.users.lend(item_embedding)
 
     def digest_frozen(self) -> str | None:
         """A hash of the weights that never learn; None if all do.
@@ -312,6 +332,8 @@ class ETEGRecLlama(SequentialRecommender):
         objectives = {name: OBJECTIVES[name] for name in names if name in self.loss_options}
         if batch.taught_items is None:  # where a batch is made up, as to plan memory
             objectives = {n: one for n, one in objectives.items() if one.part != "distill_from"}
+        if batch.tasks is None:
+            objectives = {n: one for n, one in objectives.items() if one.part != "tasks"}
         if batch.group is None:
             objectives = {n: one for n, one in objectives.items() if not one.reads_groups}
         needs = {need for objective in objectives.values() for need in objective.needs}
@@ -321,10 +343,12 @@ class ETEGRecLlama(SequentialRecommender):
         has_head = self.recommender.item_head is not None and "branch_log_probs" in needs
         if "item_query" in needs or has_head:
             candidates = draw_candidates(self.n_items, self.item_sample, batch.items.device)
+        reads_rows = not needs.isdisjoint({"row_logits", "text_nll"})
         if needs != {"items"}:
             taught = batch.taught_items if "taught_vectors" in needs else None
+            rows = self.mixed_rows(batch.tasks) if reads_rows else None
             branches = self._branches(batch) if "branch_log_probs" in needs else None
-            output = self.read(batch, recommender, candidates, taught, branches)
+            output = self.read(batch, recommender, candidates, taught, rows, branches)
             outputs = {name: value for name, value in output._asdict().items() if value is not None}
         embeddings = items = sequence = None
         if not needs.isdisjoint({"embeddings", "items", "sequence"}):
@@ -343,6 +367,7 @@ class ETEGRecLlama(SequentialRecommender):
             sequence=sequence,
             candidates=candidates,
             taught_codes=self.codes(batch.taught_items) if "taught_codes" in needs else None,
+            row_codes=self.codes(batch.tasks.code_items) if reads_rows else None,
             logsumexp_over_processes=logsumexp_over_processes,
         )
         shares = {
@@ -363,6 +388,7 @@ class ETEGRecLlama(SequentialRecommender):
         recommender: Callable[..., RecommenderOutput] | None = None,
         candidates: Candidates | None = None,
         taught: torch.Tensor | None = None,
+        rows: MixedRows | None = None,
         branches: Branches | None = None,
     ) -> RecommenderOutput:
         """Run a micro-batch through the recommender.
@@ -371,13 +397,38 @@ class ETEGRecLlama(SequentialRecommender):
             recommender: as wrapped for training.
             candidates: the items that the item head is to tell targets from; None: it is not asked.
             taught: items that a teacher scores for each target ``[n, K]``; None: there is none.
+            rows: of tasks, as :meth:`mixed_rows` gives them; None: there are none.
             branches: items that might follow a beginning of each row; None: there are none.
         """
         recommender, codes = recommender or self.recommender, self.codes(batch.items)
         given = {} if branches is None else {"branches": branches}
         if self.recommender.item_head is not None:
             given |= {"items": batch.items, "candidates": candidates, "taught": taught}
+        if self.codes.users is not None:
+            place = torch.arange(batch.items.shape[1], device=batch.items.device)
+            given["prefix"] = self.codes.prefix(batch.items, place < batch.known.unsqueeze(1))
+        if rows is not None:
+            given["rows"] = rows
         return recommender(codes, batch.target_index, **given)
+
+    def mixed_rows(self, tasks: TaskBatch) -> MixedRows:
+        """Rows of tasks, the items in them as their present codes."""
+        return MixedRows(
+            self.mixed_tokens(tasks.slots),
+            tasks.positions if tasks.packed else None,
+            tasks.item_index,
+            tasks.items,
+            tasks.code_index,
+            tasks.text_index,
+        )
+
+    def mixed_tokens(self, slots: torch.Tensor) -> torch.Tensor:
+        """Slots as rows of tasks have them ``[...]``, as mixed tokens of the present codes."""
+        code = (-1 - slots).clamp_min(0)
+        length, codes = self.codes.table.shape[1], self.codes
+        item, level = code // length, code % length
+        of_items = codes.table[item, level].clamp_min(0) + level * codes.code_num
+        return torch.where(slots < 0, of_items, slots + self.recommender.code_embedding.count)
 
     def _branches(self, batch: SequenceBatch) -> Branches:
         """The candidates of a micro-batch, as the recommender takes them."""
@@ -404,6 +455,7 @@ class ETEGRecLlama(SequentialRecommender):
             step_targets=len(rows),
             step_items=int(end.sum()) + len(rows),
             micro_batches=1,
+            known=end,
         )
         losses = self.losses(self.loss_weights, batch)
         return sum(weight * losses[name] for name, weight in self.loss_weights.items())

@@ -26,6 +26,13 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
         "or the phases before it",
     )
     yield (
+        config["user_codes"] > 0
+        and config["preference"] != "likelihood"
+        and config["training_rows"] != "prefixes",
+        f"schedule (preference) with user_codes ({config['user_codes']}) needs training_rows: "
+        "prefixes, for candidates of the last target of a row are drawn by all before it",
+    )
+    yield (
         config["backbone"] == "t5",
         "schedule (preference) is for decoders, and backbone (t5) is an encoder and a decoder",
     )

@@ -133,19 +133,27 @@ def check_gradients(
                 trainer.run_phase(phase)
         trainer.settle_codes()
         trainer.engine.captures = ()  # gradients are looked at between steps, too
-        # Losses are shown as means over the step itself.
-        batches = [batch._replace(targets_a_step=None) for batch in next(iter(train_data))]
+        batches = {
+            name: [
+                # Losses are shown as means over the step itself.
+                batch._replace(targets_a_step=None)
+                for batch in next(loader.iterate())
+            ]
+            for name, loader in trainer.loaders.items()
+            if name != "items"
+        }
         kinds = kinds_of_epochs(phases)
         report = GradientCheck(list(kinds))
         report.advice.extend(advice(config))
-        _look_at_scale(config, model, batches[0].to(trainer.engine.device), report)
+        first = batches["sequences"][0].to(trainer.engine.device)
+        _look_at_scale(config, model, first, report)
         report.cells = {name: {} for name in parts}
         for name, kind in kinds.items():
+            given = batches.get(kind.loader, batches["sequences"])
             if kind.stage.phase == "preference" and trainer.preferences.maker is None:
                 trainer.begin_guarded()
-            given = batches
             if kind.stage.reads_groups:
-                given = trainer.preferences.with_groups(batches, 0.0, config["seed"])
+                given = trainer.preferences.with_groups(given, 0.0, config["seed"])
             _check_epoch(trainer.engine, parts, given, name, kind, report)
     if model.frozen_digest is not None:
         same = model.digest_frozen() == model.frozen_digest
@@ -156,10 +164,11 @@ def check_gradients(
 
 
 class Kind(NamedTuple):
-    """A kind of epoch: a stage that trains one module, and the rate that it learns with."""
+    """A kind of epoch: a stage that trains one module, its rate, and what it goes over."""
 
     stage: Stage
     learning_rate: float
+    loader: str
 
 
 def kinds_of_epochs(phases: list[Phase]) -> dict[str, Kind]:
@@ -174,7 +183,7 @@ def kinds_of_epochs(phases: list[Phase]) -> dict[str, Kind]:
             name = phase.name if len(parts) == 1 else module
             if name in kinds:
                 name = f"{phase.name} {module}"
-            kinds[name] = Kind(parts[module], phase.learning_rates[module])
+            kinds[name] = Kind(parts[module], phase.learning_rates[module], phase.loader)
     return kinds
 
 
@@ -211,11 +220,16 @@ def model_parts(model: ETEGRecLlama) -> dict[str, Part]:
         parts[name] = part("recommender", name, parameters)
     table = "collision table"
     parts[table] = part("recommender", table, [embedding.collision_table])
+    if embedding.user_table is not None:
+        parts["user codes"] = part("recommender", "user codes", [embedding.user_table])
     for name, module in recommender.sequence_parts.items():
         learning = {n: p for n, p in module.named_parameters() if p.requires_grad}
         if any("lora_" in n for n in learning):
             name = "decoder, LoRA"
         parts[name] = part("recommender", "backbone", learning.values())
+    if recommender.text is not None:
+        learning = [p for p in recommender.text.parameters() if p.requires_grad]
+        parts["token table and its head"] = part("recommender", "token table", learning)
     return {name: part for name, part in parts.items() if part.parameters}
 
 

@@ -21,8 +21,10 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.config.checks import launched_with
 from recbole_etegrec.data import Group, SequenceBatch
 from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.data.tasks.loader import TaskLoader
 from recbole_etegrec.decoding import encode_batch
 from recbole_etegrec.errors import UserError
+from recbole_etegrec.losses import OBJECTIVES
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.preflight.memory_trace import AliveBytes, without_data
 from recbole_etegrec.recommender import autocast
@@ -138,18 +140,22 @@ class MemoryPlan:
         model, recommender = self.model, self.model.recommender
         backbone = recommender.backbone
         frozen = [p for p in backbone.parameters() if not p.requires_grad]
+        heads = [head for head in recommender.heads if head is not recommender.text]
         groups = {
             "decoder, frozen": [*frozen, *backbone.buffers()],
             "decoder, learning": [p for p in backbone.parameters() if p.requires_grad],
-            "heads": [p for head in recommender.heads for p in head.parameters()],
+            "heads": [p for head in heads for p in head.parameters()],
             "tokenizer and items": [
                 *model.tokenizer.parameters(),
                 *model.tokenizer_of_record.buffers(),
+                *model.codes.parameters(),
                 model.item_embedding,
                 *([] if model.item_content is None else [model.item_content]),
                 model.codes.table,
             ],
         }
+        if recommender.text is not None:
+            groups["token table and its head"] = list(recommender.text.parameters())
         if self.config["tuning"] in ("lora", "qlora"):
             groups["adapters (LoRA)"] = groups.pop("decoder, learning")
         return groups
@@ -183,7 +189,10 @@ class MemoryPlan:
         batch = self.train_data.largest_micro_batch()
         self.train_data.split(self.config["gradient_accumulation_steps"], self.processes)
         passes = min(batch.micro_batches // self.processes, 2)
-        activations = self._trace(lambda: self._step(batch, checkpointing, passes))
+        activations = max(
+            self._trace(lambda each=each: self._step(each, checkpointing, passes))
+            for each in (batch, *self._tasks_alone(micro_batches))
+        )
         static = sum(self.weights.values()) + self.optimizer + self.buckets
         total = static + max(activations + self.passing, self.gradients + self.update)
         rows, items = batch.items.shape
@@ -196,6 +205,13 @@ class MemoryPlan:
         total = sum(self.weights.values()) + self.optimizer + peak + self.passing
         return Evaluation(users, self._history_bytes(), total)
 
+    def _tasks_alone(self, micro_batches: int) -> Iterator[SequenceBatch]:
+        """A micro-batch of the phase of tasks, where there is one."""
+        if self.train_data.tasks is not None and "tasks" in self.config["schedule"]:
+            loader = TaskLoader(self.train_data.tasks)
+            loader.split(micro_batches, self.processes)
+            yield next(loader.iterate())[0]
+
     def _step(self, batch: SequenceBatch, checkpointing: bool, passes: int) -> None:
         model = self.model
         checkpoint_activations(model.recommender.backbone, checkpointing)
@@ -203,6 +219,8 @@ class MemoryPlan:
         stages = (stage for phase in phases_of(self.config) for stage in phase.stages)
         parts = [p for stage in stages for p in stage.parts if p.trains == "recommender"]
         names = dict.fromkeys(name for part in parts for name in part.weights)
+        if not len(batch.targets):
+            names = [name for name in names if OBJECTIVES[name].part == "tasks"]
         if not names:
             return
         if any(part.reads_groups for part in parts):

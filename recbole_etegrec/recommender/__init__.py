@@ -10,6 +10,7 @@ from recbole_etegrec.recommender.prefixes import PrefixTree
 from recbole_etegrec.recommender.recommender import (
     Branches,
     EncodedHistory,
+    MixedRows,
     Recommender,
     RecommenderOutput,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "EncodedHistory",
     "EncoderDecoder",
     "ItemHead",
+    "MixedRows",
     "PRECISIONS",
     "PrefixTree",
     "Recommender",

@@ -14,7 +14,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.configuration_utils import PreTrainedConfig
 
 from recbole_etegrec.errors import UserError, hub_refusal
@@ -25,7 +33,10 @@ from recbole_etegrec.recommender.backbone import (
     new_cache,
     residual_dtype,
 )
+from recbole_etegrec.recommender.text_tokens import TextTokens, check_plain_head
 
+# What tells that a model is quantized, which its bare decoder is to say too.
+_QUANTIZED = ("is_quantized", "is_loaded_in_4bit", "quantization_method", "hf_quantizer")
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -75,16 +86,39 @@ def check_length(base_model: str, config: PreTrainedConfig, tokens: int) -> None
             )
 
 
+def load_text_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
+    """What writes texts as tokens of a pretrained decoder; special ones are never read in a text.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**_source(base_model), trust_remote_code=False)
+    except Exception as error:
+        raise hub_refusal("base_model", f"{base_model}, its tokenizer", error) from error
+    tokenizer.split_special_tokens = True
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.encode_special_tokens = True
+    return tokenizer
+
+
 def load_base_model(
-    base_model: str, *, dtype: torch.dtype, attn_implementation: str, quantized: bool, device: str
-) -> PreTrainedModel:
-    """The bare decoder with its weights, without LM head and token table.
+    base_model: str,
+    *,
+    dtype: torch.dtype,
+    attn_implementation: str,
+    quantized: bool,
+    device: str,
+    text_head: str | None = None,
+) -> tuple[PreTrainedModel, TextTokens | None]:
+    """The bare decoder with its weights, and apart from it what reads and writes texts, if wanted.
 
     Args:
         base_model: see :func:`find_base_config`.
         dtype: of its weights.
         quantized: to 4 bits (NF4, double quantization; QLoRA, NeurIPS 2023), by bitsandbytes.
         device: where it is loaded.
+        text_head: one of `HEADS`; None: token table and head are not wanted, and not kept.
 
     Raises:
         UserError: it cannot be found, or its architecture does not fit.
@@ -100,7 +134,8 @@ def load_base_model(
     if "gguf_file" not in source:
         options["device_map"] = {"": device}
     try:
-        model = AutoModel.from_pretrained(
+        kind = AutoModelForCausalLM if text_head == "own" else AutoModel
+        loaded = kind.from_pretrained(
             **source,
             dtype=dtype,
             attn_implementation=attn_implementation,
@@ -109,13 +144,32 @@ def load_base_model(
         )
     except Exception as error:
         raise hub_refusal("base_model", base_model, error) from error
+    model, text = _parts(base_model, loaded, text_head)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # On some CPUs bitsandbytes would pack 4-bit weights anew for ranking, and lose digits.
             module.support_avx512bf16_for_cpu = False
     drop_token_table(model)
     check_contract(base_model, model)
-    return model
+    return model, text
+
+
+def _parts(
+    base_model: str, loaded: PreTrainedModel, text_head: str | None
+) -> tuple[PreTrainedModel, TextTokens | None]:
+    """The bare decoder, which still has its token table, and that with a head; see above."""
+    if text_head is None:
+        return loaded, None
+    if text_head != "none":
+        check_plain_head(base_model, loaded.config)
+    table = loaded.get_input_embeddings()
+    if text_head != "own":
+        return loaded, TextTokens(table)
+    model = loaded.base_model
+    for name in _QUANTIZED:
+        if hasattr(loaded, name):
+            setattr(model, name, getattr(loaded, name))
+    return model, TextTokens(table, loaded.get_output_embeddings())
 
 
 def drop_token_table(model: PreTrainedModel) -> None:

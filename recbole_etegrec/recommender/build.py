@@ -20,6 +20,7 @@ from recbole_etegrec.recommender.item_head import ItemHead
 from recbole_etegrec.recommender.precision import PRECISIONS
 from recbole_etegrec.recommender.recommender import Recommender
 from recbole_etegrec.recommender.spec import RecommenderSpec, Tuning
+from recbole_etegrec.recommender.text_tokens import TextTokens, empty_text_tokens
 
 
 def build_recommender(
@@ -32,15 +33,16 @@ def build_recommender(
     """
     if tuning.base_model is None:
         return _assemble(_backbone(spec), spec, tuning)
-    backbone = load_base_model(
+    backbone, text = load_base_model(
         tuning.base_model,
         dtype=PRECISIONS[spec.base_precision],
         attn_implementation=spec.attn_implementation,
         quantized=tuning.kind == "qlora",
         device=str(device),
+        text_head=spec.text_head if spec.text_tokens else None,
     )
     add_residual_dropout(backbone, spec.residual_dropout)
-    return _assemble(backbone, spec, tuning)
+    return _assemble(backbone, spec, tuning, text)
 
 
 def empty_recommender(
@@ -56,7 +58,8 @@ def empty_recommender(
         # The others hold as much memory and give the same, but are not on every machine.
         spec = replace(spec, attn_implementation="sdpa")
     with init_empty_weights(include_buffers=False) if keep_buffers else torch.device("meta"):
-        return _assemble(_backbone(spec), spec, tuning or Tuning())
+        backbone = _backbone(spec)
+        return _assemble(backbone, spec, tuning or Tuning(), _empty_text(spec, backbone))
 
 
 def _backbone(spec: RecommenderSpec) -> PreTrainedModel:
@@ -84,7 +87,19 @@ def _backbone(spec: RecommenderSpec) -> PreTrainedModel:
     )
 
 
-def _assemble(backbone: PreTrainedModel, spec: RecommenderSpec, tuning: Tuning) -> Recommender:
+def _empty_text(spec: RecommenderSpec, backbone: PreTrainedModel) -> TextTokens | None:
+    if not spec.text_tokens:
+        return None
+    text = empty_text_tokens(spec.text_tokens, backbone.config.hidden_size, spec.text_head)
+    return text.to(PRECISIONS[spec.base_precision])
+
+
+def _assemble(
+    backbone: PreTrainedModel,
+    spec: RecommenderSpec,
+    tuning: Tuning,
+    text: TextTokens | None = None,
+) -> Recommender:
     if tuning.gradient_checkpointing:
         checkpoint_activations(backbone)
     embedding = CodeEmbedding(
@@ -94,6 +109,7 @@ def _assemble(backbone: PreTrainedModel, spec: RecommenderSpec, tuning: Tuning) 
         hidden_size=backbone.config.hidden_size,
         init_std=spec.init_std,
         train_codebooks=tuning.train_codebooks,
+        user_codes=spec.user_codes,
     )
     if tuning.kind in ("lora", "qlora"):
         backbone = add_lora(
@@ -116,6 +132,8 @@ def _assemble(backbone: PreTrainedModel, spec: RecommenderSpec, tuning: Tuning) 
     )
     if spec.head_items:  # last, so that all else starts as without one
         recommender.item_head = _item_head(spec, backbone.config)
+    if text is not None:
+        recommender.text = text.requires_grad_(tuning.kind == "full")
     return recommender
 
 

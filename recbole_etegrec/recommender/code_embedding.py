@@ -19,6 +19,7 @@ class CodeEmbedding(nn.Module):
         hidden_size: width of the backbone ``H``.
         init_std: standard deviation of the initial weights.
         train_codebooks: whether the codebook levels get gradients (the collision level does).
+        user_codes: levels of the codes of users ``U``; 0: there are none.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class CodeEmbedding(nn.Module):
         hidden_size: int,
         init_std: float,
         train_codebooks: bool,
+        user_codes: int = 0,
     ):
         super().__init__()
         self.code_num = code_num
@@ -42,6 +44,15 @@ class CodeEmbedding(nn.Module):
         self.output_projector = nn.Linear(hidden_size, e_dim, bias=False)
         for projector in (self.scid_projector, self.output_projector):
             nn.init.normal_(projector.weight, std=init_std)
+        self.user_table: nn.Parameter | None = None
+        if user_codes:  # last, so that all else starts as without them
+            self.user_table = nn.Parameter(torch.randn(user_codes, code_num, e_dim) * init_std)
+
+    @property
+    def count(self) -> int:
+        """Codes of all levels, those of users included."""
+        users = 0 if self.user_table is None else len(self.user_table)
+        return (len(self.codebooks) + 1 + users) * self.code_num
 
     def tables(self) -> torch.Tensor:
         """All levels ``[L, C, D]``."""
@@ -53,6 +64,18 @@ class CodeEmbedding(nn.Module):
         # F.embedding, not indexing: the backward of an index is serial on the CPU.
         rows = F.embedding(codes + levels * self.code_num, self.tables().flatten(0, 1))
         return self.scid_projector(rows).float()
+
+    def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Codes by one number each ``[...]`` → ``[..., H]``.
+
+        Args:
+            tokens: code ``k`` of level ``l`` is ``l C + k``; levels of users' codes follow those of
+                items.
+        """
+        tables = self.tables()
+        if self.user_table is not None:
+            tables = torch.cat([tables, self.user_table])
+        return self.scid_projector(F.embedding(tokens, tables.flatten(0, 1))).float()
 
     def logits(self, hidden: torch.Tensor, levels: slice = slice(None)) -> torch.Tensor:
         """Logits in fp32: states ``[n, l, H]`` of ``l`` levels → ``[n, l, C]``."""

@@ -25,6 +25,7 @@ from recbole_etegrec.recommender.backbone import (
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
 from recbole_etegrec.recommender.item_head import Candidates, ItemHead, seen_before
 from recbole_etegrec.recommender.prefixes import PrefixTree
+from recbole_etegrec.recommender.text_tokens import TextTokens
 
 
 class RecommenderOutput(NamedTuple):
@@ -40,6 +41,10 @@ class RecommenderOutput(NamedTuple):
             item head learns of repeats.
         repeat_bonus: what the scores of these items get on top, in nats ``[1]``.
         taught_vectors: of items that a teacher scores for each target ``[n, K, d]``.
+        row_logits: of the codes that rows of texts and codes ask for ``[n, L, C]``; it and the next
+            where there are such rows.
+        text_nll: ``-log p`` of the tokens of text that they ask for, in nats ``[m]``; None where
+            there is no head for texts.
         branch_log_probs: of the codes of branches, in nats ``[B, K, L]``; where there are any.
     """
 
@@ -51,7 +56,33 @@ class RecommenderOutput(NamedTuple):
     item_seen: torch.Tensor | None = None
     repeat_bonus: torch.Tensor | None = None
     taught_vectors: torch.Tensor | None = None
+    row_logits: torch.Tensor | None = None
+    text_nll: torch.Tensor | None = None
     branch_log_probs: torch.Tensor | None = None
+
+
+class MixedRows(NamedTuple):
+    """Rows of mixed tokens; what is asked for is predicted from the token before it.
+
+    Mixed tokens are codes as `CodeEmbedding.embed_tokens` numbers them, and tokens of text after
+    them. Indices are flat, into ``[B, S]``.
+
+    Attributes:
+        tokens: ``[B, S]``.
+        positions: of each in its own row; where one is 0 a row begins ``[B, S]``. None: each row
+            has one sequence, padded on the right.
+        item_index: the tokens that are the last codes of items ``[k]``.
+        items: ids of these items ``[k]``.
+        code_index: the tokens of codes of items that are asked for ``[n, L]``.
+        text_index: the tokens of text that are asked for ``[m]``.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor | None
+    item_index: torch.Tensor
+    items: torch.Tensor
+    code_index: torch.Tensor
+    text_index: torch.Tensor
 
 
 class Branches(NamedTuple):
@@ -71,7 +102,8 @@ class EncodedHistory(NamedTuple):
 
     Attributes:
         cache: keys and values of their tokens.
-        visible: which of their tokens are real ``[B, T * L]``.
+        visible: which of their tokens are real, what stands before them included
+            ``[B, P + T * L]``.
         state: the state that predicts the first code after each ``[B, H]``.
         length: tokens of each history ``[B]``.
         encoded: states of their tokens ``[B, T * L, H]``, where there is an encoder.
@@ -129,12 +161,14 @@ class Recommender(nn.Module):
         self.enc_adapter = _adapter(hidden_size, code_embedding.codebooks.shape[-1], init_std)
         self.dec_adapter = _adapter(hidden_size, semantic_hidden_size, init_std)
         self.item_head: ItemHead | None = None
+        self.text: TextTokens | None = None
 
     @property
     def heads(self) -> list[nn.Module]:
         """All but the backbone."""
         heads = [self.code_embedding, self.enc_adapter, self.dec_adapter]
-        return heads if self.item_head is None else [*heads, self.item_head]
+        further = (self.item_head, self.text)
+        return [*heads, *(head for head in further if head is not None)]
 
     @property
     def sequence_parts(self) -> dict[str, nn.Module]:
@@ -149,6 +183,8 @@ class Recommender(nn.Module):
         items: torch.Tensor | None = None,
         candidates: Candidates | None = None,
         taught: torch.Tensor | None = None,
+        prefix: torch.Tensor | None = None,
+        rows: MixedRows | None = None,
         branches: Branches | None = None,
     ) -> RecommenderOutput:
         """Predict many items of each sequence in one pass.
@@ -162,6 +198,8 @@ class Recommender(nn.Module):
             items: ids of the items ``[B, T]``, for the item head.
             candidates: the items that the item head is to tell targets from; None: it is not asked.
             taught: items that a teacher scores for each target ``[n, K]``; None: there is none.
+            prefix: what stands before the codes, as mixed tokens ``[B, P]``; None: nothing does.
+            rows: of texts and codes, which are read apart; None: there are none.
             branches: items that are asked for besides, in the same pass; no mask can be given then.
         """
         length = codes.shape[-1]
@@ -172,10 +210,15 @@ class Recommender(nn.Module):
         among = vectors if candidates is not None and candidates.whole else None
         embeddings = self._embed(codes, items, among).flatten(1, 2)[:, :-1]  # nothing follows
         token_mask, log_probs = token_mask_of(attention_mask, length), None
+        mask = token_mask if token_mask is None else token_mask[:, :-1]
+        first = 0 if prefix is None else prefix.shape[1]
+        if prefix is not None:
+            embeddings, mask = self._behind(prefix, embeddings, mask)
         if branches is not None:
-            hidden, log_probs = self._run_with(branches, embeddings)
+            hidden, log_probs = self._run_with(branches, embeddings, first)
         else:
-            hidden = self._run(embeddings, token_mask if token_mask is None else token_mask[:, :-1])
+            hidden = self._run(embeddings, mask)
+        hidden = hidden[:, first:]
         # States of the tokens just before each target code: a shift by L - 1 tokens.
         before = hidden[:, length - 1 :].unflatten(1, (-1, length)).flatten(0, 1)
         before = before.index_select(0, target_index).float()  # [n, L, H]
@@ -188,6 +231,17 @@ class Recommender(nn.Module):
             self.dec_adapter(state),
             branch_log_probs=log_probs,
         )
+        if rows is None and self.text is not None:
+            output = output._replace(text_nll=self.text.nothing())
+        if rows is not None:
+            output = output._replace(**self._read_rows(rows, among))
+            if candidates is None and self.item_head is not None:
+                # Nobody asks the head, but distributed wrappers want a gradient for all of it.
+                output = output._replace(
+                    item_query=self.item_head.ask(before[:, 0]),
+                    item_vectors=self.item_head.vectors(rows.items[:1]),
+                    repeat_bonus=self.item_head.repeat_bonus,
+                )
         if candidates is None:
             return output
         output = output._replace(item_query=self.item_head.ask(before[:, 0]), item_vectors=vectors)
@@ -207,13 +261,16 @@ class Recommender(nn.Module):
     ) -> None:
         """Let codes enter at the scale of the backbone's own tokens, and logits leave at 1.
 
-        Three factors do it, found on a batch as in :meth:`forward`: of the collision table, whose
-        rows become as long as those of the codebooks; of the projector into the backbone; of the
-        projector out of it, after which the logits of a position deviate by 1 from their mean.
+        Three factors do it, found on a batch as in :meth:`forward`: of the collision table and that
+        of users' codes, whose rows become as long as those of the codebooks; of the projector into
+        the backbone; of the projector out of it, after which the logits of a position deviate by 1
+        from their mean.
         Vectors of items enter at the scale of codes.
         """
         embedding = self.code_embedding
         embedding.collision_table *= _rms(embedding.codebooks) / _rms(embedding.collision_table)
+        if embedding.user_table is not None:
+            embedding.user_table *= _rms(embedding.codebooks) / _rms(embedding.user_table)
         own = self.backbone.token_rms
         embedding.scid_projector.weight *= own / _rms(embedding.embed(codes[codes.any(dim=2)]))
         if self.item_head is not None and self.item_head.enter is not None:
@@ -227,15 +284,20 @@ class Recommender(nn.Module):
         codes: torch.Tensor,
         attention_mask: torch.Tensor,
         items: torch.Tensor | None = None,
+        prefix: torch.Tensor | None = None,
     ) -> EncodedHistory:
         """Run histories ``[B, T, L]``, padded on either side, and keep their cache.
 
         Args:
             items: ids of the items ``[B, T]``, for the item head.
+            prefix: what stands before the codes, as mixed tokens ``[B, P]``; -1 is padding.
         """
         cache = new_cache()
         visible = token_mask_of(attention_mask, codes.shape[-1])
-        hidden = self._run(self._embed(codes, items).flatten(1, 2), visible, cache)
+        embeddings = self._embed(codes, items).flatten(1, 2)
+        if prefix is not None:
+            embeddings, visible = self._behind(prefix, embeddings, visible)
+        hidden = self._run(embeddings, visible, cache)
         position = torch.arange(visible.shape[1], device=codes.device)
         last = (visible * position).argmax(dim=1)
         state = hidden[torch.arange(len(codes), device=codes.device), last].float()
@@ -283,6 +345,46 @@ class Recommender(nn.Module):
             )
         return output.last_hidden_state.float()
 
+    def _behind(
+        self, prefix: torch.Tensor, embeddings: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Put mixed tokens ``[B, P]`` before others ``[B, S, H]``, of which a mask may tell."""
+        before = self._embed_mixed(prefix.clamp_min(0))
+        if mask is not None:
+            mask = torch.cat([prefix >= 0, mask], dim=1)
+        return torch.cat([before, embeddings], dim=1), mask
+
+    def _embed_mixed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Mixed tokens ``[B, S]`` → ``[B, S, H]``."""
+        embedding = self.code_embedding
+        if self.text is None:
+            return embedding.embed_tokens(tokens)
+        codes = embedding.embed_tokens(tokens.clamp_max(embedding.count - 1))
+        words = self.text.embed((tokens - embedding.count).clamp_min(0))
+        return torch.where((tokens < embedding.count).unsqueeze(-1), codes, words)
+
+    def _read_rows(
+        self, rows: MixedRows, vectors: torch.Tensor | None
+    ) -> dict[str, torch.Tensor | None]:
+        """What rows of mixed tokens give to :class:`RecommenderOutput`.
+
+        Args:
+            vectors: of all items ``[N, d]``, where the item head has made them already.
+        """
+        tokens = self._embed_mixed(rows.tokens)
+        if self.item_head is not None and self.item_head.enter is not None:
+            entry = self.item_head.entry(rows.items, vectors)
+            flat = tokens.flatten(0, 1).index_add(0, rows.item_index, entry)
+            tokens = flat.view_as(tokens)
+        hidden = self._run_packed(tokens, rows.positions).flatten(0, 1)
+        before = hidden.index_select(0, rows.code_index.flatten() - 1).float()
+        logits = self.code_embedding.logits(before.unflatten(0, rows.code_index.shape))
+        if self.text is None:
+            return {"row_logits": logits}
+        wanted = rows.tokens.flatten()[rows.text_index] - self.code_embedding.count
+        nll = self.text.nll(hidden.index_select(0, rows.text_index - 1), wanted)
+        return {"row_logits": logits, "text_nll": nll}
+
     def _embed(
         self,
         codes: torch.Tensor,
@@ -301,7 +403,7 @@ class Recommender(nn.Module):
         return torch.cat([tokens[:, :, :-1], last], dim=2)
 
     def _run_with(
-        self, branches: Branches, embeddings: torch.Tensor
+        self, branches: Branches, embeddings: torch.Tensor, first: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run sequences and branches of theirs as one row of tokens each.
 
@@ -310,6 +412,7 @@ class Recommender(nn.Module):
 
         Args:
             embeddings: of the tokens of sequences ``[B, S, H]``.
+            first: tokens that stand before the sequences' codes.
 
         Returns:
             States of these tokens ``[B, S, H]``, and the log-probabilities of the branches' codes
@@ -318,7 +421,7 @@ class Recommender(nn.Module):
         rows, own = embeddings.shape[:2]
         tree = PrefixTree(branches.codes, self.code_embedding.code_num)
         place = torch.arange(own, device=embeddings.device)
-        begins = branches.after.unsqueeze(1) * branches.codes.shape[-1]  # tokens before [B, 1]
+        begins = first + branches.after.unsqueeze(1) * branches.codes.shape[-1]  # tokens [B, 1]
         causal = (place.unsqueeze(1) >= place).expand(rows, -1, -1)
         if not tree.levels:
             hidden, further = self._run(embeddings, None), None
@@ -372,6 +475,14 @@ class Recommender(nn.Module):
                 **cached(self.backbone, cache),
             )
         return self.dropout(output.last_hidden_state)
+
+    def _run_packed(self, embeddings: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+        """States ``[B, S, H]`` of rows that each see themselves alone, see :class:`MixedRows`."""
+        if positions is None:
+            return self._run(embeddings, None)
+        row = (positions == 0).cumsum(dim=1)
+        sees = (row.unsqueeze(2) == row.unsqueeze(1)).tril()
+        return self._run_masked(embeddings, sees, positions)
 
 
 def token_mask_of(attention_mask: torch.Tensor | None, code_length: int) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 from recbole_etegrec.config import Config
 from recbole_etegrec.config.checks import launched_with
 from recbole_etegrec.config.keys import named_in
+from recbole_etegrec.data.tasks import tasks_of
 from recbole_etegrec.recommender import BACKBONES
 
 FLASH = {
@@ -30,6 +31,21 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
         config["item_head"] and config["backbone"] == "t5",
         "item_head (True) is for decoders, and backbone (t5) is an encoder and a decoder: set it "
         "to False",
+    )
+    yield (
+        config["user_codes"] > 0 and config["backbone"] == "t5",
+        f"user_codes ({config['user_codes']}) stand before what a decoder reads, and backbone (t5) "
+        "has an encoder: set it to 0",
+    )
+    yield (
+        bool(tasks_of(config)) and not config["base_model"],
+        f"tasks ({', '.join(tasks_of(config))}) are of texts, and a decoder from scratch knows no "
+        "text: give a base_model",
+    )
+    yield (
+        config["new_item_codes"] == "title" and "title_to_codes" not in tasks_of(config),
+        "new_item_codes (title) needs the task title_to_codes: give it a weight in tasks, or set "
+        "new_item_codes to tokenizer",
     )
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     yield (

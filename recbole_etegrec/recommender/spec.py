@@ -37,6 +37,9 @@ class RecommenderSpec:
         item_vector_dropout: share of the items that do without their free vectors in a step.
         new_item_likeness: weight of how alike items that came later are to a history.
         head_alike: columns of the table that tells it, in an export; 0: it has none.
+        user_codes: codes of a user, which stand before the history; 0: there are none.
+        text_tokens: tokens of text of a pretrained decoder ``V``; 0: it reads none.
+        text_head: of these: ``none``, ``tied`` to the table, or its ``own``.
     """
 
     code_length: int
@@ -66,6 +69,9 @@ class RecommenderSpec:
     item_vector_dropout: float = 0.0
     new_item_likeness: float = 0.0
     head_alike: int = 0
+    user_codes: int = 0
+    text_tokens: int = 0
+    text_head: str = "none"
 
 
 @dataclass(frozen=True, kw_only=True)

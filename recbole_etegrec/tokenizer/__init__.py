@@ -13,6 +13,7 @@ from recbole_etegrec.tokenizer.residual_quantizer import Quantization, ResidualQ
 from recbole_etegrec.tokenizer.rqkmeans import RQKMeans
 from recbole_etegrec.tokenizer.rqvae import RQVAE
 from recbole_etegrec.tokenizer.trie import Trie
+from recbole_etegrec.tokenizer.user_codes import UserCodes
 
 __all__ = [
     "CodeHealth",
@@ -26,6 +27,7 @@ __all__ = [
     "TokenizerOfRecord",
     "TokenizerOutput",
     "Trie",
+    "UserCodes",
     "default_code_num",
     "default_tokenizer_epochs",
     "spread_collisions",

@@ -13,6 +13,7 @@ from torch import nn
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.tokenizer.health import CodeHealth
 from recbole_etegrec.tokenizer.trie import Trie
+from recbole_etegrec.tokenizer.user_codes import UserCodes
 
 ITEMS_A_CODE = 10  # at least, of the codes of one level, where a catalogue is small
 _FEWEST, _MOST = 16, 256
@@ -53,6 +54,9 @@ class ItemCodes(nn.Module):
         n_items: items, the padding item included.
         code_length: codes an item ``L``, the collision code included.
         code_num: codes a level ``C``.
+
+    Attributes:
+        users: gives users codes by the items that are known of them; None: they have none.
     """
 
     def __init__(self, *, n_items: int, code_length: int, code_num: int):
@@ -61,6 +65,7 @@ class ItemCodes(nn.Module):
         self.register_buffer("table", torch.full((n_items, code_length), -1))
         self.register_buffer("left_out", torch.zeros(0, dtype=torch.long), persistent=False)
         self.trie: Trie | None = None
+        self.users: UserCodes | None = None
 
     def _apply(self, fn, recurse=True):
         """Take the trie along when the table moves to a device."""
@@ -72,6 +77,21 @@ class ItemCodes(nn.Module):
     def forward(self, items: torch.Tensor) -> torch.Tensor:
         """Codes of items ``[...]`` → ``[..., L]``; the padding item's are all 0."""
         return self.table[items].clamp_min(0)
+
+    def prefix(self, items: torch.Tensor, real: torch.Tensor) -> torch.Tensor | None:
+        """What stands before the codes of rows of items ``[B, T]``, as mixed tokens ``[B, U]``.
+
+        Args:
+            real: which of the items are known where the row's first target is asked for ``[B, T]``.
+
+        Returns:
+            The codes of users, numbered on after those of items; None where users have none.
+        """
+        if self.users is None:
+            return None
+        codes = self.users(items, real)
+        levels = torch.arange(codes.shape[1], device=codes.device) + self.table.shape[1]
+        return codes + levels * self.code_num
 
     def rebuild(self, semantic_codes: torch.Tensor) -> CodeHealth:
         """Take new semantic codes, settle collisions, build the trie.

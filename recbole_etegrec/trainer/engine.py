@@ -123,6 +123,7 @@ class Engine:
             None if content is None else self._from_main(content),
         )
         self._share(model.tokenizer)
+        self._share(model.codes)
         self.max_items = max(config["max_tokens"] // config["code_length"], 1)
         self.by_prefix = config["training_rows"] == "prefixes"
         head = model.recommender.item_head
@@ -480,6 +481,7 @@ _PARTS = {  # a part of a parameter's name → what its gradient norm is reporte
     "encoder.": "encoder",
     "decoder.": "decoder",
     "codebooks": "codebooks",
+    "user_table": "user_table",
     "collision_table": "collision_table",
     "_projector": "projectors",
     "_adapter": "adapters",

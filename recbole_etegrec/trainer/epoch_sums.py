@@ -43,6 +43,7 @@ class EpochSums:
         self.counts["targets"] += batch.step_targets
         if self.reads_tokens:
             self.counts["tokens"] += batch.step_items * code_length
+            self.counts["tokens"] += batch.tasks.tokens if batch.tasks else 0
 
     def keep(self) -> dict:
         """All of it as JSON; every process takes part."""

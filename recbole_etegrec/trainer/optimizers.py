@@ -25,9 +25,10 @@ def make_optimizer(
     large = head.free if head is not None and head.by_rows else None
     for name, parameter in recommender.named_parameters():
         if parameter.requires_grad:
-            table = "codebooks" in name or "collision_table" in name
-            kinds = not name.startswith("backbone."), parameter.ndim >= 2 and not table
-            groups.setdefault((*kinds, parameter is large), []).append(parameter)
+            table = any(part in name for part in ("codebooks", "collision_table", "user_table"))
+            decays = parameter.ndim >= 2 and not table
+            heads = not name.startswith(("backbone.", "text."))
+            groups.setdefault((heads, decays, parameter is large), []).append(parameter)
     options = [
         {"params": parameters, "weight_decay": weight_decay * decays, "heads": heads}
         | ({"by_rows": True} if by_rows else {})

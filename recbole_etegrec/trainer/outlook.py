@@ -6,6 +6,7 @@ from recbole_etegrec.trainer.schedule import Phase, Stage
 
 _KEYS = {
     "pretraining": "tokenizer_epochs",
+    "tasks": "task_epochs",
     "alternation": "epochs",
     "joint": "epochs",
     "preference": "preference_epochs",
@@ -17,12 +18,12 @@ class Outlook:
     """Knows the epochs of all phases, and how long those that are over took.
 
     Attributes:
-        epochs: over the training sequences, in all phases.
+        epochs: over more than items alone, in all phases.
     """
 
     def __init__(self, phases: Sequence[Phase]):
         self.phases = phases
-        self.epochs = sum(len(phase.stages) for phase in phases if phase.loader == "sequences")
+        self.epochs = sum(len(phase.stages) for phase in phases if phase.loader != "items")
         self.took: dict[str, list[float]] = {}
 
     def __str__(self) -> str:
@@ -31,7 +32,7 @@ class Outlook:
             text = (
                 f"{len(phase.stages)} of {phase.name} ({_KEYS.get(phase.name, 'finetune_epochs')})"
             )
-            (others if phase.loader == "sequences" else alone).append(text)
+            (alone if phase.loader == "items" else others).append(text)
         before = f"epochs of the tokenizer alone: {', '.join(alone)}; then " if alone else ""
         return f"{before}{self.epochs} epochs at most: {', '.join(others) or 'none'}"
 

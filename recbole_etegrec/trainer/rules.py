@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.config.checks import launched_with
+from recbole_etegrec.data.tasks import tasks_of
 from recbole_etegrec.errors import nearest
 from recbole_etegrec.trainer.schedule import SCHEDULES
 
@@ -40,6 +41,7 @@ def _schedule_rules(config: Config) -> Iterator[tuple[bool, str]]:
         choices = f"must name phases of {', '.join(SCHEDULES)}{nearest(name, SCHEDULES)}"
         yield name not in SCHEDULES, f"schedule ({name}) {choices}"
         yield names.count(name) > 1, f"schedule ({names}) names {name} more than once"
+    yield from _task_rules(config)
     yield (
         "joint" in names and config["cycle_epochs"] < 2,
         "schedule (joint) needs cycles with an epoch of each module: cycle_epochs >= 2",
@@ -47,6 +49,29 @@ def _schedule_rules(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         "final_from_scratch" in names and not config["finetune_epochs"],
         "schedule (final_from_scratch) makes a recommender that must learn: finetune_epochs >= 1",
+    )
+
+
+def _task_rules(config: Config) -> Iterator[tuple[bool, str]]:
+    """Rules on the phase of tasks of texts, and on what comes of it."""
+    names, tasks = config["schedule"], tasks_of(config)
+    yield (
+        "tasks" in names and not tasks,
+        f"schedule ({names}) has a phase tasks, and there is no task: give tasks, or leave it out",
+    )
+    yield (
+        bool(tasks) and not config["mixed_tasks"] and "tasks" not in names,
+        f"tasks ({', '.join(tasks)}): nothing would learn by them, for mixed_tasks is False and "
+        f"schedule ({names}) has no phase tasks",
+    )
+    before = names[: names.index("tasks")] if "tasks" in names else []
+    lost = "final_from_scratch" in names or (
+        config["finetune_from"] == "best" and any(name != "pretraining" for name in before)
+    )
+    yield (
+        "tasks" in names and lost,
+        f"schedule ({names}): a later phase starts from another model than the phase tasks leaves: "
+        "let it follow pretraining, without final_from_scratch, or set finetune_from to last",
     )
 
 

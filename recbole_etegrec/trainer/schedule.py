@@ -62,6 +62,8 @@ class Stage:
         """The keys of the learning rates that have moved what learns in its phase."""
         if self.phase == "pretraining":
             return ("tokenizer_learning_rate",)
+        if self.phase == "tasks":
+            return ("learning_rate",)
         if self.phase == "preference":
             return ("preference_learning_rate",)
         if self.phase.startswith("final") or self.phase == "polish":
@@ -110,7 +112,8 @@ class Phase:
         starts_from: the weights that it goes on with: ``last``, the present ones; ``best``, those
             of the best model so far; ``fresh``, the best model with a recommender made anew, which
             then has to win by scores of its own.
-        loader: what an epoch goes over: the training ``sequences``, or the catalogue's ``items``.
+        loader: what an epoch goes over: the training ``sequences``, rows of ``tasks`` alone, or the
+            catalogue's ``items``.
         guarded: whether the model that it starts from is kept unless validation finds a better one.
         heads_rate: whether ``heads_learning_rate`` is for it, too.
     """
@@ -150,6 +153,15 @@ def pretraining(config: Values) -> Phase:
     )
     rates = {"tokenizer": config["tokenizer_learning_rate"]}
     return Phase("pretraining", stages, rates, "cosine", loader="items")
+
+
+def tasks(config: Values) -> Phase:
+    """The recommender on tasks of texts alone, before it learns what comes next."""
+    weights = objective_weights(config, "recommender", aligned=False)
+    weights = {name: weight for name, weight in weights.items() if OBJECTIVES[name].part == "tasks"}
+    stages = tuple(Stage("tasks", "recommender", weights) for _ in range(config["task_epochs"]))
+    rates = {"recommender": config["learning_rate"]}
+    return Phase("tasks", stages, rates, warmup=config["warmup_steps"], loader="tasks")
 
 
 def alternation(config: Values) -> Phase:
@@ -219,6 +231,7 @@ SCHEDULES: dict[str, Callable[[Values], Phase]] = {
     "final": final,
     "polish": polish,
     "final_from_scratch": final_from_scratch,
+    "tasks": tasks,
     "preference": preference,
 }
 
@@ -232,7 +245,7 @@ def _cycles(phase: str, config: Values, *, joint: bool) -> Phase:
     """The phase that alternates, or trains both modules in each step."""
     shared = config["codebook_update"] == "shared"
     cycle, epochs, stages = config["cycle_epochs"], config["epochs"], []
-    recommender = objective_weights(config, "recommender")
+    recommender = _weights(config, aligned=True)
     for epoch in range(epochs):
         position = epoch % cycle
         met = any(stage.trains != "tokenizer" for stage in stages)  # the recommender has learnt
@@ -268,7 +281,7 @@ def _final(
         rate: what part of alternation's learning rate it has, where no rate of its own is given.
     """
     epochs, every = config["finetune_epochs"], config["eval_step"]
-    weights = objective_weights(config, "recommender", aligned=aligned)
+    weights = _weights(config, aligned=aligned)
     stages = tuple(
         Stage(phase, "recommender", weights, evaluate=epoch % every == 0 or epoch == epochs)
         for epoch in range(1, epochs + 1)
@@ -276,6 +289,14 @@ def _final(
     rates = {"recommender": config["finetune_learning_rate"] or rate * config["learning_rate"]}
     warmup = config["warmup_steps"]
     return Phase(phase, stages, rates, "cosine", warmup, starts_from)
+
+
+def _weights(config: Values, *, aligned: bool) -> dict[str, float]:
+    """Of the objectives by which the recommender learns from sequences."""
+    weights = objective_weights(config, "recommender", aligned=aligned)
+    if config["mixed_tasks"]:
+        return weights
+    return {name: weight for name, weight in weights.items() if OBJECTIVES[name].part != "tasks"}
 
 
 def _in_order(weights: Mapping[str, float]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.item_loader import ItemLoader, seed_of
 from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.data.tasks.loader import TaskLoader
 from recbole_etegrec.errors import Interrupted, UserError
 from recbole_etegrec.evaluation.evaluate import (
     VALIDATED,
@@ -47,6 +48,8 @@ from recbole_etegrec.trainer.schedule import Phase, Stage, phases_of
 
 logger = logging.getLogger(__name__)
 
+Loader = SequenceLoader | ItemLoader | TaskLoader
+
 
 class ETEGRecTrainer(AbstractTrainer):
     """Runs the phases of a schedule: by default the tokenizer's pretraining, alternation, the end.
@@ -68,7 +71,7 @@ class ETEGRecTrainer(AbstractTrainer):
         self.best_valid_result: dict | None = None
         self.keeper = Keeper(self.engine, run_dir)
         self.resumed_optimizers: checkpoint.State | None = None
-        self.loaders: dict[str, SequenceLoader | ItemLoader] = {}
+        self.loaders: dict[str, Loader] = {}
         self.valid_data = None
         self.untrained: checkpoint.State = {}
         self.outlook = Outlook(phases_of(config))
@@ -115,7 +118,7 @@ class ETEGRecTrainer(AbstractTrainer):
         if any(phase.starts_from == "fresh" for phase in phases):
             self.untrained = checkpoint.trained_state(self.model, ("recommender.",))
         begun = self._resume(phases) if resume else 0
-        sequences = [phase.name for phase in phases if phase.loader == "sequences"]
+        sequences = [phase.name for phase in phases if phase.loader != "items"]
         with self.interruption:
             for phase in phases[begun:]:
                 if phase.name != self.progress.phase:
@@ -166,6 +169,8 @@ class ETEGRecTrainer(AbstractTrainer):
             self.model.n_items, batch_size=config["tokenizer_batch_size"], seed=config["seed"]
         )
         self.loaders = {"sequences": train_data, "items": items}
+        if train_data.tasks is not None:
+            self.loaders["tasks"] = TaskLoader(train_data.tasks)
         for loader in self.loaders.values():
             loader.split(
                 config["gradient_accumulation_steps"],
@@ -194,9 +199,7 @@ class ETEGRecTrainer(AbstractTrainer):
             self.model.copy_codebooks(to="recommender")
             self._match_scale()
             self._forget_score()
-        self.progress.enter(
-            phase.name, self.progress.epochs_done if phase.loader == "sequences" else 0
-        )
+        self.progress.enter(phase.name, self.progress.epochs_done if phase.loader != "items" else 0)
         if phase.guarded:
             self.begin_guarded()
 
@@ -232,16 +235,14 @@ class ETEGRecTrainer(AbstractTrainer):
                 record["valid_result"], stop = self._validate(phase)
             self.keeper.record(record)
             progress.index += 1
-            progress.epochs_done += phase.loader == "sequences"
+            progress.epochs_done += phase.loader != "items"
             progress.step, progress.trained, progress.epoch = 0, False, {}
             if stop:
                 logger.info("%s: no better %s, stopped", phase.name, self.config["valid_metric"])
                 break
         self.engine.freeze_all_but(None)
 
-    def _start_optimizers(
-        self, phase: Phase, loader: SequenceLoader | ItemLoader
-    ) -> dict[str, LambdaLR]:
+    def _start_optimizers(self, phase: Phase, loader: Loader) -> dict[str, LambdaLR]:
         """Fresh optimizer states, or resumed ones, and schedules of each module's own steps."""
         progress = self.progress
         steps = dict.fromkeys(self.engine.optimizers, 0)
@@ -273,7 +274,7 @@ class ETEGRecTrainer(AbstractTrainer):
         self,
         phase: Phase,
         stage: Stage,
-        loader: SequenceLoader | ItemLoader,
+        loader: Loader,
         schedulers: list[LambdaLR],
     ) -> None:
         """One pass over a loader; `progress.epoch` ends up with its record."""
@@ -288,7 +289,7 @@ class ETEGRecTrainer(AbstractTrainer):
             f"Epoch {progress.number + 1} {stage.phase}: {stage.trains}",
             len(loader),
             initial=first,
-            leave=stage.save and phase.loader == "sequences",
+            leave=stage.save and phase.loader != "items",
             disable=not self.show_progress,
             ncols=100,
         )
@@ -325,7 +326,7 @@ class ETEGRecTrainer(AbstractTrainer):
             **counts,
         }
         self.outlook.note(stage.trains, record["seconds"])
-        sequences = phase.loader == "sequences"
+        sequences = phase.loader != "items"
         log_epoch(
             record,
             engine.device,
@@ -355,9 +356,7 @@ class ETEGRecTrainer(AbstractTrainer):
         seed = seed_of(self.config["seed"], progress.number, step)
         return self.preferences.with_groups(micro_batches, share, seed, seen=seen)
 
-    def _gradient_shares(
-        self, phase: Phase, stage: Stage, loader: SequenceLoader | ItemLoader
-    ) -> dict[str, float]:
+    def _gradient_shares(self, phase: Phase, stage: Stage, loader: Loader) -> dict[str, float]:
         """What :func:`gradient_shares` finds at the end of an epoch, on its first step."""
         if not stage.reads_sequences:
             return {}

@@ -63,6 +63,18 @@ def test_rows_are_written_without_an_error_when_rehearsed(tiny_data, tmp_path):
 
 
 @pytest.mark.slow
+def test_rows_of_texts_are_written_without_an_error_when_rehearsed(texts_data, tmp_path):
+    arguments = ["--rehearse", "--sections=texts", "--dataset=tiny", f"--data_path={texts_data}"]
+    out = tmp_path / "rows.json"
+    main([*arguments, f"--out={out}", "--eval_batch_size=8", "--use_gpu=False"])
+    rows = json.loads(out.read_text())["rows"]
+    assert [row for row in rows if "error" in row] == []
+    steps = [row for row in rows if row["section"] == "texts"]
+    assert len(steps) == 2
+    assert all(row["finite"] and row["plan_gib"] > 0 for row in steps)
+
+
+@pytest.mark.slow
 def test_small_decoder_is_measured_without_an_error_when_rehearsed(tiny_data, tmp_path):
     values = small_values(tiny_data, use_gpu=False, tokenizer_epochs=1, item_head=True)
     parts = ["--parts=runs,epochs,ranking", "--datasets=tiny"]

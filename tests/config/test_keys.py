@@ -32,7 +32,9 @@ from tests.helpers import small_config
 
 DEFAULTS = properties_dir() / "model" / "ETEGRecLlama.yaml"
 YAML_FILES = [
-    file for file in sorted(properties_dir().rglob("*.yaml")) if file.parent.name != "accelerate"
+    file
+    for file in sorted(properties_dir().rglob("*.yaml"))
+    if file.parent.name not in ("accelerate", "prompts")
 ]
 
 

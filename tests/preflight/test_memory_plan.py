@@ -9,15 +9,18 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaModel
 
 from recbole_etegrec.data import load_item_embedding
+from recbole_etegrec.data.tasks import TASKS
 from recbole_etegrec.decoding import RANKERS
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.evaluation.evaluate import evaluate
 from recbole_etegrec.model import MODELS
 from recbole_etegrec.preflight.memory_plan import GIB, MemoryPlan
+from recbole_etegrec.runs.tasks import give_tasks
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.schedule import Stage
 from tests.helpers import small_config, small_data
+from tests.recommender.base_models import saved_with_texts
 
 # Large enough that what is counted outweighs what is not.
 HEADED = ("fused", "head")  # rankings that need an item head
@@ -115,6 +118,34 @@ def test_plan_is_within_a_twentieth_of_the_measured_peak_when_training(
     # The plan counts the tokenizer's optimizer too, which has not stepped here.
     assert plan.training.total - tokenizer == pytest.approx(peak, rel=0.05)
     assert plan.training.checkpointing == checkpointing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("tuning", "checkpointing"), [("lora", False), ("full", True)])
+def test_plan_is_within_a_twentieth_of_the_measured_peak_when_there_are_tasks(
+    texts_data, tmp_path, tuning, checkpointing
+):
+    wide = {key: WIDE[key] for key in WIDE if key in LlamaConfig().to_dict()}
+    base = saved_with_texts(tmp_path, vocab_size=8192, num_key_value_heads=4, **wide)
+    tasks = dict.fromkeys(TASKS, 1.0)
+    values = {"base_model": base, "tuning": tuning, "tasks": tasks, "task_tokens": 2048}
+    config = small_config(
+        texts_data, **WIDE, **values, gradient_checkpointing=checkpointing, user_codes=2, epochs=0
+    )
+    loaders = small_data(config)[1]
+    give_tasks(config, loaders.train)
+    embedding = torch.from_numpy(load_item_embedding(config, loaders.train._dataset))
+    plan = MemoryPlan(config, loaders.train, embedding.shape[1])
+    model = MODELS["ETEGRecLlama"](config, loaders.train._dataset)
+    engine = Engine(config, model, RunDirectory(tmp_path))
+    stage = Stage("final", "recommender", {"recommendation": 1.0, **tasks})
+    engine.freeze_all_but("recommender")
+    batch = loaders.train.largest_micro_batch()
+    engine.step([batch], stage)
+    held = tensor_bytes(model) + optimizer_bytes(engine)
+    peak = measured(lambda: engine.step([batch], stage), held)
+    tokenizer = 2 * sum(4 * p.numel() for p in model.tokenizer.parameters())
+    assert plan.training.total - tokenizer == pytest.approx(peak, rel=0.05)
 
 
 @pytest.mark.parametrize(

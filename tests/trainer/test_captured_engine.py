@@ -45,9 +45,9 @@ def nothing_is_pinned(monkeypatch):
     monkeypatch.setattr("recbole_etegrec.captured_step._pinned", lambda tensor: tensor)
 
 
-def trained(data_path: str, run_dir, recorded: bool) -> tuple[dict, list, CapturedStep]:
+def trained(data_path: str, run_dir, recorded: bool, **more) -> tuple[dict, list, CapturedStep]:
     """Weights and results after some steps of each kind."""
-    engine, steps = make_engine(data_path, run_dir)
+    engine, steps = make_engine(data_path, run_dir, **more)
     if recorded:
         engine.captures = (False, True)
         engine.captured = _Recomputed(engine._gradients_of, engine.device)
@@ -70,9 +70,11 @@ def trained(data_path: str, run_dir, recorded: bool) -> tuple[dict, list, Captur
     return parameters_of(engine.model), results, engine.captured
 
 
-def test_steps_move_the_same_weights_when_they_are_recorded(tiny_data, tmp_path):
-    expected, results, _ = trained(tiny_data, tmp_path / "eager", recorded=False)
-    found, others, captured = trained(tiny_data, tmp_path / "captured", recorded=True)
+@pytest.mark.parametrize("user_codes", [0, 2])
+def test_steps_move_the_same_weights_when_they_are_recorded(user_codes, tiny_data, tmp_path):
+    more = {"user_codes": user_codes}
+    expected, results, _ = trained(tiny_data, tmp_path / "eager", recorded=False, **more)
+    found, others, captured = trained(tiny_data, tmp_path / "captured", recorded=True, **more)
     assert 4 < captured.recorded < captured.replayed
     for result, other in zip(results, others, strict=True):
         torch.testing.assert_close(other.losses, result.losses, atol=1e-4, rtol=1e-4)

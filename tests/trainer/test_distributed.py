@@ -12,9 +12,10 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+from recbole_etegrec.data.tasks import TASKS
 from recbole_etegrec.losses import OBJECTIVES
 from tests.helpers import SMALL_MODEL, small_config, small_data
-from tests.recommender.base_models import saved
+from tests.recommender.base_models import saved, saved_with_texts
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +79,18 @@ CHANGES = {
     },
     "whole": NO_PSA,
     "micro_batches": {**NO_PSA, "gradient_accumulation_steps": 2},
+    "tasks": {
+        **LORA,
+        "tasks": dict.fromkeys(TASKS, 0.5),
+        "task_tokens": 6000,
+        "task_epochs": 1,
+        "user_codes": 2,
+        "max_tokens": 1024,
+        "schedule": ["pretraining", "tasks", "final"],
+        "finetune_epochs": 1,
+        "item_head": True,
+        "candidates": 20,
+    },
 }
 
 
@@ -130,30 +143,32 @@ def arguments(values: dict) -> list[str]:
     return [f"--{key}={value}" for key, value in values.items()]
 
 
-def plan(data_path: str, folder: Path, names: Iterable[str]) -> Path:
+def plan(data_path: str, texts_path: str, folder: Path, names: Iterable[str]) -> Path:
     """Tell `distributed_worker.py` what to run; returns the folder."""
     runs = {name: small_run(data_path, folder / name, **CHANGES[name]) for name in names}
     if "lora" in runs:
         runs["lora"]["base_model"] = saved(folder)
+    if "tasks" in runs:
+        runs["tasks"] |= {"base_model": saved_with_texts(folder), "data_path": texts_path}
     (folder / "plan.json").write_text(json.dumps(runs))
     return folder
 
 
 @pytest.fixture(scope="module")
-def one_process(tiny_data, tmp_path_factory) -> Path:
+def one_process(tiny_data, texts_data, tmp_path_factory) -> Path:
     """The folder with the runs of one process, by name."""
-    folder = plan(tiny_data, tmp_path_factory.mktemp("one"), CHANGES)
+    folder = plan(tiny_data, texts_data, tmp_path_factory.mktemp("one"), CHANGES)
     ended = execute(sys.executable, WORKER, "record", folder)
     assert ended.code == 0, ended.output
     return folder
 
 
 @pytest.fixture(scope="module")
-def two_processes(tiny_data, tmp_path_factory) -> Path:
+def two_processes(tiny_data, texts_data, tmp_path_factory) -> Path:
     """The folder with the runs of two processes, by name, and ``NAME.RANK.json`` of each."""
     names = ("shared", "tokenizer_only", "separate", "encoder", "lora", "head", "preference")
-    names += ("micro_batches",)
-    folder = plan(tiny_data, tmp_path_factory.mktemp("two"), names)
+    names += ("micro_batches", "tasks")
+    folder = plan(tiny_data, texts_data, tmp_path_factory.mktemp("two"), names)
     ended = launch(WORKER, "record", folder)
     assert ended.code == 0, ended.output
     return folder
@@ -220,11 +235,11 @@ def test_run_trains_the_same_when_two_processes_share_it(name, one_process, two_
     assert lines[-1]["recommendation"] < lines[4]["recommendation"]
 
 
-@pytest.mark.parametrize("name", ["separate", "encoder", "head", "preference"])
+@pytest.mark.parametrize("name", ["separate", "encoder", "head", "preference", "tasks"])
 def test_run_trains_the_same_when_two_processes_share_other_parts(name, one_process, two_processes):
     assert_same_training(one_process / name, two_processes / name)
     assert_same_outcome(one_process / name, two_processes / name)
-    assert ("item" in epochs_of(two_processes / name)[-1]) == (name == "head")
+    assert ("item" in epochs_of(two_processes / name)[-1]) == (name in ("head", "tasks"))
     assert ("grpo" in epochs_of(two_processes / name)[-1]) == (name == "preference")
 
 

@@ -15,9 +15,11 @@ import pytest
 
 from recbole_etegrec import cli, quick_start
 from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS
+from recbole_etegrec.data.tasks import TASKS
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import checkpoint
 from tests.helpers import SMALL_MODEL
+from tests.recommender.base_models import saved_with_texts
 from tests.trainer import killed_worker
 from tests.trainer.killed_worker import Trap
 
@@ -252,6 +254,21 @@ def test_resume_gives_the_unbroken_outcome_when_code_tables_are_separate(
         code, _ = start(*arguments(tiny_data, run_dir, **values), "--resume", trap=trap)
         assert code == -signal.SIGKILL
     assert "(polish)" in stand_of(run_dir)
+    go_on(start, run_dir)
+    assert_same(run_dir, outcome_of(tmp_path / "unbroken"))
+
+
+def test_resume_gives_the_unbroken_outcome_when_killed_among_tasks(start, texts_data, tmp_path):
+    values = {"tasks": dict.fromkeys(TASKS, 0.5), "task_tokens": 6000, "user_codes": 2}
+    values |= {"base_model": saved_with_texts(tmp_path), "tuning": "lora", "lora_r": 2}
+    values |= {"schedule": ["pretraining", "tasks", "final"], "task_epochs": 1, "save_steps": 1}
+    values |= {"finetune_epochs": 1, "tokenizer_epochs": 1}
+    code, written = start(*arguments(texts_data, tmp_path / "unbroken", **values))
+    assert code == 0, written
+    run_dir = tmp_path / "run"
+    code, _ = start(*arguments(texts_data, run_dir, **values), trap=Trap(STEP, 5))
+    assert code == -signal.SIGKILL
+    assert stand_of(run_dir) == "epoch 1 (tasks), step 3"
     go_on(start, run_dir)
     assert_same(run_dir, outcome_of(tmp_path / "unbroken"))
 

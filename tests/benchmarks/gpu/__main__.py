@@ -10,8 +10,9 @@ embeddings are random too. The sequences are the data set's.
 Sections, in this order: checks (fast paths against slow ones), train, decode, plan (what was
 predicted of the two before it against what was measured), and if named sweep (budgets of tokens,
 checkpointing, attention) and compiled. A row is printed, and the file written, as soon as it is
-measured; what fails is a row with its error. The section small, of the default decoder, stands
-alone and has a page of its own (`small.py`). `--shape=FILE.json` takes the shape of another decoder
+measured; what fails is a row with its error. Two sections stand alone: texts (steps that have rows
+of tasks of texts, whose tokens are bytes) with its plan, and small, of the default decoder, which
+has a page of its own (`small.py`). `--shape=FILE.json` takes the shape of another decoder
 (a configuration of transformers), `--rehearse` a tiny one and short measurements, on any device.
 """
 
@@ -30,7 +31,7 @@ from tests.benchmarks.gpu import small
 from tests.benchmarks.gpu.bench import SMALL_CARD, Bench, in_short, write_random_weights
 from tests.benchmarks.gpu.checks import CHECKS
 from tests.benchmarks.gpu.decode import decode
-from tests.benchmarks.gpu.train import compiled, sweep, train
+from tests.benchmarks.gpu.train import compiled, sweep, texts, train
 
 TINY = {
     "model_type": "llama",
@@ -39,7 +40,7 @@ TINY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
-    "vocab_size": 32,
+    "vocab_size": 300,
 }
 REHEARSAL = {"lora_r": 4, "code_num": 128, "e_dim": 16, "tokenizer_hidden_sizes": [16]}
 
@@ -60,7 +61,8 @@ def checks(bench: Bench) -> None:
 
 
 DEFAULT_SECTIONS = (checks, train, decode, plan)
-SECTIONS = {section.__name__: section for section in (*DEFAULT_SECTIONS, sweep, compiled)}
+SECTIONS = {section.__name__: section for section in (*DEFAULT_SECTIONS, sweep, compiled, texts)}
+TEXTS = {"title_to_codes": 0.5, "codes_to_title": 0.2, "titles_to_codes": 0.5}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -80,11 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--sections ({unknown[0]}): there are {', '.join(SECTIONS)}")
     values = {**(REHEARSAL if options.rehearse else {}), **parse_arguments(rest)}
     values = {"dataset": "Beauty", "show_progress": False, "state": "WARNING", **values}
+    if with_texts := "texts" in names:
+        values = {"tasks": TEXTS, "task_tokens": 4096, **values}
+        names = ["texts", "plan"]
     device = Config("ETEGRecLlama", None, [SMALL_CARD], values)["device"]
     with tempfile.TemporaryDirectory() as folder:
         folder = broadcast_object_list([folder])[0]  # the main process's
         if PartialState().is_main_process:
-            write_random_weights(_shape(options), folder, device)
+            write_random_weights(_shape(options), folder, device, texts=with_texts)
         PartialState().wait_for_everyone()
         bench = Bench(options, values, folder)
         for section in map(SECTIONS.get, names):

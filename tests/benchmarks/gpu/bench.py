@@ -9,13 +9,20 @@ from functools import cached_property
 
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, AutoModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.config.compat import versions
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.preflight.memory_plan import GIB, MemoryPlan
 from recbole_etegrec.quick_start import load_data
+from recbole_etegrec.runs.tasks import give_tasks
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine
 from tests.benchmarks.gpu.measure import clear, copy_rate, limit_memory, matmul_rates
@@ -61,11 +68,14 @@ class Bench:
 
     def loaders(self, config: Config) -> tuple:
         """For training, validation and test."""
-        return load_data(config)[1]
+        loaders = load_data(config)[1]
+        give_tasks(config, loaders[0])
+        return loaders
 
     def plan_of(self, config: Config) -> MemoryPlan:
         """The memory plan of a configuration, made once."""
-        key = tuple(config[k] for k in ("max_tokens", "gradient_checkpointing", "eval_batch_size"))
+        keys = ("max_tokens", "task_tokens", "gradient_checkpointing", "eval_batch_size")
+        key = tuple(config[k] for k in keys)
         if key not in self.plans:
             self.plans[key] = MemoryPlan(config, self.loaders(config)[0], EMBEDDING_WIDTH)
         return self.plans[key]
@@ -131,12 +141,24 @@ class Bench:
         return next((row.get(key) for row in rows), None)
 
 
-def write_random_weights(shape: dict, folder: str, device: torch.device) -> None:
-    """A directory as `from_pretrained` wants it, in bf16."""
+def write_random_weights(
+    shape: dict, folder: str, device: torch.device, *, texts: bool = False
+) -> None:
+    """A directory as `from_pretrained` wants it, in bf16.
+
+    Args:
+        texts: whether there are a head and a tokenizer, of which each token is a byte.
+    """
+    kind = AutoModelForCausalLM if texts else AutoModel
     with device:
-        model = AutoModel.from_config(AutoConfig.for_model(**shape), dtype=torch.bfloat16)
+        model = kind.from_config(AutoConfig.for_model(**shape), dtype=torch.bfloat16)
     model.save_pretrained(folder)
     del model
+    if texts:
+        letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE({letter: n for n, letter in enumerate(letters)}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
     clear(device)
 
 

@@ -55,6 +55,18 @@ def train_as(bench: Bench, config: Config, steps: int) -> dict:
     return {**figures, "plan_gib": plan.training.total / GIB}
 
 
+def texts(bench: Bench) -> None:
+    """Steps that have rows of tasks of texts, kept and checkpointed, beside their memory plan."""
+    tokens = {"max_tokens": 256, "task_tokens": 256} if bench.rehearse else {}
+    for checkpointing in (False, True):
+        how = "checkpointed" if checkpointing else "kept"
+        config = bench.config(
+            SMALL_CARD, memory_gib=None, gradient_checkpointing=checkpointing, **tokens
+        )
+        name = f"{config['max_tokens']} + {config['task_tokens']} tokens, {how}"
+        bench.measure("texts", name, lambda c=config: train_as(bench, c, bench.steps(6)))
+
+
 def first_design(bench: Bench, steps: int) -> dict:
     """Prefix rows in random batches of 16, two at a time, checkpointed as the small card needs."""
     dataset = bench.loaders(bench.base)[0]._dataset
@@ -90,11 +102,12 @@ def time_steps(bench: Bench, checkpointing: bool, loader: SequenceLoader, steps:
         engine.step(micro_batches, stage)
     seconds = now(device) - started
     items = sum(micro_batches[0].step_items for micro_batches in batches)
+    rows_of_tasks = [first.tasks.tokens for first, *_ in batches if first.tasks]
     rows = [batch for micro_batches in batches for batch in micro_batches]
     rate = useful_flops(recommender, rows) / seconds
     padded = sum(batch.items.numel() for batch in rows) * PartialState().num_processes
     return {
-        "tokens_per_second": items * bench.base["code_length"] / seconds,
+        "tokens_per_second": (items * bench.base["code_length"] + sum(rows_of_tasks)) / seconds,
         "targets_per_second": sum(first.step_targets for first, *_ in batches) / seconds,
         "step_seconds": seconds / len(batches),
         "model_flop_utilisation": rate / bench.matmul_rate,
