@@ -61,6 +61,11 @@ class WholeSequenceDataset(CheckedDataset, SequentialDataset):
         self.further_titles: dict[str, str] = {}
         super().__init__(config)
 
+    @property
+    def offsets(self) -> np.ndarray:
+        """Where the sequences begin among the interactions of a part ``[S + 1]``."""
+        return self.sequences.offsets
+
     def _set_alias(self, alias_name: str, default_value: list[str]) -> None:
         """Let items of pre-split histories share their ids with the targets."""
         presplit = self.benchmark_filename_list is not None

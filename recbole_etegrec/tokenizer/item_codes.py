@@ -102,7 +102,8 @@ class ItemCodes(nn.Module):
         Raises:
             UserError: if more items share their semantic codes than a collision code can tell.
         """
-        health = self.health(semantic_codes)
+        groups = group_ids(semantic_codes, self.code_num)
+        health = self.health(semantic_codes, groups)
         if health.largest_group > self.code_num:
             raise UserError(
                 f"code_num: {health.largest_group} items share their semantic codes, a collision "
@@ -111,12 +112,12 @@ class ItemCodes(nn.Module):
             )
         old = self.table[1:]
         stays = (semantic_codes == old[:, :-1]).all(dim=1)
-        groups = group_ids(semantic_codes, self.code_num)
         collision = collision_codes(groups, old[:, -1], stays)
-        changed = ~stays | (collision != old[:, -1])
+        changed = float((~stays | (collision != old[:, -1])).float().mean())
         old[:, :-1], old[:, -1] = semantic_codes, collision  # in the table
+        del groups, collision, stays  # each is as long as the catalogue
         self.build_trie()
-        return replace(health, changed=float(changed.float().mean()))
+        return replace(health, changed=changed)
 
     def codes_for(self, semantic_codes: torch.Tensor) -> torch.Tensor:
         """Full code tuples for further items ``[n, L - 1]`` → ``[n, L]``; no item's codes change.
@@ -150,8 +151,14 @@ class ItemCodes(nn.Module):
         self.left_out = items.to(self.table.device)
         self.build_trie()
 
-    def health(self, semantic_codes: torch.Tensor) -> CodeHealth:
-        """What a table of these semantic codes would look like ``[items - 1, L - 1]``."""
+    def health(
+        self, semantic_codes: torch.Tensor, groups: torch.Tensor | None = None
+    ) -> CodeHealth:
+        """What a table of these semantic codes would look like ``[items - 1, L - 1]``.
+
+        Args:
+            groups: what `group_ids` gives of them, where that is known.
+        """
         changed = (semantic_codes != self.table[1:, :-1]).any(dim=1)
         semantic_codes = semantic_codes.cpu()  # some accelerators have no float64
         counts = torch.stack(
@@ -159,7 +166,8 @@ class ItemCodes(nn.Module):
         ).double()
         share = counts / counts.sum(dim=1, keepdim=True)
         entropy = -(share * share.clamp_min(1e-12).log()).sum(dim=1)
-        sizes = torch.bincount(group_ids(semantic_codes, self.code_num))
+        groups = group_ids(semantic_codes, self.code_num) if groups is None else groups.cpu()
+        sizes = torch.bincount(groups)
         return CodeHealth(
             usage=(counts > 0).double().mean(dim=1).tolist(),
             perplexity=entropy.exp().tolist(),
@@ -210,6 +218,11 @@ def collision_codes(groups: torch.Tensor, old: torch.Tensor, stays: torch.Tensor
     Returns:
         ``[N]``, unique within each group.
     """
+    if not bool((old >= 0).any()):  # there are no numbers to keep
+        order = torch.sort(groups, stable=True).indices
+        codes = torch.empty_like(groups)
+        codes[order] = rank_within(groups[order])
+        return codes
     wish = old.clamp_min(-1)
     base = max(int(torch.bincount(groups).max()), int(wish.max()) + 1) + 1
     order = torch.sort((groups * base + wish) * 2 + ~stays, stable=True).indices

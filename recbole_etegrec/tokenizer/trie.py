@@ -60,7 +60,8 @@ class Trie:
             self.nodes.append(node)
             end = node[-1:] + 1
             self.starts.append(torch.cat([node[parents], end]))
-            self.child_codes.append(codes[new, level])
+            last = level == self.depth - 1  # all rows must begin a node there
+            self.child_codes.append(codes[:, level] if last else codes[new, level])
             self.widths.append(int(self.starts[-1].diff().max()))
             self.node_counts.append(len(self.child_codes[-1]))
         if not bool(new.all()):

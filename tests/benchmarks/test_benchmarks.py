@@ -15,6 +15,8 @@ from tests.benchmarks.first_design import (
     prefix_loader,
 )
 from tests.benchmarks.flops import beam_flops
+from tests.benchmarks.scale import __main__ as scale
+from tests.benchmarks.scale.stages import STAGES
 from tests.benchmarks.speed.measure import Stopwatch, Work, exponent
 from tests.benchmarks.speed.ranking import agreement, beams_of
 from tests.helpers import (
@@ -105,3 +107,15 @@ def test_stopwatch_gives_seconds_a_unit_and_the_matrix_product_when_works_take_t
 
 def test_exponent_is_the_power_when_time_follows_one():
     assert exponent([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2.0)
+
+
+def test_scale_prints_a_row_for_each_measure_with_its_growth(tmp_path, capsys, monkeypatch):
+    stages = ["columns", "start", "codes"]
+    arguments = ["--sizes", "0.002", "0.004", "--folder", str(tmp_path), "--stages", *stages]
+    monkeypatch.setattr("sys.argv", ["scale", *arguments])
+    monkeypatch.setattr(scale, "in_own_process", lambda stage, *of: STAGES[stage](*of))
+    scale.main()
+    rows = capsys.readouterr().out.splitlines()
+    assert any(row.startswith("start: to the first batch, s") for row in rows)
+    assert any(row.startswith("codes: peak GiB") for row in rows)
+    assert (tmp_path / "0.004M" / "zipf" / "zipf.columns").is_dir()

@@ -5,8 +5,9 @@
 
 For each size, in millions of interactions, an atomic file is generated (a user to 20 interactions,
 an item to 50, popularity after Zipf, lines in random order; none of it follows any order that could
-be learnt). Each stage runs in a process of its own. Prints seconds, peak memory of the process
-(pages of mapped files included) and the exponents with which they grow: 1 is linear.
+be learnt). Each stage runs in a process of its own. Prints seconds by the clock and in CPU seconds
+(which a busy machine stretches less), the peak memory of the process (pages of mapped files
+included), and the exponents with which they grow: 1 is linear.
 
 Stages, with what the size stands for:
     text        a small dataset's way: the text is checked, loaded, split (interactions)
@@ -42,12 +43,18 @@ def measure_size(millions: float, stages: list[str], folder: Path) -> dict[str, 
         generate(folder, round(millions * 1e6))
     found = {"millions": millions}
     for stage in stages:
-        command = [sys.executable, "-m", MODULE, f"--stage={stage}"]
-        command += [f"--folder={folder}", f"--sizes={millions}"]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        found |= json.loads(output.splitlines()[-1])
-        sys.stderr.write(f"{millions:g}M {stage}: {output.splitlines()[-1]}\n")
+        measured = in_own_process(stage, folder, millions)
+        sys.stderr.write(f"{millions:g}M {stage}: {json.dumps(measured)}\n")
+        found |= measured
     return found
+
+
+def in_own_process(stage: str, folder: Path, millions: float) -> dict[str, float]:
+    """What a fresh process measures."""
+    command = [sys.executable, "-m", MODULE, f"--stage={stage}"]
+    command += [f"--folder={folder}", f"--sizes={millions}"]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 def table(results: list[dict[str, float]]) -> str:

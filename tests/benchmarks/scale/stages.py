@@ -25,9 +25,10 @@ class Marks:
     @contextmanager
     def part(self, name: str):
         """Time a block."""
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         yield
         self.found[f"{self.stage}: {name}, s"] = time.perf_counter() - started
+        self.found[f"{self.stage}: {name}, CPU s"] = time.process_time() - used
 
     def all(self) -> Measured:
         """What was measured."""
