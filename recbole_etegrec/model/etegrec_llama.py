@@ -167,8 +167,7 @@ class ETEGRecLlama(SequentialRecommender):
         self.tokenizer.to(device).start(self.item_embedding[1:].to(device), self.seed)
         self.tokenizer.to(place)
         if self.codes.users is not None:
-            items, offsets = dataset.inter_feat[self.ITEM_ID], torch.from_numpy(dataset.offsets)
-            self.codes.users.to(device).start(items, offsets, self.max_history, self.seed)
+            self.codes.users.to(device).start(dataset.sequences, self.max_history, self.seed)
             self.codes.users.to(place)
 
     def _apply(self, fn, recurse=True):

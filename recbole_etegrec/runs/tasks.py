@@ -55,7 +55,7 @@ def task_rows(config: Config, dataset: WholeSequenceDataset) -> TaskRows | None:
         *read_prompts(config["prompts"], names),
         texts,
         vocabulary,
-        dataset.inter_feat[dataset.iid_field].numpy(),
+        dataset.sequences.items,
         dataset.windows,
         code_length=config["code_length"],
         history=min(config["task_history"], config["MAX_ITEM_LIST_LENGTH"]),

@@ -4,10 +4,12 @@ They have a tokenizer of their own, residual k-means over such means of the trai
 codebooks never learn, as item embeddings do not.
 """
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from recbole_etegrec.data.sequences import Sequences
 from recbole_etegrec.tokenizer.residual_quantizer import ResidualQuantizer
 
 _MEANS = 2**14  # that codebooks are made of at most
@@ -42,23 +44,23 @@ class UserCodes(nn.Module):
         self.table = nn.Parameter(self._embedding.clone(), requires_grad=False)
 
     @torch.no_grad()
-    def start(self, items: torch.Tensor, offsets: torch.Tensor, most: int, seed: int) -> None:
+    def start(self, sequences: Sequences, most: int, seed: int) -> None:
         """Make the codebooks of the means of all beginnings of some sequences, or of a sample.
 
         Args:
-            items: of the sequences, one after another ``[I]``.
-            offsets: where sequences begin in them ``[S + 1]``.
             most: items of a mean at most, the last ones.
             seed: of the sample and of k-means.
         """
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(items), generator=generator)[:_MEANS].sort().values
-        row = torch.searchsorted(offsets, chosen, right=True) - 1
-        begins = torch.maximum(offsets[row], chosen + 1 - most)
-        means = [
-            self._embedding[items[begin : end + 1].to(self._embedding.device)].mean(dim=0)
-            for begin, end in zip(begins.tolist(), chosen.tolist(), strict=True)
-        ]
+        offsets = sequences.offsets
+        count = min(int(offsets[-1]), _MEANS)
+        chosen = np.sort(np.random.default_rng(seed).choice(offsets[-1], count, replace=False))
+        row = np.searchsorted(offsets, chosen, side="right") - 1
+        ends = sequences.start[row] + chosen - offsets[row] + 1
+        begins = np.maximum(sequences.start[row], ends - most)
+        means = []
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+            items = torch.from_numpy(sequences.items[begin:end].astype(np.int64))
+            means.append(self._embedding[items.to(self._embedding.device)].mean(dim=0))
         place = self.quantizer.codebooks.device
         self.quantizer.start_from(torch.stack(means).to(place), seed)
 

@@ -119,3 +119,10 @@ def test_run_with_user_codes_is_loaded_explained_and_exported_as_it_was(tiny_dat
 def test_user_codes_are_refused_when_there_is_an_encoder(tiny_data):
     with pytest.raises(UserError, match="user_codes"):
         check_rules(small_config(tiny_data, model="ETEGRec", user_codes=2))
+
+
+def test_preference_asks_for_rows_of_one_target_when_users_have_codes(tiny_data):
+    values = {"schedule": ["pretraining", "final", "preference"], "user_codes": 2}
+    with pytest.raises(UserError, match="user_codes .* needs training_rows: prefixes"):
+        check_rules(small_config(tiny_data, preference="grpo", **values))
+    check_rules(small_config(tiny_data, preference="grpo", training_rows="prefixes", **values))
