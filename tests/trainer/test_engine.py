@@ -422,5 +422,6 @@ def test_fit_ends_near_the_losses_of_fp32_when_precision_is_bf16(tiny_data, tmp_
     for name in set(OBJECTIVES) - {"distillation", "code_distillation", "grpo", "dpo"}:
         one, two = ([line[name] for line in lines if name in line] for lines in (full, half))
         assert one != two
-        # Rounding grows over the epochs; how far depends on torch's kernels (5.3 % with 2.6).
-        assert two[-1] == pytest.approx(one[-1], rel=0.08), name
+        # PSA tells few items apart at a low temperature: with torch 2.6 it ends up to 10 % away.
+        rel = 0.15 if name.startswith("psa") else 0.05
+        assert two[-1] == pytest.approx(one[-1], rel=rel), name
