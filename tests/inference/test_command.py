@@ -174,7 +174,7 @@ def test_recommend_prints_a_table_when_no_file_is_named(finished, titles, capsys
     arguments = ["recommend", str(finished), "--history=50,181,174", "--k=30"]
     assert main([*arguments, "--exclude_history=False"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == ["user", "rank", "item", "log", "p", "title"]
+    assert header.split() == ["user", "rank", "item", "score", "title"]
     assert [int(line.split()[0]) for line in lines] == list(range(1, 31))
     for line in lines:
         _, item, _, title = line.split(maxsplit=3)

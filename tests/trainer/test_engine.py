@@ -418,8 +418,11 @@ def test_fit_ends_near_the_losses_of_fp32_when_precision_is_bf16(tiny_data, tmp_
     half = fit(tiny_data, tmp_path / "bf16", precision="bf16", **values)
     assert [line["skipped"] for line in half] == [0] * 8
     assert half[-1]["recommendation"] < 0.8 * half[1]["recommendation"]
-    # There is no teacher, and no phase of preferences.
-    for name in set(OBJECTIVES) - {"distillation", "code_distillation", "grpo", "dpo"}:
+    named = {name for line in full for name in line} & OBJECTIVES.keys()
+    assert named >= {"recommendation", "item", "sia", "psa", "psa_fixed", "quantization"}
+    for name in named:
         one, two = ([line[name] for line in lines if name in line] for lines in (full, half))
         assert one != two
-        assert two[-1] == pytest.approx(one[-1], rel=0.05), name
+        # PSA tells few items apart at a low temperature: with torch 2.6 it ends up to 10 % away.
+        rel = 0.15 if name.startswith("psa") else 0.05
+        assert two[-1] == pytest.approx(one[-1], rel=rel), name
