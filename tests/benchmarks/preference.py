@@ -80,7 +80,7 @@ def way_of(name: str, given: dict[str, str], equal_epochs: int) -> dict[str, Any
     if name == EQUAL:
         keys = {"preference": "likelihood", "preference_epochs": equal_epochs}
     else:
-        keys = read_config_files([f"ablation/preference_{name.partition('-')[0]}"])
+        keys = read_config_files([f"preference_{name.partition('-')[0]}/ETEGRecLlama"])
     changes = given.get(f"way.{name}", "")
     return keys | dict(pair.split(":", 1) for pair in changes.split(",") if pair)
 

@@ -26,7 +26,7 @@ def finished(tmp_path_factory) -> Path:
     rows = [f"i{n}\tBrand\tTitle {n}" for n in range(ITEMS) if n != 7]
     text = "\n".join(["item_id:token\tbrand:token_seq\ttitle:token_seq", *rows])
     (folder / "titled" / "titled.item").write_text(text + "\n")
-    values = {"tokenizer": "rqkmeans", "collision": "sinkhorn", "code_num": 12, "warm_epochs": 0}
+    values = {"tokenizer": "rqkmeans", "collision": "sinkhorn", "code_num": 6, "warm_epochs": 0}
     run_dir = folder / "run"
     config_dict = small_values(str(folder), run_dir=str(run_dir), **values)
     run("ETEGRecLlama", "titled", config_dict=config_dict)
@@ -60,7 +60,7 @@ def test_run_records_the_health_of_codes_when_they_are_rebuilt(finished):
     model = load_run(str(finished))[1]
     kept = json.loads((finished / "best" / "model.json").read_text())
     assert model.codes.digest() == kept["codes"]
-    assert model.recommender.code_embedding.codebooks.shape == (3, 12, 10)  # not e_dim
+    assert model.recommender.code_embedding.codebooks.shape == (3, 6, 10)  # not e_dim
 
 
 def test_codes_prints_health_and_tree_when_a_run_is_named(finished, capsys):

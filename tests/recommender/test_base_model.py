@@ -401,7 +401,7 @@ def test_decoder_is_loaded_when_its_attention_cannot_take_a_mask_for_each_token(
         raise AssertionError("as the flash kernels, which need a GPU")
 
     AttentionInterface.register("gpu_alone", causal_alone)
-    model = load_base_model(
+    model, _ = load_base_model(
         llama, dtype=torch.float32, attn_implementation="gpu_alone", quantized=False, device="cpu"
     )
     assert model.config._attn_implementation == "gpu_alone"
@@ -476,12 +476,14 @@ def test_8bit_states_go_on_as_they_were_when_restored(tiny_data, tmp_path):
 
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 4))
+    module.item_head = None
     optimizer = make_optimizer("adamw_8bit", module, 0.1)
     step(module, optimizer, 1)
     state = checkpoint.optimizer_state({"recommender": optimizer})
     assert torch.uint8 in {tensor.dtype for tensor in state.values()}
     twin = nn.Sequential(nn.Linear(128, 128), nn.Linear(128, 4))
     twin.load_state_dict(module.state_dict())
+    twin.item_head = None
     other = make_optimizer("adamw_8bit", twin, 0.1)
     checkpoint.restore_optimizers({"recommender": other}, state)
     for seed in (2, 3):
