@@ -522,9 +522,8 @@ def test_server_ends_with_its_answers_given_when_a_signal_comes(number, finished
     with started(directory, "--port=0", *arguments) as (process, address):
         address = address.replace("0.0.0.0", "127.0.0.1")
         body = {"history": HISTORY, "k": 10, "explain": True}
-        first = httpx.post(
-            f"{address}recommend", json={"history": HISTORY, "k": 40}, trust_env=False
-        )
+        every = {"history": HISTORY, "k": 40}
+        first = httpx.post(f"{address}recommend", json=every, trust_env=False)
         assert {item["item"] for item in items_of(first)}.isdisjoint(HISTORY) == bool(arguments)
         with ThreadPoolExecutor(12) as pool:
             ask = {"json": body, "trust_env": False, "timeout": 20}
