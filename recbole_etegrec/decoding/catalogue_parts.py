@@ -9,6 +9,7 @@ from recbole_etegrec.data.seen_items import HistoryIndex
 from recbole_etegrec.decoding.item_index import ItemIndex
 from recbole_etegrec.decoding.ranker import Ranking
 from recbole_etegrec.recommender import EncodedHistory, ItemHead
+from recbole_etegrec.recommender.item_head import among, came_before
 
 AT_ONCE = 2**17  # items that are scored at once
 SAMPLED = 2**14  # items of which the sum over all is estimated
@@ -74,7 +75,7 @@ class CatalogueParts:
             scores = torch.einsum("bd,bnd->bn", self.query, self.vectors[items])
         if self.bonus is None:
             return scores
-        return scores + self.bonus * _among(items, self.history)
+        return scores + self.bonus * among(items, self.history)
 
     def best(self, k: int) -> tuple[Ranking, torch.Tensor]:
         """The best of the items that the head learned, and the logarithm of the sum of all
@@ -103,9 +104,9 @@ class CatalogueParts:
             further += self.history.shape[1]
         scores, items = index.search(self.query, k + further)
         if self.bonus is not None:
-            scores = scores.masked_fill(_among(items, self.history), -torch.inf)
-            never = _again(self.history) | self.absent[self.history]
-            never |= self.history >= self.learned
+            scores = scores.masked_fill(among(items, self.history), -torch.inf)
+            never = came_before(self.history) | self.absent[self.history]
+            never |= self.history >= self.learned  # padding is absent
             own = self._scores_of(self.history).masked_fill(never, -torch.inf)
             scores = torch.cat([scores, own], dim=1)
             items = torch.cat([items, self.history], dim=1)
@@ -120,17 +121,6 @@ class CatalogueParts:
         total = sample.logsumexp(dim=1, keepdim=True)
         total += math.log((self.learned - 1) / sample.shape[1])
         return Ranking(items.gather(1, best.indices), best.values), total
-
-
-def _among(items: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Which items ``[B, n]`` are among those of their row ``[B, T]``."""
-    return (items.unsqueeze(2) == others.unsqueeze(1)).any(dim=2)
-
-
-def _again(items: torch.Tensor) -> torch.Tensor:
-    """Which items ``[B, T]`` have come in their row before, or are padding."""
-    earlier = (items.unsqueeze(2) == items.unsqueeze(1)).tril(-1).any(dim=2)
-    return earlier | (items == 0)
 
 
 def leading(scores: torch.Tensor, k: int, first: int) -> Ranking:

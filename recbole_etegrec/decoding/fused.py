@@ -157,9 +157,7 @@ class HeadRanker(CodeRanker):
         head = self.recommender.item_head
         log_probs = head.log_probs(history.state, history.items, history.taste)
         if len(self.codes.trie) < log_probs.shape[1] - 1:  # items without codes
-            absent = torch.ones_like(log_probs[0], dtype=torch.bool)
-            absent[self.codes.trie.items] = False
-            log_probs.masked_fill_(absent, -torch.inf)
+            log_probs.masked_fill_(self._absent(), -torch.inf)
         if excluded is not None:
             log_probs[self.on_device(excluded)] = -torch.inf
         return log_probs

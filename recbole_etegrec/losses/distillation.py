@@ -7,6 +7,7 @@ item head and by the codes.
 import torch
 
 from recbole_etegrec.losses.objective import ForwardPass, Objective
+from recbole_etegrec.recommender.item_head import among
 
 _NEVER = -1e4  # the score of padding; finite, for a row of padding alone must give no NaN
 
@@ -71,8 +72,7 @@ def code_distillation_loss(
 def _loss(forward: ForwardPass, distill_temperature: float) -> torch.Tensor:
     bonus = 0.0
     if forward.item_seen is not None:
-        taught, seen = forward.batch.taught_items.unsqueeze(2), forward.item_seen.unsqueeze(1)
-        bonus = forward.repeat_bonus * ((taught == seen) & (taught > 0)).any(dim=2)
+        bonus = forward.repeat_bonus * among(forward.batch.taught_items, forward.item_seen)
     loss = distillation_loss(
         forward.item_query,
         forward.taught_vectors,

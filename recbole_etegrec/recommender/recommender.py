@@ -237,23 +237,22 @@ class Recommender(nn.Module):
             output = output._replace(**self._read_rows(rows, among))
             if candidates is None and self.item_head is not None:
                 # Nobody asks the head, but distributed wrappers want a gradient for all of it.
-                output = output._replace(
-                    item_query=self.item_head.ask(before[:, 0]),
-                    item_vectors=self.item_head.vectors(rows.items[:1]),
-                    repeat_bonus=self.item_head.repeat_bonus,
-                )
+                vectors = self.item_head.vectors(rows.items[:1])
+                output = output._replace(**self._of_head(before[:, 0], vectors))
         if candidates is None:
             return output
-        output = output._replace(item_query=self.item_head.ask(before[:, 0]), item_vectors=vectors)
-        if (bonus := self.item_head.repeat_bonus) is not None:
-            seen = seen_before(items, target_index)
-            output = output._replace(item_seen=seen, repeat_bonus=bonus)
+        output = output._replace(**self._of_head(before[:, 0], vectors))
+        if output.repeat_bonus is not None:
+            output = output._replace(item_seen=seen_before(items, target_index))
         if taught is not None:
-            known = (
-                F.embedding(taught, among) if candidates.whole else self.item_head.vectors(taught)
-            )
+            known = self.item_head.vectors(taught) if among is None else F.embedding(taught, among)
             output = output._replace(taught_vectors=known)
         return output
+
+    def _of_head(self, states: torch.Tensor, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the item head gives to :class:`RecommenderOutput`, of states ``[n, H]``."""
+        query, bonus = self.item_head.ask(states), self.item_head.repeat_bonus
+        return {"item_query": query, "item_vectors": vectors, "repeat_bonus": bonus}
 
     @torch.no_grad()
     def match_scale(
