@@ -48,6 +48,8 @@ SMALL_MODEL = {
     "dropout": 0.0,
     "residual_dropout": 0.0,
     "item_head": False,  # codes alone, where a test does not ask for it
+    "item_decoder_layers": 1,
+    "item_decoder_size": 8,
     "item_dropout": 0.0,
     "epochs": 2,
     "finetune_epochs": 1,
@@ -165,8 +167,9 @@ def small_recommender(
 
 
 def small_item_head(items: int, **more) -> ItemHead:
-    """An item head of states of width 16 and random vectors, in evaluation mode."""
-    options = {"enters": True, "repeats": True, "dropout": 0.0, "vector_dropout": 0.0, **more}
+    """An item head of two readers and random vectors, in evaluation mode; states are 16 wide."""
+    options = {"enters": True, "repeats": True, "dropout": 0.0, "vector_dropout": 0.0}
+    options |= {"decoder_layers": 1, "decoder_size": 8, "max_items": 64, **more}
     head = ItemHead(items=items, hidden_size=16, embedding_width=10, init_std=0.5, **options).eval()
     nn.init.normal_(head.free, std=0.5)
     head.lend(torch.randn(items, 10))

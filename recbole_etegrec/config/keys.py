@@ -105,6 +105,8 @@ KEYS: dict[str, Key] = {
     "item_head": boolean(),
     "item_input": boolean(),
     "item_repeats": boolean(),
+    "item_decoder_layers": integer(0),
+    "item_decoder_size": integer(1),
     "item_dropout": share(),
     "item_vector_dropout": number(least=0, most=1),
     # Users

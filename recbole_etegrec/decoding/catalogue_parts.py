@@ -31,7 +31,7 @@ class CatalogueParts:
         excluded: HistoryIndex | None,
     ):
         self.vectors, self.learned = head.all_vectors(), head.items
-        self.query, self.absent, self.excluded = head.ask(history.state), absent, excluded
+        self.query, self.absent, self.excluded = history.query, absent, excluded
         self.history, self.bonus = history.items, head.repeat_bonus  # what these have on top
 
     def cuts(self, begin: int, end: int) -> Iterator[tuple[int, int]]:

@@ -128,7 +128,7 @@ class HeadRanker(CodeRanker):
         """Of given items by the head ``[B, n]``."""
         head = self.recommender.item_head
         if len(self.codes.table) <= AT_ONCE:
-            return head.log_probs(history.state, history.items, history.taste).gather(1, items)
+            return head.log_probs(history.query, history.items, history.taste).gather(1, items)
         parts = CatalogueParts(head, history, self._absent(), None)
         found = parts.log_probs_of(items)
         if history.taste is not None:
@@ -155,7 +155,7 @@ class HeadRanker(CodeRanker):
     def _log_probs(self, history: EncodedHistory, excluded: HistoryIndex | None) -> torch.Tensor:
         """Of all items by the head ``[B, N]``, -inf of those that are not to be ranked."""
         head = self.recommender.item_head
-        log_probs = head.log_probs(history.state, history.items, history.taste)
+        log_probs = head.log_probs(history.query, history.items, history.taste)
         if len(self.codes.trie) < log_probs.shape[1] - 1:  # items without codes
             log_probs.masked_fill_(self._absent(), -torch.inf)
         if excluded is not None:

@@ -93,7 +93,7 @@ def _rows(model: ETEGRecLlama) -> tuple[torch.Tensor, torch.Tensor]:
         last = model.codes(torch.arange(model.n_items, device=tables.device))[:, -1]
         level = (embedding.tables().shape[0] - 1) * embedding.code_num
         vectors = recommender.item_head.all_vectors()
-        items = entering[level + last] + recommender.item_head.enter(vectors).float()
+        items = entering[level + last] + recommender.item_head.entry(vectors)
         entering = torch.cat([entering, items])
         leaving = torch.cat([leaving, torch.zeros_like(items)])
     padding = torch.zeros_like(entering[:1])

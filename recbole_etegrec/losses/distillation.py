@@ -7,7 +7,7 @@ item head and by the codes.
 import torch
 
 from recbole_etegrec.losses.objective import ForwardPass, Objective
-from recbole_etegrec.recommender.item_head import among
+from recbole_etegrec.recommender.item_head import among, joined
 
 _NEVER = -1e4  # the score of padding; finite, for a row of padding alone must give no NaN
 
@@ -74,7 +74,7 @@ def _loss(forward: ForwardPass, distill_temperature: float) -> torch.Tensor:
     if forward.item_seen is not None:
         bonus = forward.repeat_bonus * among(forward.batch.taught_items, forward.item_seen)
     loss = distillation_loss(
-        forward.item_query,
+        joined(forward.item_query),
         forward.taught_vectors,
         forward.batch.taught_scores,
         distill_temperature,

@@ -185,20 +185,25 @@ def _loss_and_gradients(
 
 
 def _loss(forward: ForwardPass, item_smoothing: float) -> torch.Tensor:
-    candidates = forward.candidates
-    loss = item_loss(
-        forward.item_query,
-        forward.item_vectors,
-        candidates.places_of(forward.batch.targets),
-        candidates.ids,
-        forward.batch.targets,
-        share=candidates.share,
-        smoothing=item_smoothing,
-        real=forward.batch.real_targets,
-        seen=forward.item_seen,
-        repeat_bonus=forward.repeat_bonus,
+    """The mean of what the readers lose by their own scores, so that each learns to rank alone."""
+    candidates, readers = forward.candidates, forward.item_query
+    parts = forward.item_vectors.chunk(len(readers), dim=1)
+    loss = sum(
+        item_loss(
+            query,
+            vectors,
+            candidates.places_of(forward.batch.targets),
+            candidates.ids,
+            forward.batch.targets,
+            share=candidates.share,
+            smoothing=item_smoothing,
+            real=forward.batch.real_targets,
+            seen=forward.item_seen,
+            repeat_bonus=forward.repeat_bonus,
+        )
+        for query, vectors in zip(readers, parts, strict=True)
     )
-    return loss / forward.batch.divisor
+    return loss / len(readers) / forward.batch.divisor
 
 
 ITEM = Objective(
@@ -217,5 +222,6 @@ ITEM = Objective(
         "item entry",
         "item content",
         "item repeats",
+        "item decoder",
     ),
 )

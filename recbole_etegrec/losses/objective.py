@@ -24,14 +24,14 @@ class ForwardPass:
         logits: of the targets' codes ``[n, L, C]``.
         sequence_latent: of the history before each target, in code space ``[n, d_c]``.
         preference_latent: of the same, in item embedding space ``[n, d_z]``.
-        item_query: of the item head ``[n, d]``.
-        item_vectors: of the items that `candidates` asks for ``[M, d]``.
+        item_query: of the readers of the item head ``[R, n, d]``.
+        item_vectors: of the items that `candidates` asks for ``[M, R * d]``.
         item_seen: distinct items of the history before each target, and 0 ``[n, T - 1]``; None:
             repeats are not learned.
         repeat_bonus: what the item head's scores of these get on top, in nats ``[1]``.
         candidates: the items that targets are told from.
         embeddings: of the distinct targets of the whole step ``[U, d_z]``.
-        taught_vectors: of the items that a teacher scores for each target ``[n, K, d]``.
+        taught_vectors: of the items that a teacher scores for each target ``[n, K, R * d]``.
         taught_codes: codes of these items ``[n, K, L]``.
         row_logits: of the codes that rows of tasks ask for ``[n, L, C]``.
         row_codes: these codes ``[n, L]``.

@@ -188,7 +188,7 @@ class GroupMaker:
 
     def _head(self, history: EncodedHistory, items: torch.Tensor) -> torch.Tensor:
         head = self.model.recommender.item_head
-        return head.log_probs(history.state, history.items, history.taste).gather(1, items)
+        return head.log_probs(history.query, history.items, history.taste).gather(1, items)
 
 
 def last_targets(batch: SequenceBatch) -> Targets:

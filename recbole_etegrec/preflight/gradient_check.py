@@ -238,7 +238,7 @@ def _item_head(head: ItemHead | None) -> dict[str, list[nn.Parameter]]:
     if head is None:
         return {}
     parts = {"item query": head.query, "item projector": head.project, "item entry": head.enter}
-    parts["item content"] = head.describe
+    parts |= {"item content": head.describe, "item decoder": head.decoder}
     found = {name: list(module.parameters()) for name, module in parts.items() if module}
     repeats = {} if head.repeat is None else {"item repeats": [head.repeat]}
     return {**found, "free vectors": [head.free], **repeats}

@@ -155,5 +155,8 @@ def _item_head(spec: RecommenderSpec, config: PreTrainedConfig) -> ItemHead:
         vector_dropout=spec.item_vector_dropout,
         likeness=spec.new_item_likeness,
         alike=spec.head_alike,
+        decoder_layers=spec.item_decoder_layers,
+        decoder_size=spec.item_decoder_size,
+        max_items=spec.max_position_embeddings,
         init_std=spec.init_std,
     )

@@ -3,6 +3,9 @@
 Items share codes, so what is special about one item has no place in them; here each item has a
 vector of its own. It is a projection of the item's embedding, which never learns, and a free
 vector: ``v_i = project(z_i) + r_i``. The vector scores its item, and enters beside its last code.
+
+A second reader of histories, an item decoder, has a further part of each vector to itself; the
+scores of an item are then the mean of two.
 """
 
 from typing import NamedTuple
@@ -10,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from recbole_etegrec.recommender.item_decoder import ItemDecoder
 
 _FADES = 0.7  # weight of an item of a history, of that of the one after it
 _REPEAT_UNIT = 10.0  # nats: a number that learns as slowly as those of matrices gets there in time
@@ -83,8 +88,13 @@ def seen_before(items: torch.Tensor, target_index: torch.Tensor) -> torch.Tensor
     return seen.masked_fill(place > (target_index % width).unsqueeze(1), 0)
 
 
+def joined(queries: torch.Tensor) -> torch.Tensor:
+    """One query ``[n, R * d]`` for queries of readers ``[R, n, d]``; its scores are their mean."""
+    return queries.movedim(0, 1).flatten(1) / len(queries)
+
+
 class ItemHead(nn.Module):
-    """Scores all items of a catalogue from one state, ``query(s) . v_i``.
+    """Scores all items of a catalogue from one state, ``query(s) . v_i``, or from one a reader.
 
     Where repeats are learned, the items of a history have one number more in their scores, which
     says how much more or less likely than others they come again.
@@ -99,21 +109,26 @@ class ItemHead(nn.Module):
     Args:
         items: that it learns, the padding item included; the softmax is over them.
         hidden_size: width of a state ``H``.
-        embedding_width: width of item embeddings ``d_z``; vectors are as wide, or ``H`` if less.
+        embedding_width: width of item embeddings ``d_z``; a reader's part of vectors ``d`` is as
+            wide, or ``H`` if less.
         content_width: width of content ``d_c``; 0: there is none.
         finished: rows of a table of vectors in place of content and free vectors, as
             :meth:`finish` makes it; None: there is none.
         enters: whether vectors enter the backbone.
         repeats: whether it learns how likely items of a history come again.
-        dropout: on the state that is read.
+        dropout: on the state that is read, and everywhere in the item decoder.
         vector_dropout: share of the items that do without their free vectors (and, where there is
             content, without their embeddings), drawn anew in each training step, so that the rest
             alone learns to rank too.
         likeness: weight of how alike items that came later are to a history.
         alike: columns of a table of what tells how alike items are, where `finished`.
+        decoder_layers: of the item decoder; 0: there is none.
+        decoder_size: its width ``h``.
+        max_items: that it reads of a history at most.
         init_std: standard deviation of the initial numbers of vectors and of ``enter``.
 
     Attributes:
+        decoder: reads items alone; None: the state of codes is the only one.
         by_rows: whether a step is to move only the free vectors that it reads.
         sparse: whether the gradient of free vectors is of the rows that were read alone.
     """
@@ -135,6 +150,9 @@ class ItemHead(nn.Module):
         init_std: float,
         likeness: float = 0.0,
         alike: int = 0,
+        decoder_layers: int = 0,
+        decoder_size: int = 0,
+        max_items: int = 0,
     ):
         super().__init__()
         self.items, self.vector_dropout, self.likeness = items, vector_dropout, likeness
@@ -143,10 +161,21 @@ class ItemHead(nn.Module):
         self._content: torch.Tensor | None = None
         self._kept: tuple[list[int], torch.Tensor] | None = None
         self.alike: torch.Tensor | None = None  # made where items came later
-        width = min(hidden_size, embedding_width)
+        self.width = width = min(hidden_size, embedding_width)
         self.dropout = nn.Dropout(dropout)
         self.query = _linear(hidden_size, width, hidden_size**-0.5)
         self.enter = _linear(width, hidden_size, init_std) if enters else None
+        self.decoder = None
+        if decoder_layers:
+            self.decoder = ItemDecoder(
+                width=width,
+                hidden_size=decoder_size,
+                layers=decoder_layers,
+                max_items=max_items,
+                dropout=dropout,
+                init_std=init_std,
+            )
+            width *= 2
         self.repeat = nn.Parameter(torch.zeros(1)) if repeats else None
         if finished is None:
             # Embeddings are of unit mean square: vectors begin with numbers of about init_std.
@@ -187,15 +216,20 @@ class ItemHead(nn.Module):
         self._embedding = self._content = self._kept = None
         del self.project, self.free, self.describe
 
+    @property
+    def reads(self) -> bool:
+        """Whether anything reads vectors of the items of histories."""
+        return self.enter is not None or self.decoder is not None
+
     def vectors(self, items: torch.Tensor | None = None) -> torch.Tensor:
-        """Vectors of items ``[...]``, or of all of them: ``[..., d]``, in fp32."""
+        """Vectors of items ``[...]``, or of all of them: ``[..., R * d]``, in fp32."""
         if self.table is not None:
             return self.table if items is None else F.embedding(items, self.table)
         return self._vectors(items, drop=self.training)
 
     @torch.no_grad()
     def all_vectors(self) -> torch.Tensor:
-        """Vectors of all items ``[N, d]`` to rank with, which are kept until they are others."""
+        """Vectors of all items ``[N, R * d]`` to rank with, kept until they are others."""
         if self.table is not None:
             return self.table
         # Whatever is written into a tensor raises its version.
@@ -228,18 +262,51 @@ class ItemHead(nn.Module):
             own = own * (items < self.items).unsqueeze(-1)
         return self._linear(self.describe, of(self._content)) + own
 
-    def entry(self, items: torch.Tensor, vectors: torch.Tensor | None = None) -> torch.Tensor:
-        """What vectors of items ``[...]`` add to the token of their last code ``[..., H]``.
+    def entry(self, vectors: torch.Tensor) -> torch.Tensor:
+        """What vectors ``[..., R * d]`` add to the last codes of their items ``[..., H]``."""
+        return self.enter(vectors[..., : self.width]).float()
+
+    def read(
+        self, vectors: torch.Tensor, real: torch.Tensor | None, target_index: torch.Tensor
+    ) -> torch.Tensor | None:
+        """States of the item decoder that predict targets ``[n, h]``; None where there is none.
 
         Args:
-            vectors: of all items ``[N, d]``, where they are made already.
+            vectors: of the items of sequences ``[B, T, R * d]``.
+            real: which but the last are no padding ``[B, T - 1]``, see :class:`ItemDecoder`.
+            target_index: flat index into ``[B, T - 1]`` of positions to predict from ``[n]``.
         """
-        own = self.vectors(items) if vectors is None else F.embedding(items, vectors)
-        return self.enter(own).float()
+        if self.decoder is None:
+            return None
+        states = self.decoder(vectors[:, :-1, self.width :], real)
+        return states.flatten(0, 1).index_select(0, target_index)
 
-    def ask(self, state: torch.Tensor) -> torch.Tensor:
-        """The query of states ``[n, H]``: ``[n, d]``, in fp32."""
-        return self.query(self.dropout(state)).float()
+    def read_to_end(self, vectors: torch.Tensor, real: torch.Tensor) -> torch.Tensor | None:
+        """States of the item decoder after histories ``[B, h]``, 0 after those without an item.
+
+        Args:
+            vectors: of their items ``[B, T, R * d]``.
+            real: which of them are no padding ``[B, T]``.
+        """
+        if self.decoder is None:
+            return None
+        if not real.shape[1]:
+            return vectors.new_zeros(len(vectors), self.decoder.query.in_features)
+        states = self.decoder(vectors[..., self.width :], real)
+        last = (real * torch.arange(real.shape[1], device=real.device)).argmax(dim=1)
+        return states[torch.arange(len(states), device=last.device), last]
+
+    def ask(self, state: torch.Tensor, own_state: torch.Tensor | None = None) -> torch.Tensor:
+        """Queries of the readers ``[R, n, d]``, in fp32; each reads its own part of vectors.
+
+        Args:
+            state: of the decoder of codes ``[n, H]``.
+            own_state: of the item decoder, where there is one ``[n, h]``.
+        """
+        queries = [self.query(self.dropout(state)).float()]
+        if self.decoder is not None:
+            queries.append(self.decoder.ask(own_state))
+        return torch.stack(queries)
 
     @property
     def repeat_bonus(self) -> torch.Tensor | None:
@@ -267,7 +334,7 @@ class ItemHead(nn.Module):
     @torch.no_grad()
     def log_probs(
         self,
-        state: torch.Tensor,
+        query: torch.Tensor,
         history: torch.Tensor | None = None,
         taste: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -277,10 +344,10 @@ class ItemHead(nn.Module):
         nothing from the others, and have a score of the same scale.
 
         Args:
+            query: of histories, as :func:`joined` gives it ``[B, R * d]``.
             history: ids of its items, padded with 0 ``[B, T]``; None: it counts for nothing.
             taste: of the histories, as :meth:`taste` gives it.
         """
-        query = self.ask(state)
         with torch.autocast(query.device.type, enabled=False):
             scores = query @ self.all_vectors().T
         if history is not None and self.repeat is not None:

@@ -23,7 +23,7 @@ from recbole_etegrec.recommender.backbone import (
     residual_dtype,
 )
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
-from recbole_etegrec.recommender.item_head import Candidates, ItemHead, seen_before
+from recbole_etegrec.recommender.item_head import Candidates, ItemHead, joined, seen_before
 from recbole_etegrec.recommender.prefixes import PrefixTree
 from recbole_etegrec.recommender.text_tokens import TextTokens
 
@@ -35,12 +35,13 @@ class RecommenderOutput(NamedTuple):
         logits: of the target's codes, teacher-forced ``[n, L, C]``.
         sequence_latent: for SIA, in code space ``[n, d_c]``.
         preference_latent: for PSA, in item embedding space ``[n, d_z]``.
-        item_query: of the item head ``[n, d]``; it and the next where candidates are given.
-        item_vectors: of the items that the candidates ask for ``[M, d]``.
+        item_query: of the readers of the item head ``[R, n, d]``; it and the next where candidates
+            are given.
+        item_vectors: of the items that the candidates ask for ``[M, R * d]``.
         item_seen: distinct items of the history, and 0 ``[n, T - 1]``; it and the next where the
             item head learns of repeats.
         repeat_bonus: what the scores of these items get on top, in nats ``[1]``.
-        taught_vectors: of items that a teacher scores for each target ``[n, K, d]``.
+        taught_vectors: of items that a teacher scores for each target ``[n, K, R * d]``.
         row_logits: of the codes that rows of texts and codes ask for ``[n, L, C]``; it and the next
             where there are such rows.
         text_nll: ``-log p`` of the tokens of text that they ask for, in nats ``[m]``; None where
@@ -108,6 +109,7 @@ class EncodedHistory(NamedTuple):
         length: tokens of each history ``[B]``.
         encoded: states of their tokens ``[B, T * L, H]``, where there is an encoder.
         items: ids of their items, padded with 0 ``[B, T]``, where there is an item head.
+        query: of the item head ``[B, R * d]``, where there is one.
         taste: what they are of ``[B, d]``, where an item head needs it.
     """
 
@@ -117,6 +119,7 @@ class EncodedHistory(NamedTuple):
     length: torch.Tensor
     encoded: torch.Tensor | None = None
     items: torch.Tensor | None = None
+    query: torch.Tensor | None = None
     taste: torch.Tensor | None = None
 
     def part(self, rows: slice) -> "EncodedHistory":
@@ -208,7 +211,8 @@ class Recommender(nn.Module):
             targets = items[:, 1:].flatten().index_select(0, target_index)
             vectors = self.item_head.vectors(candidates.with_targets(targets))
         among = vectors if candidates is not None and candidates.whole else None
-        embeddings = self._embed(codes, items, among).flatten(1, 2)[:, :-1]  # nothing follows
+        own = self._vectors(items, among)
+        embeddings = self._embed(codes, own).flatten(1, 2)[:, :-1]  # nothing follows
         token_mask, log_probs = token_mask_of(attention_mask, length), None
         mask = token_mask if token_mask is None else token_mask[:, :-1]
         first = 0 if prefix is None else prefix.shape[1]
@@ -238,10 +242,12 @@ class Recommender(nn.Module):
             if candidates is None and self.item_head is not None:
                 # Nobody asks the head, but distributed wrappers want a gradient for all of it.
                 vectors = self.item_head.vectors(rows.items[:1])
-                output = output._replace(**self._of_head(before[:, 0], vectors))
+        if vectors is not None:
+            query = self._ask(before[:, 0], own, attention_mask, target_index)
+            bonus = self.item_head.repeat_bonus
+            output = output._replace(item_query=query, item_vectors=vectors, repeat_bonus=bonus)
         if candidates is None:
             return output
-        output = output._replace(**self._of_head(before[:, 0], vectors))
         if output.repeat_bonus is not None:
             output = output._replace(item_seen=seen_before(items, target_index))
         if taught is not None:
@@ -249,10 +255,21 @@ class Recommender(nn.Module):
             output = output._replace(taught_vectors=known)
         return output
 
-    def _of_head(self, states: torch.Tensor, vectors: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the item head gives to :class:`RecommenderOutput`, of states ``[n, H]``."""
-        query, bonus = self.item_head.ask(states), self.item_head.repeat_bonus
-        return {"item_query": query, "item_vectors": vectors, "repeat_bonus": bonus}
+    def _ask(
+        self,
+        states: torch.Tensor,
+        own: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        target_index: torch.Tensor,
+    ) -> torch.Tensor:
+        """Queries of the item head ``[R, n, d]``, for the targets of :meth:`forward`.
+
+        Args:
+            states: that predict the targets' first codes ``[n, H]``.
+            own: vectors of the items of the sequences ``[B, T, R * d]``, where they are read.
+        """
+        real = None if attention_mask is None else attention_mask[:, :-1]
+        return self.item_head.ask(states, self.item_head.read(own, real, target_index))
 
     @torch.no_grad()
     def match_scale(
@@ -273,7 +290,9 @@ class Recommender(nn.Module):
         own = self.backbone.token_rms
         embedding.scid_projector.weight *= own / _rms(embedding.embed(codes[codes.any(dim=2)]))
         if self.item_head is not None and self.item_head.enter is not None:
-            self.item_head.enter.weight *= own / _rms(self.item_head.entry(items[items > 0]))
+            self.item_head.enter.weight *= own / _rms(
+                self.item_head.entry(self._vectors(items[items > 0]))
+            )
         with_items = {} if self.item_head is None else {"items": items}
         logits = self(codes, target_index, **with_items).logits
         embedding.output_projector.weight /= _rms(logits - logits.mean(dim=-1, keepdim=True))
@@ -293,17 +312,20 @@ class Recommender(nn.Module):
         """
         cache = new_cache()
         visible = token_mask_of(attention_mask, codes.shape[-1])
-        embeddings = self._embed(codes, items).flatten(1, 2)
+        own = self._vectors(items)
+        embeddings = self._embed(codes, own).flatten(1, 2)
         if prefix is not None:
             embeddings, visible = self._behind(prefix, embeddings, visible)
         hidden = self._run(embeddings, visible, cache)
         position = torch.arange(visible.shape[1], device=codes.device)
         last = (visible * position).argmax(dim=1)
         state = hidden[torch.arange(len(codes), device=codes.device), last].float()
-        taste = None
-        if self.item_head is not None:
-            taste = self.item_head.taste(items, attention_mask)
-        return EncodedHistory(cache, visible, state, visible.sum(dim=1), items=items, taste=taste)
+        history = EncodedHistory(cache, visible, state, visible.sum(dim=1), items=items)
+        if self.item_head is None:
+            return history
+        queries = self.item_head.ask(state, self.item_head.read_to_end(own, attention_mask))
+        taste = self.item_head.taste(items, attention_mask)
+        return history._replace(query=joined(queries), taste=taste)
 
     def extend(
         self,
@@ -368,11 +390,11 @@ class Recommender(nn.Module):
         """What rows of mixed tokens give to :class:`RecommenderOutput`.
 
         Args:
-            vectors: of all items ``[N, d]``, where the item head has made them already.
+            vectors: of all items ``[N, R * d]``, where the item head has made them already.
         """
         tokens = self._embed_mixed(rows.tokens)
         if self.item_head is not None and self.item_head.enter is not None:
-            entry = self.item_head.entry(rows.items, vectors)
+            entry = self.item_head.entry(self._vectors(rows.items, vectors))
             flat = tokens.flatten(0, 1).index_add(0, rows.item_index, entry)
             tokens = flat.view_as(tokens)
         hidden = self._run_packed(tokens, rows.positions).flatten(0, 1)
@@ -384,21 +406,24 @@ class Recommender(nn.Module):
         nll = self.text.nll(hidden.index_select(0, rows.text_index - 1), wanted)
         return {"row_logits": logits, "text_nll": nll}
 
-    def _embed(
-        self,
-        codes: torch.Tensor,
-        items: torch.Tensor | None,
-        vectors: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Tokens of items ``[B, T, L, H]``; an item's vector enters at its last.
+    def _vectors(
+        self, items: torch.Tensor | None, of_all: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """Vectors of items that are read ``[..., R * d]``; None where nothing reads them.
 
         Args:
-            vectors: of all items ``[N, d]``, where the item head has made them already.
+            of_all: vectors of all items ``[N, R * d]``, where they are made already.
         """
+        if self.item_head is None or not self.item_head.reads:
+            return None
+        return self.item_head.vectors(items) if of_all is None else F.embedding(items, of_all)
+
+    def _embed(self, codes: torch.Tensor, vectors: torch.Tensor | None) -> torch.Tensor:
+        """Tokens of items ``[B, T, L, H]``; an item's vector, of ``[B, T, R * d]``, enters last."""
         tokens = self.code_embedding.embed(codes)
         if self.item_head is None or self.item_head.enter is None:
             return tokens
-        last = tokens[:, :, -1:] + self.item_head.entry(items, vectors).unsqueeze(2)
+        last = tokens[:, :, -1:] + self.item_head.entry(vectors).unsqueeze(2)
         return torch.cat([tokens[:, :, :-1], last], dim=2)
 
     def _run_with(

@@ -33,7 +33,9 @@ class RecommenderSpec:
         content_width: width of what else is known of items ``d_c``; 0: nothing is.
         item_input: whether vectors of items enter the backbone.
         item_repeats: whether the head learns how likely items of a history come again.
-        item_dropout: on the state that the head reads.
+        item_decoder_layers: of a decoder that reads items alone, for the head; 0: there is none.
+        item_decoder_size: width of it.
+        item_dropout: on the states that the head reads, and in that decoder.
         item_vector_dropout: share of the items that do without their free vectors in a step.
         new_item_likeness: weight of how alike items that came later are to a history.
         head_alike: columns of the table that tells it, in an export; 0: it has none.
@@ -65,6 +67,8 @@ class RecommenderSpec:
     content_width: int = 0
     item_input: bool = False
     item_repeats: bool = False
+    item_decoder_layers: int = 0
+    item_decoder_size: int = 0
     item_dropout: float = 0.0
     item_vector_dropout: float = 0.0
     new_item_likeness: float = 0.0

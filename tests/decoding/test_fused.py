@@ -27,7 +27,7 @@ def by_hand(ranker: FusedRanker, interaction: Interaction) -> torch.Tensor:
     """Fused scores of all items ``[B, N]``."""
     history = ranker.encode(interaction)
     codes = ExactScores(ranker.recommender, ranker.codes.trie)(history)
-    return codes + 1.5 * ranker.recommender.item_head.log_probs(history.state)
+    return codes + 1.5 * ranker.recommender.item_head.log_probs(history.query)
 
 
 def test_fused_ranking_is_exact_when_candidates_cover_the_catalogue(parts, batch):  # noqa: F811

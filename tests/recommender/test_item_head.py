@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.losses import item_loss
-from recbole_etegrec.recommender import Candidates, RecommenderSpec, empty_recommender
-from recbole_etegrec.recommender.item_head import seen_before
+from recbole_etegrec.recommender import Candidates, Recommender, RecommenderSpec, empty_recommender
+from recbole_etegrec.recommender.item_head import joined, seen_before
 from tests.helpers import small_config, small_item_head, small_model, small_recommender
 
 ITEMS = 12  # the padding item included
@@ -40,27 +40,28 @@ def test_vectors_follow_what_has_been_learned_or_lent():
 
 def test_log_probabilities_are_a_softmax_over_the_items_that_were_learned():
     head = small_item_head(ITEMS)
-    state = torch.randn(3, 16)
-    before = head.log_probs(state)
+    query = torch.randn(3, 20)
+    before = head.log_probs(query)
     assert before[:, 0].isneginf().all()
     torch.testing.assert_close(before[:, 1:].exp().sum(dim=1), torch.ones(3), **CLOSE)
     later = torch.randn(2, 10)
     head.lend(torch.cat([head._embedding, later]))
-    after = head.log_probs(state)
+    after = head.log_probs(query)
     torch.testing.assert_close(after[:, :ITEMS], before, **CLOSE)
-    own = head.ask(state) @ head.project(later).T - head.ask(state) @ head.all_vectors()[1:2].T
+    own = query @ head.project(later).T - query @ head.all_vectors()[1:2].T
     torch.testing.assert_close(after[:, ITEMS:], own + before[:, 1:2], **CLOSE)
 
 
 def test_finished_head_scores_as_the_one_it_was():
     head = small_item_head(ITEMS)
     head.lend(torch.randn(ITEMS + 3, 10))
-    state, items = torch.randn(2, 16), torch.tensor([1, ITEMS + 2])
+    query, items = torch.randn(2, 20), torch.tensor([1, ITEMS + 2])
     with torch.no_grad():
-        before = head.log_probs(state), head.entry(items)
+        before = head.log_probs(query), head.vectors(items)
         head.finish()
-        assert head.state_dict().keys() == {"query.weight", "enter.weight", "repeat", "table"}
-        torch.testing.assert_close((head.log_probs(state), head.entry(items)), before, **CLOSE)
+        own = {name for name in head.state_dict() if not name.startswith("decoder.")}
+        assert own == {"query.weight", "enter.weight", "repeat", "table"}
+        torch.testing.assert_close((head.log_probs(query), head.vectors(items)), before, **CLOSE)
 
 
 def test_free_vectors_are_left_out_by_item_when_dropped_in_training():
@@ -75,9 +76,17 @@ def test_free_vectors_are_left_out_by_item_when_dropped_in_training():
     torch.testing.assert_close(head.train().vectors(), content, **CLOSE)
 
 
-@pytest.mark.parametrize("enters", [True, False])
-def test_outputs_do_not_see_later_items(enters):
+def recommender_of(layers: int) -> Recommender:
+    """With an item head that has an item decoder of so many layers."""
     recommender = small_recommender(head_items=ITEMS)
+    recommender.item_head = small_item_head(ITEMS, decoder_layers=layers)
+    return recommender
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("enters", [True, False])
+def test_outputs_do_not_see_later_items(enters, layers):
+    recommender = recommender_of(layers)
     if not enters:
         recommender.item_head.enter = None
     items = torch.randint(1, ITEMS, (3, 8))
@@ -97,20 +106,25 @@ def test_outputs_do_not_see_later_items(enters):
             recommender(codes, seen, items=x, candidates=candidates).item_query
             for x in (items, other)
         ]
-    assert (moved[0] - moved[1]).abs().max().gt(1e-4) == enters
+    moved = (moved[0] - moved[1]).abs().amax(dim=(1, 2)).gt(1e-4)
+    assert moved.tolist() == [enters, True][: len(moved)]
 
 
-def test_whole_sequence_and_encoded_history_ask_alike():
-    recommender = small_recommender(head_items=ITEMS)
+@pytest.mark.parametrize("layers", [0, 1])
+def test_whole_sequence_and_encoded_history_ask_alike(layers):
+    recommender = recommender_of(layers)
     items, codes = torch.randint(1, ITEMS, (2, 6)), torch.randint(0, 8, (2, 6, 4))
     candidates = Candidates(torch.arange(1, ITEMS), 1.0)
     with torch.no_grad():
         output = recommender(codes, torch.tensor([4, 9]), items=items, candidates=candidates)
         mask = torch.ones(2, 5, dtype=torch.bool)
         history = recommender.encode_history(codes[:, :-1], mask, items[:, :-1])
-        torch.testing.assert_close(
-            output.item_query, recommender.item_head.ask(history.state), **CLOSE
-        )
+        torch.testing.assert_close(joined(output.item_query), history.query, **CLOSE)
+        short = mask & torch.tensor([[True] * 5, [False, True, True, True, False]])
+        padded = recommender.encode_history(codes[:, :-1], short, items[:, :-1] * short)
+        alone = recommender.encode_history(codes[1:, 1:4], short[1:, 1:4], items[1:, 1:4])
+    torch.testing.assert_close(padded.query[0], history.query[0], **CLOSE)
+    torch.testing.assert_close(padded.query[1:], alone.query, **CLOSE)
     head = recommender.item_head
     torch.testing.assert_close(output.item_vectors, head.vectors(), **CLOSE)
     assert torch.equal(candidates.places_of(items[:, -1]), items[:, -1])
@@ -130,7 +144,7 @@ def test_targets_are_as_likely_in_training_as_they_are_ranked_when_items_repeat(
         head.repeat.fill_(-0.2)
         output = recommender(codes, index, items=items, candidates=candidates)
         loss = item_loss(
-            output.item_query,
+            joined(output.item_query),
             output.item_vectors,
             targets,
             candidates.ids,
@@ -140,8 +154,8 @@ def test_targets_are_as_likely_in_training_as_they_are_ranked_when_items_repeat(
         )
         mask = torch.ones(2, 4, dtype=torch.bool)
         history = recommender.encode_history(codes[:, :4], mask, items[:, :4])
-        ranked = head.log_probs(history.state, history.items)
-        plain = head.log_probs(history.state)
+        ranked = head.log_probs(history.query, history.items)
+        plain = head.log_probs(history.query)
     torch.testing.assert_close(loss, -ranked[torch.arange(2), targets].sum(), **CLOSE)
     torch.testing.assert_close(ranked[:, 1:].exp().sum(dim=1), torch.ones(2), **CLOSE)
     differences = (ranked - plain)[0]
@@ -156,7 +170,8 @@ def test_all_else_starts_as_without_a_head_when_there_is_one(tiny_data):
     own = with_head.state_dict()
     more = own.keys() - without.state_dict().keys()
     names = {"query.weight", "enter.weight", "project.weight", "free", "repeat"}
-    assert more == {f"recommender.item_head.{name}" for name in names}
+    more = {name.removeprefix("recommender.item_head.") for name in more}
+    assert {name for name in more if not name.startswith("decoder.")} == names
     for name, tensor in without.state_dict().items():
         assert torch.equal(own[name], tensor)
 
