@@ -129,7 +129,7 @@ KEYS: dict[str, Key] = {
     "psa_temperature": above_zero(),
     "item_weight": above_zero(),
     "item_smoothing": share(),
-    "item_sample": integer(1),
+    "item_sample": optional(integer(1)),
     "distill_from": optional(path("the directory of an ensemble or a run")),
     "distill_weight": weight(),
     "distill_codes_weight": weight(),

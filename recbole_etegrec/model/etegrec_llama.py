@@ -28,6 +28,7 @@ from recbole_etegrec.recommender import (
     build_recommender,
     draw_candidates,
     empty_recommender,
+    sample_size,
 )
 from recbole_etegrec.storage.digests import tensor_digest
 from recbole_etegrec.tokenizer import (
@@ -121,7 +122,7 @@ class ETEGRecLlama(SequentialRecommender):
                 code_num=config["code_num"],
                 width=item_embedding.shape[1],
             )
-        self.item_sample = config["item_sample"]
+        self.item_sample = sample_size(self.n_items, config["item_sample"])
         self.take_items(item_embedding, item_content)
         self.ranker = RANKERS[ranking_of(config)](
             self.recommender, self.codes, self.fields, **ranker_options(config)

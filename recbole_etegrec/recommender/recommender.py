@@ -206,12 +206,7 @@ class Recommender(nn.Module):
             branches: items that are asked for besides, in the same pass; no mask can be given then.
         """
         length = codes.shape[-1]
-        vectors = None
-        if candidates is not None:
-            targets = items[:, 1:].flatten().index_select(0, target_index)
-            vectors = self.item_head.vectors(candidates.with_targets(targets))
-        among = vectors if candidates is not None and candidates.whole else None
-        own = self._vectors(items, among)
+        own, vectors, known = self._read_vectors(items, target_index, candidates, taught)
         embeddings = self._embed(codes, own).flatten(1, 2)[:, :-1]  # nothing follows
         token_mask, log_probs = token_mask_of(attention_mask, length), None
         mask = token_mask if token_mask is None else token_mask[:, :-1]
@@ -238,6 +233,7 @@ class Recommender(nn.Module):
         if rows is None and self.text is not None:
             output = output._replace(text_nll=self.text.nothing())
         if rows is not None:
+            among = vectors if candidates is not None and candidates.whole else None
             output = output._replace(**self._read_rows(rows, among))
             if candidates is None and self.item_head is not None:
                 # Nobody asks the head, but distributed wrappers want a gradient for all of it.
@@ -246,14 +242,34 @@ class Recommender(nn.Module):
             query = self._ask(before[:, 0], own, attention_mask, target_index)
             bonus = self.item_head.repeat_bonus
             output = output._replace(item_query=query, item_vectors=vectors, repeat_bonus=bonus)
-        if candidates is None:
-            return output
-        if output.repeat_bonus is not None:
+        if candidates is not None and output.repeat_bonus is not None:
             output = output._replace(item_seen=seen_before(items, target_index))
-        if taught is not None:
-            known = self.item_head.vectors(taught) if among is None else F.embedding(taught, among)
-            output = output._replace(taught_vectors=known)
-        return output
+        return output._replace(taught_vectors=known)
+
+    def _read_vectors(
+        self,
+        items: torch.Tensor | None,
+        target_index: torch.Tensor,
+        candidates: Candidates | None,
+        taught: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Vectors of items, made once for all that read them; see :meth:`forward`.
+
+        Returns:
+            Those of the sequences ``[B, T, R * d]``, of targets and candidates ``[M, R * d]`` as
+            `Candidates.places_of` has it, and of what is taught ``[n, K, R * d]``; None: unread.
+        """
+        if candidates is None:
+            return self._vectors(items), None, None
+        wanted = [items, candidates.ids, *([] if taught is None else [taught])]
+        if candidates.whole:
+            vectors = self.item_head.vectors()
+            own, _, *known = (F.embedding(ids, vectors) for ids in wanted)
+        else:
+            own, vectors, *known = self.item_head.vectors_of(wanted)
+            targets = own[:, 1:].flatten(0, 1).index_select(0, target_index)
+            vectors = torch.cat([targets, vectors])
+        return own, vectors, (known[0] if known else None)
 
     def _ask(
         self,

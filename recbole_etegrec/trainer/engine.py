@@ -137,7 +137,7 @@ class Engine:
         Several processes sum their gradients in full, but move the same rows.
         """
         head, items = self.model.recommender.item_head, self.model.n_items - 1
-        if head is None or items < max(ROWS_FROM, config["item_sample"] + 1):
+        if head is None or items < max(ROWS_FROM, self.model.item_sample + 1):
             return
         head.by_rows = config["optimizer"] == "adamw"
         head.sparse = head.by_rows and self.accelerator.num_processes == 1
