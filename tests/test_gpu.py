@@ -204,7 +204,9 @@ def test_sasrec_learns_as_the_eager_path_when_its_steps_are_recorded(tiny_data):
         model = deepcopy(first)
         step = sasrec.training_step(model, torch.device("cuda"), recorded)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-        losses.append([sasrec.train_epoch(model, loader, optimizer, step) for _ in range(4)])
+        losses.append(
+            [sasrec.train_epoch(model, loader, optimizer, step, loader.max_items) for _ in range(4)]
+        )
         assert bool(step.recordings) == recorded
         vectors.append(model.item_embedding.weight.detach())
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -96,6 +96,11 @@ def make_plan(values: Mapping[str, str]) -> Plan:
     both = str(given.get("exclude_history")).lower() == "both"
     if both or given.get("exclude_history") is None:
         given.pop("exclude_history", None)
+    if not rows and given:
+        raise UserError(
+            f"compare: --{next(iter(given))} is for models that it trains, and --runs have ended "
+            "with values of their own: leave it out, or name --models"
+        )
 
     probes = {model: _config(model, dataset, _device_keys(given)) for _, model, _ in rows}
     for model, probe in probes.items():

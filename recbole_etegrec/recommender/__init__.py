@@ -7,14 +7,14 @@ from recbole_etegrec.recommender.encoder_decoder import EncoderDecoder
 from recbole_etegrec.recommender.item_head import Candidates, ItemHead, draw_candidates, sample_size
 from recbole_etegrec.recommender.precision import PRECISIONS, autocast
 from recbole_etegrec.recommender.prefixes import PrefixTree
-from recbole_etegrec.recommender.recommender import (
+from recbole_etegrec.recommender.recommender import Recommender
+from recbole_etegrec.recommender.spec import RecommenderSpec, Tuning
+from recbole_etegrec.recommender.structures import (
     Branches,
     EncodedHistory,
     MixedRows,
-    Recommender,
     RecommenderOutput,
 )
-from recbole_etegrec.recommender.spec import RecommenderSpec, Tuning
 
 __all__ = [
     "BACKBONES",

@@ -12,12 +12,8 @@ from transformers import EncoderDecoderCache, PreTrainedModel
 
 from recbole_etegrec.recommender.backbone import cached, new_cache
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
-from recbole_etegrec.recommender.recommender import (
-    EncodedHistory,
-    Recommender,
-    RecommenderOutput,
-    token_mask_of,
-)
+from recbole_etegrec.recommender.recommender import Recommender, token_mask_of
+from recbole_etegrec.recommender.structures import EncodedHistory, RecommenderOutput
 
 
 class DecoderTokens(nn.Module):

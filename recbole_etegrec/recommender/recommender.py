@@ -6,12 +6,10 @@ codes each: ``[c0 c1 c2 c3 | c0 c1 c2 c3 | ...]``. Code ``j`` of an item is pred
 state of the token before it, so the state of an item's last code predicts the next item's first.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from recbole_etegrec.recommender.backbone import (
     additive_mask,
@@ -19,113 +17,18 @@ from recbole_etegrec.recommender.backbone import (
     causal_attention,
     masked_attention,
     new_cache,
-    part_of_cache,
     residual_dtype,
 )
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
 from recbole_etegrec.recommender.item_head import Candidates, ItemHead, joined, seen_before
 from recbole_etegrec.recommender.prefixes import PrefixTree
+from recbole_etegrec.recommender.structures import (
+    Branches,
+    EncodedHistory,
+    MixedRows,
+    RecommenderOutput,
+)
 from recbole_etegrec.recommender.text_tokens import TextTokens
-
-
-class RecommenderOutput(NamedTuple):
-    """For each of ``n`` supervised positions.
-
-    Attributes:
-        logits: of the target's codes, teacher-forced ``[n, L, C]``.
-        sequence_latent: for SIA, in code space ``[n, d_c]``.
-        preference_latent: for PSA, in item embedding space ``[n, d_z]``.
-        item_query: of the readers of the item head ``[R, n, d]``; it and the next where candidates
-            are given.
-        item_vectors: of the items that the candidates ask for ``[M, R * d]``.
-        item_seen: distinct items of the history, and 0 ``[n, T - 1]``; it and the next where the
-            item head learns of repeats.
-        repeat_bonus: what the scores of these items get on top, in nats ``[1]``.
-        taught_vectors: of items that a teacher scores for each target ``[n, K, R * d]``.
-        row_logits: of the codes that rows of texts and codes ask for ``[n, L, C]``; it and the next
-            where there are such rows.
-        text_nll: ``-log p`` of the tokens of text that they ask for, in nats ``[m]``; None where
-            there is no head for texts.
-        branch_log_probs: of the codes of branches, in nats ``[B, K, L]``; where there are any.
-    """
-
-    logits: torch.Tensor
-    sequence_latent: torch.Tensor
-    preference_latent: torch.Tensor
-    item_query: torch.Tensor | None = None
-    item_vectors: torch.Tensor | None = None
-    item_seen: torch.Tensor | None = None
-    repeat_bonus: torch.Tensor | None = None
-    taught_vectors: torch.Tensor | None = None
-    row_logits: torch.Tensor | None = None
-    text_nll: torch.Tensor | None = None
-    branch_log_probs: torch.Tensor | None = None
-
-
-class MixedRows(NamedTuple):
-    """Rows of mixed tokens; what is asked for is predicted from the token before it.
-
-    Mixed tokens are codes as `CodeEmbedding.embed_tokens` numbers them, and tokens of text after
-    them. Indices are flat, into ``[B, S]``.
-
-    Attributes:
-        tokens: ``[B, S]``.
-        positions: of each in its own row; where one is 0 a row begins ``[B, S]``. None: each row
-            has one sequence, padded on the right.
-        item_index: the tokens that are the last codes of items ``[k]``.
-        items: ids of these items ``[k]``.
-        code_index: the tokens of codes of items that are asked for ``[n, L]``.
-        text_index: the tokens of text that are asked for ``[m]``.
-    """
-
-    tokens: torch.Tensor
-    positions: torch.Tensor | None
-    item_index: torch.Tensor
-    items: torch.Tensor
-    code_index: torch.Tensor
-    text_index: torch.Tensor
-
-
-class Branches(NamedTuple):
-    """Items that might follow a beginning of each sequence.
-
-    Attributes:
-        codes: of ``K`` items a sequence ``[B, K, L]``.
-        after: items of the beginning, 1 at least ``[B]``.
-    """
-
-    codes: torch.Tensor
-    after: torch.Tensor
-
-
-class EncodedHistory(NamedTuple):
-    """Histories run through the backbone once.
-
-    Attributes:
-        cache: keys and values of their tokens.
-        visible: which of their tokens are real, what stands before them included
-            ``[B, P + T * L]``.
-        state: the state that predicts the first code after each ``[B, H]``.
-        length: tokens of each history ``[B]``.
-        encoded: states of their tokens ``[B, T * L, H]``, where there is an encoder.
-        items: ids of their items, padded with 0 ``[B, T]``, where there is an item head.
-        query: of the item head ``[B, R * d]``, where there is one.
-        taste: what they are of ``[B, d]``, where an item head needs it.
-    """
-
-    cache: DynamicCache | EncoderDecoderCache
-    visible: torch.Tensor
-    state: torch.Tensor
-    length: torch.Tensor
-    encoded: torch.Tensor | None = None
-    items: torch.Tensor | None = None
-    query: torch.Tensor | None = None
-    taste: torch.Tensor | None = None
-
-    def part(self, rows: slice) -> "EncodedHistory":
-        """Some of the histories, with a cache of their own."""
-        others = (None if one is None else one[rows] for one in self[1:])
-        return EncodedHistory(part_of_cache(self.cache, rows), *others)
 
 
 class Recommender(nn.Module):
@@ -205,20 +108,11 @@ class Recommender(nn.Module):
             rows: of texts and codes, which are read apart; None: there are none.
             branches: items that are asked for besides, in the same pass; no mask can be given then.
         """
-        length = codes.shape[-1]
         own, vectors, known = self._read_vectors(items, target_index, candidates, taught)
-        embeddings = self._embed(codes, own).flatten(1, 2)[:, :-1]  # nothing follows
-        token_mask, log_probs = token_mask_of(attention_mask, length), None
-        mask = token_mask if token_mask is None else token_mask[:, :-1]
-        first = 0 if prefix is None else prefix.shape[1]
-        if prefix is not None:
-            embeddings, mask = self._behind(prefix, embeddings, mask)
-        if branches is not None:
-            hidden, log_probs = self._run_with(branches, embeddings, first)
-        else:
-            hidden = self._run(embeddings, mask)
-        hidden = hidden[:, first:]
+        token_mask = token_mask_of(attention_mask, codes.shape[-1])
+        hidden, log_probs = self._read_codes(codes, own, token_mask, prefix, branches)
         # States of the tokens just before each target code: a shift by L - 1 tokens.
+        length = codes.shape[-1]
         before = hidden[:, length - 1 :].unflatten(1, (-1, length)).flatten(0, 1)
         before = before.index_select(0, target_index).float()  # [n, L, H]
         state = before[:, 0]
@@ -228,23 +122,52 @@ class Recommender(nn.Module):
             self.code_embedding.logits(before),
             self.enc_adapter(state),
             self.dec_adapter(state),
+            taught_vectors=known,
             branch_log_probs=log_probs,
         )
-        if rows is None and self.text is not None:
-            output = output._replace(text_nll=self.text.nothing())
         if rows is not None:
             among = vectors if candidates is not None and candidates.whole else None
             output = output._replace(**self._read_rows(rows, among))
-            if candidates is None and self.item_head is not None:
+            if vectors is None and self.item_head is not None:
                 # Nobody asks the head, but distributed wrappers want a gradient for all of it.
                 vectors = self.item_head.vectors(rows.items[:1])
-        if vectors is not None:
-            query = self._ask(before[:, 0], own, attention_mask, target_index)
-            bonus = self.item_head.repeat_bonus
-            output = output._replace(item_query=query, item_vectors=vectors, repeat_bonus=bonus)
-        if candidates is not None and output.repeat_bonus is not None:
-            output = output._replace(item_seen=seen_before(items, target_index))
-        return output._replace(taught_vectors=known)
+        elif self.text is not None:
+            output = output._replace(text_nll=self.text.nothing())
+        if vectors is None:
+            return output
+        query = self._ask(before[:, 0], own, attention_mask, target_index)
+        bonus, seen = self.item_head.repeat_bonus, None
+        if candidates is not None and bonus is not None:
+            seen = seen_before(items, target_index)
+        return output._replace(
+            item_query=query, item_vectors=vectors, item_seen=seen, repeat_bonus=bonus
+        )
+
+    def _read_codes(
+        self,
+        codes: torch.Tensor,
+        own: torch.Tensor | None,
+        token_mask: torch.Tensor | None,
+        prefix: torch.Tensor | None,
+        branches: Branches | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """States of the codes of sequences but the last, and what branches give; see `forward`.
+
+        Args:
+            own: vectors of the items of the sequences ``[B, T, R * d]``, where they are read.
+
+        Returns:
+            ``[B, T * L - 1, H]``, and log-probabilities ``[B, K, L]``; None: there are no branches.
+        """
+        embeddings = self._embed(codes, own).flatten(1, 2)[:, :-1]  # nothing follows
+        mask = token_mask if token_mask is None else token_mask[:, :-1]
+        first = 0 if prefix is None else prefix.shape[1]
+        if prefix is not None:
+            embeddings, mask = self._behind(prefix, embeddings, mask)
+        if branches is None:
+            return self._run(embeddings, mask)[:, first:], None
+        hidden, log_probs = self._run_with(branches, embeddings, first)
+        return hidden[:, first:], log_probs
 
     def _read_vectors(
         self,
