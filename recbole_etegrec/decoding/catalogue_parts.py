@@ -9,7 +9,7 @@ from recbole_etegrec.data.seen_items import HistoryIndex
 from recbole_etegrec.decoding.item_index import ItemIndex
 from recbole_etegrec.decoding.ranker import Ranking
 from recbole_etegrec.recommender import EncodedHistory, ItemHead
-from recbole_etegrec.recommender.item_head import among, came_before
+from recbole_etegrec.recommender.repeats import among, came_before
 
 AT_ONCE = 2**17  # items that are scored at once
 SAMPLED = 2**14  # items of which the sum over all is estimated

@@ -7,7 +7,8 @@ item head and by the codes.
 import torch
 
 from recbole_etegrec.losses.objective import ForwardPass, Objective
-from recbole_etegrec.recommender.item_head import among, joined
+from recbole_etegrec.recommender.item_head import joined
+from recbole_etegrec.recommender.repeats import among
 
 _NEVER = -1e4  # the score of padding; finite, for a row of padding alone must give no NaN
 

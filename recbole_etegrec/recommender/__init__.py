@@ -2,9 +2,10 @@
 
 from recbole_etegrec.recommender.backbone import BACKBONES
 from recbole_etegrec.recommender.build import build_recommender, empty_recommender
+from recbole_etegrec.recommender.candidates import Candidates, draw_candidates, sample_size
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
 from recbole_etegrec.recommender.encoder_decoder import EncoderDecoder
-from recbole_etegrec.recommender.item_head import Candidates, ItemHead, draw_candidates, sample_size
+from recbole_etegrec.recommender.item_head import ItemHead
 from recbole_etegrec.recommender.precision import PRECISIONS, autocast
 from recbole_etegrec.recommender.prefixes import PrefixTree
 from recbole_etegrec.recommender.recommender import Recommender

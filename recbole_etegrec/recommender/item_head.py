@@ -9,7 +9,6 @@ scores of an item are then the mean of two.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,81 +18,6 @@ from recbole_etegrec.recommender.item_decoder import ItemDecoder
 
 _FADES = 0.7  # weight of an item of a history, of that of the one after it
 _REPEAT_UNIT = 10.0  # nats: a number that learns as slowly as those of matrices gets there in time
-
-
-class Candidates(NamedTuple):
-    """The items that targets are told from in a micro-batch.
-
-    Attributes:
-        ids: item ids, ascending ``[S]``.
-        share: of the catalogue's items that are among them; 1 for all.
-    """
-
-    ids: torch.Tensor
-    share: float
-
-    @property
-    def whole(self) -> bool:
-        """Whether they are the catalogue, each item once."""
-        return self.share == 1
-
-    def places_of(self, targets: torch.Tensor) -> torch.Tensor:
-        """Where the targets are among the vectors that a loss reads ``[n]``.
-
-        These are all vectors by their items, or those of the targets and then of the candidates.
-        """
-        return targets if self.whole else torch.arange(len(targets), device=targets.device)
-
-
-def sample_size(n_items: int, chosen: int | None) -> int:
-    """How many items a target is told from at most: as chosen, or a sixth of the catalogue.
-
-    A sixth ranks as well as all do, in less time; but no fewer than 2,048, and no more than 50,000.
-    """
-    return chosen or min(max((n_items - 1) // 6, 2048), 50_000)
-
-
-def draw_candidates(n_items: int, most: int, device: torch.device) -> Candidates:
-    """The catalogue, or a random sample of it where it has more items than `most`.
-
-    One item is drawn from each of ``most`` equal stretches of the catalogue, so that each item is
-    expected as often as any other, and a sample as large as the catalogue is the catalogue. An
-    item on the border of two stretches may come twice.
-
-    Args:
-        n_items: items, the padding item included.
-    """
-    count = n_items - 1
-    if count <= most:
-        return Candidates(torch.arange(1, n_items, device=device), 1.0)
-    place = torch.arange(most, device=device, dtype=torch.float64)
-    place += torch.rand(most, device=device, dtype=torch.float64)
-    ids = 1 + (place * (count / most)).long().clamp_max(count - 1)
-    return Candidates(ids, most / count)
-
-
-def among(items: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Which items ``[B, n]`` are among others of their row ``[B, T]``; padding never is."""
-    return (items.unsqueeze(2) == others.unsqueeze(1)).any(dim=2) & (items > 0)
-
-
-def came_before(items: torch.Tensor) -> torch.Tensor:
-    """Which items ``[B, T]`` have come in their row before."""
-    return (items.unsqueeze(2) == items.unsqueeze(1)).tril(-1).any(dim=2)
-
-
-def seen_before(items: torch.Tensor, target_index: torch.Tensor) -> torch.Tensor:
-    """The distinct items of the history of each target ``[n, T - 1]``, 0 in the places between.
-
-    Args:
-        items: ids of sequences, padded with 0 ``[B, T]``.
-        target_index: as the recommender takes it ``[n]``.
-    """
-    history = items[:, :-1]
-    width = history.shape[1]
-    seen = history.masked_fill(came_before(history), 0)[target_index // width]
-    place = torch.arange(width, device=items.device)
-    return seen.masked_fill(place > (target_index % width).unsqueeze(1), 0)
 
 
 def joined(queries: torch.Tensor) -> torch.Tensor:

@@ -19,9 +19,11 @@ from recbole_etegrec.recommender.backbone import (
     new_cache,
     residual_dtype,
 )
+from recbole_etegrec.recommender.candidates import Candidates
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
-from recbole_etegrec.recommender.item_head import Candidates, ItemHead, joined, seen_before
+from recbole_etegrec.recommender.item_head import ItemHead, joined
 from recbole_etegrec.recommender.prefixes import PrefixTree
+from recbole_etegrec.recommender.repeats import seen_before
 from recbole_etegrec.recommender.structures import (
     Branches,
     EncodedHistory,

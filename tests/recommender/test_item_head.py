@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.losses import item_loss
 from recbole_etegrec.recommender import Candidates, Recommender, RecommenderSpec, empty_recommender
-from recbole_etegrec.recommender.item_head import joined, seen_before
+from recbole_etegrec.recommender.item_head import joined
+from recbole_etegrec.recommender.repeats import seen_before
 from tests.helpers import small_config, small_item_head, small_model, small_recommender
 
 ITEMS = 12  # the padding item included
