@@ -103,7 +103,12 @@ class CapturedStep:
         try:
             with (
                 _no_garbage_collection(),
-                torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
+                torch.cuda.graph(
+                    graph,
+                    pool=self.pool,
+                    stream=self.stream,
+                    capture_error_mode="thread_local",  # others may go on meanwhile
+                ),
             ):
                 outputs = self.function(batch, kind)
         except torch.OutOfMemoryError:

@@ -20,6 +20,8 @@ from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.errors import Interrupted, TrainingError
 from recbole_etegrec.evaluation.evaluate import evaluate
 from recbole_etegrec.quick_start import run
+from recbole_etegrec.recommender.backbone import llama_from_scratch
+from recbole_etegrec.recommender.fused_kernels import FUSED_KERNELS, fuse
 from recbole_etegrec.runs.load import load_run
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.tokenizer.kmeans import kmeans
@@ -181,6 +183,51 @@ def test_rankings_are_those_of_the_cpu(tiny_data, tmp_path):
     config["device"] = torch.device("cpu")
     on_cpu = evaluate(model.cpu(), test, train._dataset, config)
     assert on_gpu == pytest.approx(on_cpu, abs=0.02)
+
+
+@pytest.mark.parametrize("ranking", ["beam", "fused", "head"])
+def test_rankings_of_few_users_are_those_of_launched_kernels_when_recorded(ranking, tiny_data):
+    values = {"ranking": ranking, "item_head": True, "candidates": 20, "user_codes": 2}
+    model, loaders = small_model(small_config(tiny_data, **values))
+    model = model.cuda().eval()
+    rows = loaders.test._dataset[torch.arange(12)].to("cuda")
+    ranker = model.ranker
+    for users in (1, 3, 12):
+        some = rows[:users]
+        first = ranker.best(some, 2).items
+        excluded = torch.arange(users).repeat_interleave(2), first.flatten().cpu()
+        ranker.records = False
+        expected = ranker.best(some, 10, excluded)
+        ranker.records = True
+        for _ in range(3):  # computed, recorded, replayed
+            found = ranker.best(some, 10, excluded)
+            assert torch.equal(found.items, expected.items)
+            torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=0)
+    assert ranker._recorded.step.recordings
+
+
+@pytest.mark.parametrize("name", FUSED_KERNELS)
+def test_layers_give_nearly_the_same_by_fewer_kernels(name, tiny_data):
+    if name == "liger":
+        pytest.importorskip("liger_kernel")
+    torch.manual_seed(0)
+    plain = llama_from_scratch(
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=256,
+        max_position_embeddings=64,
+        init_std=0.05,
+    ).cuda()
+    fused = deepcopy(plain)
+    fuse(fused, name)
+    inputs, gradients = torch.randn(3, 17, 128, device="cuda"), []
+    for model in (plain, fused):
+        states = model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        states.square().sum().backward()
+        gradients.append([states.detach(), *(p.grad for p in model.parameters())])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-3 * float(one.abs().max()), rtol=1e-3)
 
 
 def test_sasrec_learns_as_the_eager_path_when_its_steps_are_recorded(tiny_data):

@@ -96,6 +96,7 @@ KEYS: dict[str, Key] = {
     "lora_dropout": share(),
     "lora_target_modules": listed(text(), "a list of names of linear layers", least=1),
     "attn_implementation": choice("sdpa", "eager", "flash_attention_2", "flash_attention_3"),
+    "fused_kernels": optional(choice("liger", "compile")),
     "init_std": number(above=0, most=1),
     "projector_init": choice("normal", "matched"),
     "dropout": share(),

@@ -33,8 +33,16 @@ def encode_batch(
 ) -> EncodedHistory:
     """Run the histories of a batch through a recommender; padding that no row needs is cut off."""
     history = interaction[fields.history][:, : int(interaction[fields.length].max())]
+    return encode_items(recommender, codes, history)
+
+
+@torch.no_grad()
+def encode_items(
+    recommender: Recommender, codes: ItemCodes, history: torch.Tensor
+) -> EncodedHistory:
+    """The same of item ids, padded with 0 on the right ``[B, T]``; nothing is read back."""
     real = history > 0
     given = {} if recommender.item_head is None else {"items": history}
     if (prefix := codes.prefix(history, real)) is not None:
         given["prefix"] = prefix
-    return recommender.encode_history(codes(history), real, **given)
+    return recommender.encode_history(codes(history), real, **given, right_padded=True)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from recbole.data.interaction import Interaction
+from torch.nn import functional as F
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.seen_items import HistoryIndex
@@ -49,14 +50,14 @@ class BeamRanker(CodeRanker):
         self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
     ) -> Ranking:
         """See :class:`Ranker`."""
-        ranking = self._search(interaction, self.width(k), excluded)
+        ranking = self.find(interaction, self.width(k), excluded)
         return Ranking(ranking.items[:, :k], ranking.scores[:, :k])
 
     def score_all(
         self, interaction: Interaction, excluded: HistoryIndex | None = None
     ) -> torch.Tensor:
         """See :class:`Ranker`; finite are the scores of ``num_beams`` items at most."""
-        ranking = self._search(interaction, self.num_beams, excluded)
+        ranking = self.find(interaction, self.num_beams, excluded)
         shape = len(ranking.items), len(self.codes.table)
         scores = ranking.scores.new_full(shape, -torch.inf)
         return scores.scatter_(1, ranking.items, ranking.scores)
@@ -65,12 +66,19 @@ class BeamRanker(CodeRanker):
         """See :class:`Ranker`."""
         return max(k, self.num_beams)
 
-    def _search(
-        self, interaction: Interaction, num_beams: int, excluded: HistoryIndex | None
+    def search(
+        self,
+        history: EncodedHistory,
+        width: int,
+        excluded: HistoryIndex | None,
+        *,
+        whole: bool = False,
     ) -> Ranking:
-        history = self.encode_anew(interaction)
-        excluded = excluded and self.on_device(excluded)
-        return beam_search(self.recommender, self.codes.trie, history, num_beams, excluded)
+        """See :class:`CodeRanker`; a beam has the same shapes whatever it finds."""
+        before = history.cache.get_seq_length()
+        ranking = beam_search(self.recommender, self.codes.trie, history, width, excluded)
+        history.cache.crop(before - history.cache.get_seq_length())
+        return ranking
 
 
 class _Beams(NamedTuple):
@@ -98,8 +106,9 @@ def beam_search(
     Args:
         history: encoded histories of ``B`` users; its cache grows and is not to be used again.
         num_beams: beams ``K``; fewer come back if the catalogue is smaller.
-        excluded: distinct pairs of row and item ``[p]`` that no beam may reach. Where that leaves
-            fewer than ``K`` items, the rest have item 0 and score -inf.
+        excluded: distinct pairs of row and item ``[p]`` that no beam may reach, any number of them
+            with item 0, which is none. Where that leaves fewer than ``K`` items, the rest have
+            item 0 and score -inf.
         sampler: draws what is found, in place of the most probable items.
     """
     rows = len(history.state)
@@ -165,13 +174,23 @@ def _expand(
 def _has_items_left(
     trie: Trie, depth: int, nodes: torch.Tensor, excluded: HistoryIndex
 ) -> torch.Tensor:
-    """Whether some item under each node ``[B, K, W]`` of a depth is not excluded in its row."""
+    """Whether some item under each node ``[B, K, W]`` of a depth is not excluded in its row.
+
+    Shapes depend on those of the arguments alone, and nothing is read back from the device.
+    """
     rows, items = excluded
-    count = trie.node_counts[depth]
-    under = rows * count + trie.nodes[depth][trie.leaf_of[items]]
-    keys, taken = under.unique(return_counts=True)
-    touched = (keys % count).int()
-    begin, end = (torch.searchsorted(trie.nodes[depth], touched, right=r) for r in (False, True))
-    emptied = keys[taken == end - begin]
+    count, leaf = trie.node_counts[depth], trie.leaf_of[items]
+    under = (rows * count + trie.nodes[depth][leaf]).masked_fill(leaf < 0, -1)
+    keys = F.pad(under, (0, 1), value=-1).sort().values  # one for each excluded item, and one more
+    taken = _count(keys, keys)
+    emptied = (taken == _count(trie.nodes[depth], (keys % count).int())) & (keys >= 0)
     row = torch.arange(len(nodes), device=nodes.device).view(-1, 1, 1)
-    return ~torch.isin(row * count + nodes, emptied)
+    wanted = row * count + nodes
+    place = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
+    return ~((keys[place] == wanted) & emptied[place])
+
+
+def _count(ordered: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """How often each of some values is among others, which are in order."""
+    begin, end = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
+    return end - begin

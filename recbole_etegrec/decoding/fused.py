@@ -56,18 +56,39 @@ class HeadRanker(CodeRanker):
         self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
     ) -> Ranking:
         """See :class:`Ranker`."""
-        return self._best_by_head(interaction, k, excluded)
+        return self.find(interaction, k, excluded)
 
     def propose(
         self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
     ) -> torch.Tensor:
         """See :class:`Ranker`; what the head ranks first."""
-        return self._best_by_head(interaction, k, excluded).items
+        return self._best_by_head(self.encode(interaction), k, excluded).items
+
+    @property
+    def held(self) -> tuple[Any, ...]:
+        """See :class:`CodeRanker`."""
+        return *super().held, self.recommender.item_head.all_vectors(), self.new_item_bonus
+
+    @property
+    def can_record(self) -> bool:
+        """See :class:`CodeRanker`; of a large catalogue parts are found in turn."""
+        return super().can_record and len(self.codes.table) <= AT_ONCE
+
+    def search(
+        self,
+        history: EncodedHistory,
+        width: int,
+        excluded: HistoryIndex | None,
+        *,
+        whole: bool = False,
+    ) -> Ranking:
+        """See :class:`CodeRanker`; the best by the head."""
+        return self._best_by_head(history, width, excluded)
 
     def _best_by_head(
-        self, interaction: Interaction, k: int, excluded: HistoryIndex | None
+        self, history: EncodedHistory, k: int, excluded: HistoryIndex | None
     ) -> Ranking:
-        learned, later = self._leading(self.encode(interaction), k, excluded)
+        learned, later = self._leading(history, k, excluded)
         scores = torch.cat([learned.scores, later.scores + self.new_item_bonus], dim=1)
         scores, order = scores.topk(min(k, scores.shape[1], len(self.codes.table) - 1))
         items = torch.cat([learned.items, later.items], dim=1).gather(1, order)
@@ -140,8 +161,7 @@ class HeadRanker(CodeRanker):
         """Which items are not ranked ``[N]``."""
         table = self.codes.table
         absent = torch.ones(len(table), dtype=torch.bool, device=table.device)
-        absent[self.codes.trie.items] = False
-        return absent
+        return absent.index_fill_(0, self.codes.trie.items, False)
 
     @property
     def chosen(self) -> dict[str, float]:
@@ -159,7 +179,9 @@ class HeadRanker(CodeRanker):
         if len(self.codes.trie) < log_probs.shape[1] - 1:  # items without codes
             log_probs.masked_fill_(self._absent(), -torch.inf)
         if excluded is not None:
-            log_probs[self.on_device(excluded)] = -torch.inf
+            # A number that is on the device: none can be brought there while a GPU records.
+            none = log_probs.new_full((), -torch.inf)
+            log_probs.index_put_(self.on_device(excluded), none)
         return log_probs
 
 
@@ -293,22 +315,30 @@ class FusedRanker(HeadRanker):
         new = found.items >= self.recommender.item_head.items
         return found.codes + self.weight * found.head + self.new_item_bonus * new
 
-    @torch.no_grad()
     def _propose(
         self, interaction: Interaction, width: int, excluded: HistoryIndex | None
     ) -> Proposals:
         memory = self._memory
         if memory and memory["of"] is interaction and memory["width"] == width:
             return memory["found"]
-        history = self.encode(interaction)
-        known, later = self._leading(history, width, excluded)
-        items, head = known
-        codes = score_items(self.recommender, history, self.codes(items))
+        found = self.find(interaction, width, excluded)
+        if memory is not None:
+            memory.update(of=interaction, width=width, found=found)
+        return found
+
+    def search(
+        self,
+        history: EncodedHistory,
+        width: int,
+        excluded: HistoryIndex | None,
+        *,
+        whole: bool = False,
+    ) -> Proposals:
+        """See :class:`CodeRanker`; what the head proposes, scored."""
+        (items, head), later = self._leading(history, width, excluded)
+        codes = score_items(self.recommender, history, self.codes(items), whole=whole)
         if later.items.shape[1]:
             items = torch.cat([items, later.items], dim=1)
             head = torch.cat([head, later.scores], dim=1)
             codes = torch.cat([codes, torch.zeros_like(later.scores)], dim=1)
-        found = Proposals(items, codes, head)
-        if memory is not None:
-            memory.update(of=interaction, width=width, found=found)
-        return found
+        return Proposals(items, codes, head)

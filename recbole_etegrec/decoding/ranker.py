@@ -11,7 +11,8 @@ from recbole.evaluator import metric_information
 
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.seen_items import HistoryIndex
-from recbole_etegrec.decoding.batch import BatchFields, encode_batch
+from recbole_etegrec.decoding.batch import BatchFields, encode_batch, encode_items
+from recbole_etegrec.decoding.recorded import FEW, Asked, RecordedSearch
 from recbole_etegrec.decoding.scoring import score_items
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 from recbole_etegrec.tokenizer import ItemCodes
@@ -128,12 +129,15 @@ class CodeRanker(Ranker):
 
     Attributes:
         keys: the config keys that it takes as options, each an argument of that name.
+        records: whether searches of few users on a GPU are recorded.
     """
 
     keys: ClassVar[tuple[str, ...]] = ()
+    records = True
 
     def __init__(self, recommender: Recommender, codes: ItemCodes, fields: BatchFields):
         self.recommender, self.codes, self.fields = recommender, codes, fields
+        self._recorded: RecordedSearch | None = None
 
     @staticmethod
     def rules(config: Config) -> Iterator[tuple[bool, str]]:
@@ -180,12 +184,73 @@ class CodeRanker(Ranker):
         return encode_batch(self.recommender, self.codes, self.fields, interaction)
 
     def on_device(self, index: HistoryIndex) -> HistoryIndex:
-        """Pairs of row and item where the codes are, without items that are never ranked."""
+        """Pairs of row and item where the codes are."""
         rows, items = (part.to(self.codes.table.device) for part in index)
-        if len(self.codes.left_out):
-            ranked = ~torch.isin(items, self.codes.left_out)
-            rows, items = rows[ranked], items[ranked]
         return rows, items
+
+    # Searches ---------------------------------------------------------------------------------
+
+    def search(
+        self,
+        history: EncodedHistory,
+        width: int,
+        excluded: HistoryIndex | None,
+        *,
+        whole: bool = False,
+    ) -> NamedTuple:
+        """What is found after histories, as tensors whose first dimension is that of the users.
+
+        Args:
+            history: left as it was.
+            width: of the search, as :meth:`width` gives it.
+            excluded: distinct pairs that are not to be found, on the device; any number of them
+                with item 0, which is none.
+            whole: whether shapes may depend on those of the arguments alone, and nothing be read
+                back from the device, so that it can be recorded.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def find(self, interaction: Interaction, width: int, excluded: HistoryIndex | None):
+        """What :meth:`search` finds after a batch; after few users on a GPU by a recording."""
+        excluded = excluded and self.on_device(excluded)
+        items = interaction[self.fields.history]
+        few = len(items) <= FEW and items.device.type == "cuda"
+        if few and self.records and self.can_record and not self._remembers:
+            return self.find_recorded(interaction, width, excluded)
+        return self.search(self.encode(interaction), width, excluded)
+
+    @torch.no_grad()
+    def find_recorded(self, interaction: Interaction, width: int, excluded: HistoryIndex | None):
+        """The same in one of the forms that are recorded; where there is no GPU, computed."""
+        held, device = self.held, self.codes.table.device
+        if self._recorded is None or any(
+            old is not new for old, new in zip(self._recorded.held, held, strict=True)
+        ):
+            self._recorded = None  # two of them would take as much memory again
+            self._recorded = RecordedSearch(self._search_in_form, held, device)
+        items = interaction[self.fields.history][:, : int(interaction[self.fields.length].max())]
+        return self._recorded(items, width, excluded)
+
+    def _search_in_form(self, batch: Asked, width: int):
+        history = encode_items(self.recommender, self.codes, batch.items)
+        return self.search(history, width, (batch.rows, batch.excluded), whole=True)
+
+    @property
+    def held(self) -> tuple[Any, ...]:
+        """What a recording has as it is now: once one of these is another, it is of no use."""
+        return self.codes.trie, self.codes.table, self.recommender.backbone
+
+    @property
+    def can_record(self) -> bool:
+        """Whether a search can be recorded; other backbones have not been tried."""
+        return not (
+            self.recommender.training or self.recommender.backbone.config.is_encoder_decoder
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes recordings of its own."""
+        return {**vars(self), "_recorded": None}
 
 
 def candidate_rules(config: Config) -> Iterator[tuple[bool, str]]:

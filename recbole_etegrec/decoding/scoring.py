@@ -9,38 +9,43 @@ _TOKENS = {"cpu": 3072}  # run at once at most, so that layers find in the cache
 
 @torch.no_grad()
 def score_items(
-    recommender: Recommender, history: EncodedHistory, codes: torch.Tensor
+    recommender: Recommender, history: EncodedHistory, codes: torch.Tensor, *, whole: bool = False
 ) -> torch.Tensor:
     """``log p(item | history)`` of candidate items, a token for each prefix that they have.
 
     Args:
         history: encoded histories of ``B`` users; left as it was.
         codes: of each user's candidates ``[B, n, L]``.
+        whole: whether shapes are those of any candidates, see :func:`prefix_levels`.
 
     Returns:
         Sums over the codes, in nats ``[B, n]``.
     """
-    return score_codes(recommender, history, codes).sum(dim=2)
+    return score_codes(recommender, history, codes, whole=whole).sum(dim=2)
 
 
 @torch.no_grad()
 def score_codes(
-    recommender: Recommender, history: EncodedHistory, codes: torch.Tensor
+    recommender: Recommender, history: EncodedHistory, codes: torch.Tensor, *, whole: bool = False
 ) -> torch.Tensor:
     """The same for each code, given those before it ``[B, n, L]``."""
     rows, count, length = codes.shape
     most = _TOKENS.get(codes.device.type)
     users = rows if most is None else max(most // (count * length), 1)
     if users >= rows:
-        return _score(recommender, history, codes)
+        return _score(recommender, history, codes, whole)
     parts = [slice(start, start + users) for start in range(0, rows, users)]
-    return torch.cat([_score(recommender, history.part(part), codes[part]) for part in parts])
+    return torch.cat(
+        [_score(recommender, history.part(part), codes[part], whole) for part in parts]
+    )
 
 
-def _score(recommender: Recommender, history: EncodedHistory, codes: torch.Tensor) -> torch.Tensor:
+def _score(
+    recommender: Recommender, history: EncodedHistory, codes: torch.Tensor, whole: bool
+) -> torch.Tensor:
     """What :func:`score_codes` gives, of all users at once."""
     embedding = recommender.code_embedding
-    tree, states = PrefixTree(codes, embedding.code_num), None
+    tree, states = PrefixTree(codes, embedding.code_num, whole=whole), None
     if tree.levels:
         tokens = tree.embed(embedding)
         states = recommender.extend(history, tokens, tree.depth, tree.sees())

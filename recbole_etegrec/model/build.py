@@ -93,6 +93,7 @@ def tuning_of(config: Config) -> Tuning:
         lora_target_modules=tuple(config["lora_target_modules"]),
         train_codebooks=config["codebook_update"] != "tokenizer_only",
         gradient_checkpointing=config["gradient_checkpointing"],
+        fused_kernels=config["fused_kernels"],
     )
 
 

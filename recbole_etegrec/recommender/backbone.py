@@ -20,6 +20,7 @@ from transformers import (
     T5Config,
     T5Model,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from recbole_etegrec.errors import UserError
@@ -175,13 +176,48 @@ def _attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 _MASKED_ATTENTION = ("sdpa", "eager")
+_SPARE = 2  # further steps like the one that makes room: a beam of items of four codes has three
 _CAUSAL = "sdpa_without_mask"  # transformers makes no mask for a name that it does not know
 AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
 
 
+class _Roomy(DynamicLayer):
+    """Keys and values with room behind them, where those of further tokens are written.
+
+    So a step copies nothing of what is there, and what is cropped leaves its room to others.
+    """
+
+    _room: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_, **__):
+        """Take those of further tokens ``[B, h, n, d]``; returns those of all."""
+        further = key_states, value_states
+        if not self.is_initialized:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.keys, self.values = further
+            return further
+        present = self.keys, self.values
+        begin, end = present[0].shape[-2], present[0].shape[-2] + key_states.shape[-2]
+        if self._room is None or self._room[0].shape[-2] < end:
+            most = end + _SPARE * key_states.shape[-2]
+            self._room = tuple(_with_room(part, most) for part in present)
+        for room, part in zip(self._room, further, strict=True):
+            room[..., begin:end, :] = part
+        self.keys, self.values = (room[..., :end, :] for room in self._room)
+        return self.keys, self.values
+
+
+def _with_room(tensor: torch.Tensor, most: int) -> torch.Tensor:
+    room = tensor.new_empty(*tensor.shape[:-2], most, tensor.shape[-1])
+    room[..., : tensor.shape[-2], :] = tensor
+    return room
+
+
 def new_cache() -> DynamicCache:
     """An empty cache of keys and values; every layer keeps all tokens."""
-    return DynamicCache()
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = _Roomy
+    return cache
 
 
 def part_of_cache(

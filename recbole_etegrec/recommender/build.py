@@ -16,6 +16,7 @@ from recbole_etegrec.recommender.backbone import (
 from recbole_etegrec.recommender.base_model import add_lora, drop_token_table, load_base_model
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
 from recbole_etegrec.recommender.encoder_decoder import EncoderDecoder
+from recbole_etegrec.recommender.fused_kernels import fuse
 from recbole_etegrec.recommender.item_head import ItemHead
 from recbole_etegrec.recommender.precision import PRECISIONS
 from recbole_etegrec.recommender.recommender import Recommender
@@ -31,6 +32,13 @@ def build_recommender(
     Args:
         device: where a base model is loaded; all else is on the CPU.
     """
+    recommender = _with_weights(spec, tuning, device)
+    if tuning.fused_kernels and torch.cuda.is_available():
+        fuse(recommender.backbone, tuning.fused_kernels)
+    return recommender
+
+
+def _with_weights(spec: RecommenderSpec, tuning: Tuning, device: str | torch.device) -> Recommender:
     if tuning.base_model is None:
         return _assemble(_backbone(spec), spec, tuning)
     backbone, text = load_base_model(

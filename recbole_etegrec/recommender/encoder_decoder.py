@@ -118,10 +118,13 @@ class EncoderDecoder(Recommender):
             self.dec_adapter(hidden[:, 0])[wanted],
         )
 
-    def encode_history(self, codes: torch.Tensor, attention_mask: torch.Tensor) -> EncodedHistory:
+    def encode_history(
+        self, codes: torch.Tensor, attention_mask: torch.Tensor, *, right_padded: bool = False
+    ) -> EncodedHistory:
         """Run histories ``[B, T, L]``, padded on either side, and the decoder's first token.
 
-        The keys and values of a history are computed once, for all tokens that follow.
+        The keys and values of a history are computed once, for all tokens that follow. An encoder
+        sees what is on the right, too, and needs its mask wherever padding is.
         """
         cache = EncoderDecoderCache(new_cache(), new_cache())
         visible = token_mask_of(attention_mask, codes.shape[-1])

@@ -62,12 +62,13 @@ class ItemDecoder(nn.Module):
         inputs = self.dropout(self.enter(vectors))
         if real is None:
             with causal_attention(self.backbone):
-                output = self.backbone(inputs_embeds=inputs)
+                output = self.backbone(inputs_embeds=inputs, use_cache=False)
         else:
             output = self.backbone(
                 inputs_embeds=inputs,
                 attention_mask=real.long(),
                 position_ids=(real.long().cumsum(1) - 1).clamp_min(0),
+                use_cache=False,
             )
         return output.last_hidden_state
 

@@ -223,18 +223,21 @@ class ItemHead(nn.Module):
         states = self.decoder(vectors[:, :-1, self.width :], real)
         return states.flatten(0, 1).index_select(0, target_index)
 
-    def read_to_end(self, vectors: torch.Tensor, real: torch.Tensor) -> torch.Tensor | None:
+    def read_to_end(
+        self, vectors: torch.Tensor, real: torch.Tensor, *, right_padded: bool = False
+    ) -> torch.Tensor | None:
         """States of the item decoder after histories ``[B, h]``, 0 after those without an item.
 
         Args:
             vectors: of their items ``[B, T, R * d]``.
             real: which of them are no padding ``[B, T]``.
+            right_padded: whether all padding is on the right, so that no mask is needed.
         """
         if self.decoder is None:
             return None
         if not real.shape[1]:
             return vectors.new_zeros(len(vectors), self.decoder.query.in_features)
-        states = self.decoder(vectors[..., self.width :], real)
+        states = self.decoder(vectors[..., self.width :], None if right_padded else real)
         last = (real * torch.arange(real.shape[1], device=real.device)).argmax(dim=1)
         return states[torch.arange(len(states), device=last.device), last]
 
@@ -296,7 +299,7 @@ class ItemHead(nn.Module):
             # An item that is there twice is written twice, with the same score.
             scores.scatter_(1, history, scores.gather(1, history) + self.repeat_bonus)
         scores -= scores[:, 1 : self.items].logsumexp(dim=1, keepdim=True)
-        scores[:, 0] = -torch.inf
+        scores[:, 0].fill_(-torch.inf)
         if taste is not None:
             scores[:, self.items :] += self.likeness * taste @ self.alike[self.items :].T
         return scores

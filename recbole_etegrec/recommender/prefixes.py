@@ -30,12 +30,15 @@ class PrefixTree:
     A token stands for a prefix; there are ``m`` of them a user, shortest first, and none for whole
     paths, whose last code is predicted and never read.
 
+    Args:
+        whole: see :func:`prefix_levels`.
+
     Attributes:
         depth: codes before that of each token ``[m]``.
     """
 
-    def __init__(self, codes: torch.Tensor, code_num: int):
-        self.codes, self.levels = codes, prefix_levels(codes[..., :-1], code_num)
+    def __init__(self, codes: torch.Tensor, code_num: int, *, whole: bool = False):
+        self.codes, self.levels = codes, prefix_levels(codes[..., :-1], code_num, whole=whole)
         self.sizes = [level.codes.shape[1] for level in self.levels]
         none = codes.new_zeros(0)
         depths = [codes.new_full((size,), number) for number, size in enumerate(self.sizes)]
@@ -74,14 +77,21 @@ class PrefixTree:
         return torch.stack(found, dim=2)
 
 
-def prefix_levels(codes: torch.Tensor, code_num: int) -> list[Level]:
-    """The prefixes of paths ``[B, n, l]``, by their length from 1 to ``l``."""
+def prefix_levels(codes: torch.Tensor, code_num: int, *, whole: bool = False) -> list[Level]:
+    """The prefixes of paths ``[B, n, l]``, by their length from 1 to ``l``.
+
+    Args:
+        whole: whether a level has room for as many as there can be, so that its size does not
+            depend on the codes, and nothing is read back from the device.
+    """
     of, levels = torch.zeros_like(codes[..., :1]).sum(2), []
+    whole = whole or isinstance(codes, FakeTensor)  # which have no data to tell by
     for level in codes.unbind(dim=2):
         key, order = (of * code_num + level).sort(dim=1)
         number = torch.cat([torch.zeros_like(key[:, :1]), (key.diff(dim=1) != 0).cumsum(1)], dim=1)
         of = torch.empty_like(order).scatter_(1, order, number)
-        paths = torch.zeros_like(order).scatter_(1, number, order)[:, : _most(number)]
+        most = min(order.shape[1], code_num ** (len(levels) + 1)) if whole else _most(number)
+        paths = torch.zeros_like(order).scatter_(1, number, order)[:, :most]
         levels.append(Level(level.gather(1, paths), paths, of))
     return levels
 
@@ -100,7 +110,5 @@ def seen_by(levels: list[Level]) -> torch.Tensor:
 
 
 def _most(number: torch.Tensor) -> int:
-    """The most prefixes of a user, as many as paths where tensors have no data to tell by."""
-    if isinstance(number, FakeTensor):
-        return number.shape[1]
+    """The most prefixes of a user."""
     return int(number[:, -1].max()) + 1

@@ -244,12 +244,16 @@ class Recommender(nn.Module):
         attention_mask: torch.Tensor,
         items: torch.Tensor | None = None,
         prefix: torch.Tensor | None = None,
+        *,
+        right_padded: bool = False,
     ) -> EncodedHistory:
         """Run histories ``[B, T, L]``, padded on either side, and keep their cache.
 
         Args:
             items: ids of the items ``[B, T]``, for the item head.
             prefix: what stands before the codes, as mixed tokens ``[B, P]``; -1 is padding.
+            right_padded: whether all padding is on the right, where causality hides it: then no
+                mask is made, and the device is not asked whether there must be one.
         """
         cache = new_cache()
         visible = token_mask_of(attention_mask, codes.shape[-1])
@@ -257,14 +261,15 @@ class Recommender(nn.Module):
         embeddings = self._embed(codes, own).flatten(1, 2)
         if prefix is not None:
             embeddings, visible = self._behind(prefix, embeddings, visible)
-        hidden = self._run(embeddings, visible, cache)
+        hidden = self._run(embeddings, None if right_padded else visible, cache)
         position = torch.arange(visible.shape[1], device=codes.device)
         last = (visible * position).argmax(dim=1)
         state = hidden[torch.arange(len(codes), device=codes.device), last].float()
         history = EncodedHistory(cache, visible, state, visible.sum(dim=1), items=items)
         if self.item_head is None:
             return history
-        queries = self.item_head.ask(state, self.item_head.read_to_end(own, attention_mask))
+        read = self.item_head.read_to_end(own, attention_mask, right_padded=right_padded)
+        queries = self.item_head.ask(state, read)
         taste = self.item_head.taste(items, attention_mask)
         return history._replace(query=joined(queries), taste=taste)
 

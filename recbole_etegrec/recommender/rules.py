@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from importlib.util import find_spec
 
+import torch
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from recbole_etegrec.config import Config
@@ -62,6 +63,16 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
         attention in FLASH and not FLASH[attention](),
         f"attn_implementation ({attention}) needs a GPU and the package flash-attn; sdpa uses the "
         "flash kernels of torch where it can",
+    )
+    fused = config["fused_kernels"]
+    yield (
+        fused == "liger" and torch.cuda.is_available() and not find_spec("liger_kernel"),
+        f"fused_kernels ({fused}) needs the package liger-kernel: "
+        "pip install 'recbole-etegrec[liger]'",
+    )
+    yield (
+        bool(fused) and config["backbone"] == "t5",
+        f"fused_kernels ({fused}) is for LLaMA's layers, backbone (t5) has others: leave it out",
     )
     yield (
         attention in FLASH and config["precision"] == "fp32",

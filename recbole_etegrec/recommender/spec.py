@@ -92,6 +92,7 @@ class Tuning:
         lora_target_modules: names of the linear layers that get one.
         train_codebooks: whether the codebook levels of the code embedding get gradients.
         gradient_checkpointing: whether activations are computed anew going back.
+        fused_kernels: a name in `FUSED_KERNELS`, for layers on GPUs; none: as they are.
     """
 
     base_model: str | None = None
@@ -102,3 +103,4 @@ class Tuning:
     lora_target_modules: tuple[str, ...] = ()
     train_codebooks: bool = True
     gradient_checkpointing: bool = False
+    fused_kernels: str | None = None

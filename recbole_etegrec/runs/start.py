@@ -25,6 +25,7 @@ MAY_CHANGE = {
     "gradient_accumulation_steps",
     "gradient_checkpointing",
     "attn_implementation",
+    "fused_kernels",
     "cuda_graphs",
     "memory_gib",
     "eval_batch_size",

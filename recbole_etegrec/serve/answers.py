@@ -5,11 +5,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from recbole_etegrec.decoding.recorded import forms
 from recbole_etegrec.inference.catalogue import Catalogue
 from recbole_etegrec.inference.explain import explain_each
 from recbole_etegrec.inference.histories import given_histories
 from recbole_etegrec.inference.recommend import Recommendation, catalogue_of, named, rank
 from recbole_etegrec.model.protocol import RankingModel
+
+_WARM_USERS = 8  # at once; what more of them ask for is recorded when they come
+
+
+def warm_up(model: RankingModel, k: int = 10) -> None:
+    """Rank after histories of all the lengths that are recorded, before anybody waits for it.
+
+    Only few users on a GPU are ranked by recordings; where there is none, nothing is done.
+    """
+    if model.device.type != "cuda" or not getattr(model.ranker, "records", False):
+        return
+    for users, length in forms(model.max_history, _WARM_USERS):
+        given = given_histories(model, [[1] * length] * users, exclude=False)
+        for _ in range(2):  # the second time it is recorded
+            rank(model, given, np.arange(users), k, users)
 
 
 class Query(NamedTuple):

@@ -146,6 +146,7 @@ def bound_socket(host: str, port: str) -> socket.socket:
 
 def _load(directory: str, values: dict[str, str]) -> _Served:
     from recbole_etegrec.inference.command import open_to_serve
+    from recbole_etegrec.serve.answers import warm_up
     from recbole_etegrec.serve.watched import RunWatch
 
     def load() -> "Loaded":
@@ -156,4 +157,5 @@ def _load(directory: str, values: dict[str, str]) -> _Served:
     # Made before the first look at what was added.
     watch = RunWatch(path, load) if path.config.is_file() else None
     run = open_to_serve(directory, dict(values))
+    warm_up(run.model)
     return _Served(run.model, run.catalogue, run.exclude, watch)

@@ -42,7 +42,7 @@ class Trie:
         codes = codes[order]
         self.items = items[order]  # [N], the leaves
         self.n_items = n_items or int(items.max()) + 1
-        self.leaf_of = items.new_zeros(self.n_items)  # the leaf of each item id in the trie
+        self.leaf_of = items.new_full((self.n_items,), -1)  # of each item id; -1: it has none
         self.leaf_of[self.items] = torch.arange(len(items), device=items.device)
         self.codes = codes  # [N, L], sorted
         self.starts: list[torch.Tensor] = []  # per level: first child of each node, and an end
@@ -75,8 +75,8 @@ class Trie:
         start, end = self.starts[level][nodes], self.starts[level][nodes + 1]
         child = start.unsqueeze(-1) + torch.arange(self.widths[level], device=nodes.device)
         exists = child < end.unsqueeze(-1)
-        child = torch.where(exists, child, 0)
-        codes = torch.where(exists, self.child_codes[level][child], 0)
+        child = child.masked_fill(~exists, 0)
+        codes = self.child_codes[level][child].masked_fill(~exists, 0)
         return Children(codes, child, exists)
 
 

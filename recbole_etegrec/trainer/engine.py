@@ -108,6 +108,7 @@ class Engine:
             model.recommender, optimizer
         )
         if isinstance(self.recommender, FSDPModule):
+            model.ranker.records = False  # shards come together anew in each pass
             for method in ("encode_history", "extend"):
                 register_fsdp_forward_method(self.recommender, method)
         self.groups = {name: parameter_groups(getattr(model, name)) for name in self.optimizers}

@@ -1,12 +1,13 @@
 """How many requests a server answers, and how fast, on this machine.
 
     python -m tests.benchmarks.serve [RUN_DIR] [--requests=10000] [--clients 8 32] [--json=FILE]
+        [--KEY=VALUE]
 
 The server runs in a process of its own, on a loopback port. Without a RUN_DIR it serves a model of
 default size that was trained on ml-100k for one epoch, in a temporary folder: speed does not depend
 on what it has learned. Clients each ask again when they are answered, for the 10 best items after
 a random history of 1 to 50 items. One client comes first, with a tenth of the requests: its
-requests are ranked one by one.
+requests are ranked one by one. Keys are for the server, as `--cuda_graphs=False` on a GPU.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -77,9 +79,9 @@ async def batches(client: httpx.AsyncClient) -> tuple[float, float]:
     return float(counts["etegrec_batch_size_sum"]), float(counts["etegrec_batch_size_count"])
 
 
-def serve(run_dir: str, clients: list[int], requests: int) -> list[dict]:
+def serve(run_dir: str, clients: list[int], requests: int, keys: Sequence[str] = ()) -> list[dict]:
     """Start a server, measure it with each number of clients, and end it."""
-    command = [sys.executable, "-c", MAIN, "serve", run_dir, "--port=0"]
+    command = [sys.executable, "-c", MAIN, "serve", run_dir, "--port=0", *keys]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline()
@@ -110,11 +112,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clients", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments, keys = parser.parse_known_args()
     logging.getLogger("httpx").setLevel("WARNING")
     busy = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        results = serve(arguments.run_dir or train(folder), arguments.clients, arguments.requests)
+        run_dir = arguments.run_dir or train(folder)
+        results = serve(run_dir, arguments.clients, arguments.requests, keys)
     sys.stdout.write(f"{os.cpu_count()} CPU cores, load before {busy:.1f}\n{table(results)}\n")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n")

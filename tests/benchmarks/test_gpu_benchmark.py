@@ -45,7 +45,7 @@ def test_rows_are_written_without_an_error_when_rehearsed(tiny_data, tmp_path):
     main(
         [
             "--rehearse",
-            "--sections=train,decode",
+            "--sections=train,decode,few,fused",
             f"--out={out}",
             "--dataset=tiny",
             f"--data_path={tiny_data}",
@@ -55,7 +55,7 @@ def test_rows_are_written_without_an_error_when_rehearsed(tiny_data, tmp_path):
         ]
     )
     rows = json.loads(out.read_text())["rows"]
-    assert {row["section"] for row in rows} == {"load", "train", "decode"}
+    assert {row["section"] for row in rows} == {"load", "train", "decode", "few", "fused"}
     assert [row for row in rows if "error" in row] == []
     found = {row["name"]: row for row in rows}
     assert found["first design"]["times_slower"] > 1
@@ -77,10 +77,10 @@ def test_rows_of_texts_are_written_without_an_error_when_rehearsed(texts_data, t
 @pytest.mark.slow
 def test_small_decoder_is_measured_without_an_error_when_rehearsed(tiny_data, tmp_path):
     values = small_values(tiny_data, use_gpu=False, tokenizer_epochs=1, item_head=True)
-    parts = ["--parts=runs,epochs,ranking", "--datasets=tiny"]
+    parts = ["--parts=runs,epochs,ranking,few", "--datasets=tiny"]
     rows = small.main(parts, values, tmp_path / "out")
     assert [row for row in rows if "error" in row] == []
-    assert {row["part"] for row in rows} == {"runs", "epochs", "ranking"}
+    assert {row["part"] for row in rows} == {"runs", "epochs", "ranking", "few"}
     whole = rows[0]
     assert whole["run"] > whole["training"] > 0
     assert "valid ndcg@10" in whole

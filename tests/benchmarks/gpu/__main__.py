@@ -7,9 +7,10 @@ embeddings are random too. The sequences are the data set's.
     python -m tests.benchmarks.gpu --data_path=DIR [--sections=train,decode] [--out=FILE.json]
     accelerate launch --num_processes=2 -m tests.benchmarks.gpu --data_path=DIR --sections=train
 
-Sections, in this order: checks (fast paths against slow ones), train, decode, plan (what was
-predicted of the two before it against what was measured), and if named sweep (budgets of tokens,
-checkpointing, attention) and compiled. A row is printed, and the file written, as soon as it is
+Sections, in this order: checks (fast paths against slow ones), train, decode, few (requests of few
+users, recorded and launched), plan (what was predicted of what came before it against what was
+measured), and if named sweep (budgets of tokens, checkpointing, attention), fused (layers by fewer
+kernels) and compiled. A row is printed, and the file written, as soon as it is
 measured; what fails is a row with its error. Two sections stand alone: texts (steps that have rows
 of tasks of texts, whose tokens are bytes) with its plan, and small, of the default decoder, which
 has a page of its own (`small.py`). `--shape=FILE.json` takes the shape of another decoder
@@ -30,8 +31,8 @@ from recbole_etegrec.config import Config, properties_dir
 from tests.benchmarks.gpu import small
 from tests.benchmarks.gpu.bench import SMALL_CARD, Bench, in_short, write_random_weights
 from tests.benchmarks.gpu.checks import CHECKS
-from tests.benchmarks.gpu.decode import decode
-from tests.benchmarks.gpu.train import compiled, sweep, texts, train
+from tests.benchmarks.gpu.decode import decode, few
+from tests.benchmarks.gpu.train import compiled, fused, sweep, texts, train
 
 TINY = {
     "model_type": "llama",
@@ -60,8 +61,9 @@ def checks(bench: Bench) -> None:
         bench.measure("checks", name, lambda w=work: w(bench.device))
 
 
-DEFAULT_SECTIONS = (checks, train, decode, plan)
-SECTIONS = {section.__name__: section for section in (*DEFAULT_SECTIONS, sweep, compiled, texts)}
+DEFAULT_SECTIONS = (checks, train, decode, few, plan)
+FURTHER_SECTIONS = (sweep, fused, compiled, texts)
+SECTIONS = {section.__name__: section for section in (*DEFAULT_SECTIONS, *FURTHER_SECTIONS)}
 TEXTS = {"title_to_codes": 0.5, "codes_to_title": 0.2, "titles_to_codes": 0.5}
 
 

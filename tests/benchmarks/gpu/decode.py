@@ -12,6 +12,7 @@ from recbole_etegrec.recommender.backbone import cached_tensors
 from tests.benchmarks.first_design import generate_uncached, left_padded
 from tests.benchmarks.flops import linear_parameters
 from tests.benchmarks.gpu.bench import LARGE_CARD, SMALL_CARD, Bench
+from tests.benchmarks.gpu.few import REQUEST_SECONDS, STEP_SECONDS, few_users
 from tests.benchmarks.gpu.measure import (
     limit_memory,
     now,
@@ -23,6 +24,7 @@ from tests.benchmarks.gpu.measure import (
 def decode(bench: Bench) -> None:
     """Users a second with 20 beams: of the longest histories, of all sorts, and of like ones."""
     bench.engine.freeze_all_but("recommender")  # a run evaluates beside its optimizers
+    bench.model.ranker.records = False  # a step inside a recording cannot be timed; `few` has those
     small, large = (bench.config(overlay) for overlay in (SMALL_CARD, LARGE_CARD))
     for kind in ("longest", "mixed"):
         for users in (1, 4):
@@ -34,6 +36,22 @@ def decode(bench: Bench) -> None:
         bench.measure("decode", f"4 users run again, {kind}", lambda k=kind: rerun(bench, k, 4))
     users = large["eval_batch_size"]
     bench.measure("decode", f"{users} users, alike", lambda: rank(bench, "alike", users))
+
+
+def few(bench: Bench) -> None:
+    """Few users: what a request and a step take, beside what a step reads."""
+    bench.engine.freeze_all_but("recommender")
+    for users in (1, 2, 4, 8, 32):
+
+        def work(users: int = users) -> dict:
+            figures = few_users(bench.model, _histories(bench, "longest", users), bench.steps(20))
+            figures["step_to_read"] = figures.pop("read_bytes") / bench.copy_rate
+            passed = figures["step_recorded"] <= STEP_SECONDS or users > 8
+            if users == 1:
+                passed &= figures["request_recorded"] <= REQUEST_SECONDS
+            return {**figures, "passed": passed}
+
+        bench.measure("few", f"{users} users, longest", work)
 
 
 def rank_as(bench: Bench, config: Config, kind: str) -> dict:

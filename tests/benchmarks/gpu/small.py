@@ -6,6 +6,7 @@
     runs      each data set by default, from the command to the test result, alone on the device
     epochs    an epoch recorded and eager, with steps of 16384 and of 4096 tokens; seconds
     ranking   all test users with 20 beams, in batches of 2048 and of 128
+    few       one to eight users, a request each, recorded and launched kernel by kernel
     many      eight runs at once: large and small steps with three seeds each, and two more
 
 Each run has a process of its own and a log in the folder; they share one cache of item embeddings,
@@ -35,6 +36,7 @@ from recbole_etegrec.quick_start import load_data
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.schedule import Stage
+from tests.benchmarks.gpu.few import few_users
 from tests.benchmarks.gpu.measure import clear, now
 from tests.benchmarks.gpu.timed_run import FILE
 
@@ -183,6 +185,17 @@ def ranking(small: Small) -> Rows:
         yield f"{kind}, batches of {users}", figures
 
 
+def few(small: Small) -> Rows:
+    """One to eight users, recorded and launched: seconds of a request and of a step."""
+    for kind in ("fused", "beam"):
+        model = _untrained(small.config(ranking=kind))
+        rows = load_data(small.config())[1][2]._dataset
+        longest = rows.inter_feat[rows.item_list_length_field].argsort(descending=True)
+        for users in (1, 2, 4, 8):
+            asked = rows[longest[:users]].to(model.device)
+            yield f"{kind}, {users} users, longest", few_users(model, asked)
+
+
 def _untrained(config: Config) -> ETEGRecLlama:
     """A model of random item embeddings."""
     dataset = load_data(config)[1][0]._dataset
@@ -240,7 +253,7 @@ def _mean_and_deviation(values: list[float], name: str) -> Iterator[tuple[str, f
 
 
 PARTS: dict[str, Callable[[Small], Rows]] = {
-    part.__name__: part for part in (runs, epochs, ranking, many)
+    part.__name__: part for part in (runs, epochs, ranking, few, many)
 }
 
 

@@ -10,10 +10,11 @@ from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.losses import objective_weights
 from recbole_etegrec.preflight.memory_plan import GIB
 from recbole_etegrec.recommender.backbone import checkpoint_activations
+from recbole_etegrec.recommender.fused_kernels import FUSED_KERNELS, fuse
 from recbole_etegrec.trainer.schedule import Stage
 from tests.benchmarks.first_design import prefix_loader
 from tests.benchmarks.flops import useful_flops
-from tests.benchmarks.gpu.bench import LARGE_CARD, SMALL_CARD, Bench
+from tests.benchmarks.gpu.bench import LARGE_CARD, SMALL_CARD, Bench, in_short
 from tests.benchmarks.gpu.measure import (
     device_gib,
     limit_memory,
@@ -22,6 +23,7 @@ from tests.benchmarks.gpu.measure import (
     reset_peak,
 )
 
+FUSED = ((8192, True), (16384, True), (4096, False), (8192, False), (16384, False))
 ROWS, PIECES = 16, 8  # of a step of the first design: 2 prefix rows, 8 times accumulated
 
 
@@ -145,6 +147,37 @@ def sweep(bench: Bench) -> None:
 
         bench.measure("sweep", f"{budgets[1]} tokens, kept, {attention}", work)
         decoder.set_attn_implementation("sdpa")
+
+
+def fused(bench: Bench) -> None:
+    """Layers as they are, and by fewer kernels, which they stay: this section comes last but one.
+
+    Kept activations are to reach half of the device's matmul rate by real tokens, and what is
+    computed anew within 31 GiB three tenths of it.
+    """
+    bench.engine.freeze_all_but("recommender")
+    for name in (None, *FUSED_KERNELS):
+        if name and bench.device.type == "cuda":
+            try:
+                fuse(bench.model.recommender.backbone, name)
+            except ImportError as error:
+                bench.record("fused", name, {"error": in_short(error)})
+                continue
+        for tokens, kept in FUSED:
+            changes = {"gradient_checkpointing": not kept, **({"memory_gib": None} if kept else {})}
+            changes["max_tokens"] = 256 if bench.rehearse else tokens
+            config = bench.config(SMALL_CARD, **changes)
+            how = "kept" if kept else "anew, 31 GiB"
+            bench.measure(
+                "fused",
+                f"{tokens} tokens, {how}, {name or 'as they are'}",
+                lambda c=config, k=kept: _with_target(train_as(bench, c, bench.steps(4)), k),
+            )
+
+
+def _with_target(figures: dict, kept: bool) -> dict:
+    target = 0.5 if kept else 0.3
+    return {**figures, "target": target, "passed": figures["model_flop_utilisation"] >= target}
 
 
 def compiled(bench: Bench) -> None:
