@@ -243,10 +243,10 @@ class CodeRanker(Ranker):
 
     @property
     def can_record(self) -> bool:
-        """Whether a search can be recorded; other backbones have not been tried."""
-        return not (
-            self.recommender.training or self.recommender.backbone.config.is_encoder_decoder
-        )
+        """Whether a search can be recorded: other attention reads masks back, and encoders too."""
+        config = self.recommender.backbone.config
+        alone = config._attn_implementation == "sdpa" and not config.is_encoder_decoder
+        return alone and not self.recommender.training
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes recordings of its own."""

@@ -166,6 +166,8 @@ def test_encoders_and_models_that_learn_are_not_recorded(ranker):
     assert ranker.can_record
     ranker.recommender.train()
     assert not ranker.can_record
+    ranker.recommender.eval().backbone.config._attn_implementation = "eager"
+    assert not ranker.can_record
     ranker.recommender = small_recommender("t5")
     assert not ranker.can_record
 

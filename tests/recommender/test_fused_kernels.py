@@ -15,6 +15,8 @@ from recbole_etegrec.errors import UserError
 from recbole_etegrec.recommender import BACKBONES, fused_kernels
 from recbole_etegrec.recommender.base_model import add_lora
 from recbole_etegrec.recommender.fused_kernels import FUSED_KERNELS, fuse
+from recbole_etegrec.runs.checks import check_rules
+from tests.helpers import small_config
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -114,6 +116,15 @@ def test_nothing_changes_on_a_cpu(name, calls, monkeypatch):
     fuse(model, name)
     torch.testing.assert_close(outcome(model), expected, atol=0, rtol=0)
     assert calls == []
+
+
+def test_config_names_the_package_when_it_is_missing(tiny_data, monkeypatch):
+    config = small_config(tiny_data, fused_kernels="liger")
+    check_rules(config)  # on a CPU nothing is asked of it
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)  # cannot be imported
+    with pytest.raises(UserError, match="needs the package liger-kernel: pip install"):
+        check_rules(config)
 
 
 def test_layers_that_are_not_llamas_are_refused(calls):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from recbole.data.interaction import Interaction
 
-from recbole_etegrec.captured_step import CapturedStep
 from recbole_etegrec.decoding.batch import encode_items
+from recbole_etegrec.decoding.recorded import RecordedSearch
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.recommender import autocast
 from recbole_etegrec.recommender.backbone import cached_tensors
@@ -16,10 +16,6 @@ from tests.benchmarks.gpu.measure import now
 
 CALLS = 20  # of which the median is told
 STEP_SECONDS, REQUEST_SECONDS = 0.010, 0.060  # at most, of a decoder of 7 billion weights
-
-
-class _Items(NamedTuple):
-    items: torch.Tensor
 
 
 class _State(NamedTuple):
@@ -37,16 +33,18 @@ def few_users(model: ETEGRecLlama, rows: Interaction, calls: int = CALLS) -> dic
         rows: of the users, on the device of the model.
     """
     model, ranker, device = model.eval(), model.ranker, model.device
-    recommender, items = model.recommender, _Items(rows[model.fields.history])
+    recommender, items = model.recommender, rows[model.fields.history]
+    items = items[:, : int(rows[model.fields.length].max())]
 
-    def encode(batch: _Items, _=None) -> _State:
-        return _State(encode_items(recommender, model.codes, batch.items).state)
+    def encode(history: torch.Tensor) -> _State:
+        return _State(encode_items(recommender, model.codes, history).state)
 
+    recorded = RecordedSearch(lambda batch, _: encode(batch.items), (), device)
     width, figures = ranker.width(10), {}
     with autocast(model.precision, device.type):
         for how, search, read in (
             ("launched", _launched(ranker), encode),
-            ("recorded", ranker.find_recorded, CapturedStep(encode, device)),
+            ("recorded", ranker.find_recorded, lambda history: recorded(history, 0, None)),
         ):
             whole = _median(lambda s=search: s(rows, width, None), device, calls)
             histories = _median(lambda r=read: r(items), device, calls)
