@@ -209,6 +209,9 @@ def test_script_runs_a_baseline_when_given_recboles_arguments(tiny_data, tmp_pat
 
 def test_typos_and_help_are_answered_when_nothing_heavy_is_imported(tmp_path):
     (tmp_path / "config.yaml").write_text("model: ETEGRecLlama\ndataset: ml-100k\n")
+    (tmp_path / "ended").mkdir()
+    for name in ("config.yaml", "result.json"):
+        (tmp_path / "ended" / name).write_text("model: ETEGRecLlama\ndataset: ml-100k\n")
     typos = [
         ["--help"],
         ["run", "--help"],
@@ -222,6 +225,7 @@ def test_typos_and_help_are_answered_when_nothing_heavy_is_imported(tmp_path):
         ["codes", str(tmp_path)],
         ["serve", str(tmp_path / "none")],
         ["--resume", str(tmp_path / "none")],
+        ["--resume", str(tmp_path / "ended")],
         ["prepare", "amazon", "--review=x"],
     ]
     code = f"""
@@ -229,9 +233,10 @@ import sys
 from recbole_etegrec.cli import main
 codes = [main(arguments) for arguments in {typos}]
 heavy = {{"torch", "numpy", "pandas", "recbole"}}.intersection(sys.modules)
-sys.exit(f"{{codes}} {{heavy}}" if codes != [0, 0, *[2] * 11] or heavy else 0)
+sys.exit(f"{{codes}} {{heavy}}" if codes != [0, 0, *[2] * 12] or heavy else 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "did you mean 'users'?" in done.stderr and "did you mean 'k'?" in done.stderr
-    assert "not finished" in done.stderr and "usage:" in done.stdout
+    assert "not finished" in done.stderr and "ended has ended" in done.stderr
+    assert "usage:" in done.stdout

@@ -77,6 +77,7 @@ def _refuse_taken(values: dict[str, str]) -> None:
     resume, run_dir = values.get("resume", "False"), values.get("run_dir", "")
     if resume.lower() not in ("true", "false"):
         RunDirectory(resume).read_config()
+        RunDirectory(resume).refuse_finished()
         RunDirectory(resume).refuse_held()
     elif run_dir.lower() in ("", "none", "null", "~"):
         return  # a new one is made

@@ -81,6 +81,15 @@ class RunDirectory:
                     f"run_dir {self.path}: holds a stopped run; --resume it or choose another"
                 )
 
+    def refuse_finished(self) -> None:
+        """Refuse to go on with a run that has ended.
+
+        Raises:
+            UserError: it has.
+        """
+        if self.result.exists():
+            raise UserError(f"resume: the run in {self.path} has ended; see its result.json")
+
     def refuse_unfinished(self) -> None:
         """Refuse a run that has no model to be used.
 
