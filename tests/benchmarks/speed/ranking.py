@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import torch
 
 from recbole_etegrec.config import Config
+from recbole_etegrec.data.item_embedding import embedding_sources
 from recbole_etegrec.decoding import ExactScores, Ranking, beam_search
+from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import recommender_spec, tuning_of
 from recbole_etegrec.quick_start import load_data
 from recbole_etegrec.recommender import Recommender, build_recommender
@@ -58,6 +60,29 @@ def ranking_rows(
         "target": 2.2,
         "lower": True,
     }
+    found = watch.in_turn({"ours": with_head(config, "fused"), "beam": with_head(config, "beam")})
+    row = against("beam", found, f"fused ranking, against {BEAMS[0]} beams", "users/s")
+    yield {**row, "target": 0.5}
+
+
+def with_head(config: Config, ranking: str) -> Work:
+    """A ranking of users by an untrained model with an item head."""
+    values = {**config.inputs, "ranking": ranking, "num_beams": BEAMS[0]}
+    config = Config("ETEGRecLlama", config["dataset"], config_dict=values)
+    _, (train, _, test) = load_data(config)
+    torch.manual_seed(0)
+    width = config["semantic_hidden_size"] * len(embedding_sources(config))
+    embedding = torch.randn(train._dataset.item_num, width)
+    model = ETEGRecLlama(config, train._dataset, embedding).eval()
+    batches = [batch[0] for batch in test]
+    batches = batches[len(batches) // BATCHES // 2 :: len(batches) // BATCHES][:BATCHES]
+
+    def run() -> None:
+        with torch.no_grad():
+            for interaction in batches:
+                model.ranker.best(interaction, max(config["topk"]))
+
+    return Work(run, sum(len(interaction) for interaction in batches))
 
 
 def untrained(config: Config, n_items: int) -> tuple[Recommender, ItemCodes]:
