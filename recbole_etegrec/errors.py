@@ -87,10 +87,18 @@ def unwritable(error: BaseException) -> str | None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns the hint ``"; did you mean 'x'?"`` for the closest of `known`, or nothing."""
-    spelling = {str(word).lower(): str(word) for word in known}
-    match = get_close_matches(str(name).lower(), sorted(spelling), n=1)
+    """Returns the hint ``"; did you mean 'x'?"`` for the closest of `known`, or nothing.
+
+    Where none is close, it is the first whose words have these initials: ``lr`` is `learning_rate`.
+    """
+    spelling, typed = {str(word).lower(): str(word) for word in known}, str(name).lower()
+    match = get_close_matches(typed, sorted(spelling), n=1)
+    match = match or [word for word in sorted(spelling) if "_" in word and _initials(word) == typed]
     return f"; did you mean '{spelling[match[0]]}'?" if match else ""
+
+
+def _initials(word: str) -> str:
+    return "".join(part[:1] for part in word.split("_"))
 
 
 def hub_refusal(key: str, model: str, error: Exception) -> UserError:

@@ -56,6 +56,8 @@ def test_help_shows_every_flag_and_an_example_that_can_be_read(name, capsys):
         assert program == "recbole-etegrec" and typed[: len(words)] == words
         read(name, command, typed[len(words) :])
     assert command.examples or name == "prepare"
+    assert main(["help", *words]) == 0
+    assert capsys.readouterr().out == text
 
 
 def test_defaults_in_the_help_are_those_of_a_run():
@@ -109,7 +111,14 @@ def test_main_names_the_fault_in_one_line_when_input_is_bad(tiny_data, tmp_path,
         ("--dataset=tiny", data, "--resume"): "resume (True) needs run_dir",
         ("--model=Nothing",): "unknown model 'Nothing'",
         ("--config_files=absent.yaml",): "config file absent.yaml: No such file",
-        ("stray",): "unknown command 'stray'",
+        ("stray",): "unknown command 'stray': must be one of run, compare,",
+        ("--hlep",): "did you mean 'help'?",
+        ("--lr=0.1",): "did you mean 'learning_rate'?",
+        ("--device=cpu",): "unknown config key 'device' (`run --help` says where",
+        ("--config_files=tunde/SASRec",): "did you mean 'tuned/SASRec'?",
+        ("compare", "--models", "Pop", "BPR"): "argument 'BPR': expected --key=value or --key va",
+        ("check-data", "Beuaty"): "did you mean 'Beauty'?",
+        ("report", str(tmp_path / "none")): "none: no config.yaml; is it the directory of a run?",
         ("recomend", "run"): "unknown command 'recomend'; did you mean 'recommend'?",
         ("run", "stray"): "expected --key=value",
         ("--plam",): "did you mean 'plan'?",
@@ -200,10 +209,15 @@ def test_script_runs_a_baseline_when_given_recboles_arguments(tiny_data, tmp_pat
 
 def test_typos_and_help_are_answered_when_nothing_heavy_is_imported(tmp_path):
     (tmp_path / "config.yaml").write_text("model: ETEGRecLlama\ndataset: ml-100k\n")
+    (tmp_path / "ended").mkdir()
+    for name in ("config.yaml", "result.json"):
+        (tmp_path / "ended" / name).write_text("model: ETEGRecLlama\ndataset: ml-100k\n")
     typos = [
         ["--help"],
         ["run", "--help"],
         ["--dataset=Beuaty"],
+        ["check-data", "Beuaty"],
+        ["report", str(tmp_path / "none")],
         ["--num_beam", "5"],
         ["compare", "--models=SASRec,Popp"],
         ["recommend", str(tmp_path), "--user=3"],
@@ -211,6 +225,7 @@ def test_typos_and_help_are_answered_when_nothing_heavy_is_imported(tmp_path):
         ["codes", str(tmp_path)],
         ["serve", str(tmp_path / "none")],
         ["--resume", str(tmp_path / "none")],
+        ["--resume", str(tmp_path / "ended")],
         ["prepare", "amazon", "--review=x"],
     ]
     code = f"""
@@ -218,9 +233,10 @@ import sys
 from recbole_etegrec.cli import main
 codes = [main(arguments) for arguments in {typos}]
 heavy = {{"torch", "numpy", "pandas", "recbole"}}.intersection(sys.modules)
-sys.exit(f"{{codes}} {{heavy}}" if codes != [0, 0, 2, 2, 2, 2, 2, 2, 2, 2, 2] or heavy else 0)
+sys.exit(f"{{codes}} {{heavy}}" if codes != [0, 0, *[2] * 12] or heavy else 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "did you mean 'users'?" in done.stderr and "did you mean 'k'?" in done.stderr
-    assert "not finished" in done.stderr and "usage:" in done.stdout
+    assert "not finished" in done.stderr and "ended has ended" in done.stderr
+    assert "usage:" in done.stdout

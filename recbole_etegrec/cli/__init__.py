@@ -70,15 +70,18 @@ def main(arguments: Sequence[str] | None = None, default: str = "") -> int:
 
 
 def _dispatch(arguments: list[str], default: str) -> None:
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     first = arguments[0] if arguments else ""
     require_recbole()
     if first in HANDLERS:
         HANDLERS[first](arguments[1:])
     elif first == "--version":
         sys.stdout.write(f"{PROGRAM} {__version__}\n")
-    elif not default and first in ("", "-h", "--help", "help"):
+    elif not default and first in ("", "-h", "--help"):
         sys.stdout.write(usage())
     elif not first or first.startswith("-"):
         HANDLERS[default or "run"](arguments)
     else:
-        raise UserError(f"unknown command '{first}'{nearest(first, HANDLERS)} (see --help)")
+        hint = nearest(first, HANDLERS) or f": must be one of {', '.join(HANDLERS)}"
+        raise UserError(f"unknown command '{first}'{hint} (see --help)")

@@ -115,7 +115,7 @@ def read(name: str, command: Command, arguments: Sequence[str]) -> Arguments:
     parser = _parser(name, command, keys)
     found, unknown = parser.parse_known_intermixed_args([*_with_values(command, arguments)])
     if unknown:
-        raise UserError(f"argument '{unknown[0]}': {_FORM} (see --help)")
+        raise UserError(f"argument '{unknown[0]}': {_FORM}, several values as A,B (see --help)")
     values = vars(found)
     places = [values.pop(f"place {place}", []) for place, _ in command.places]
     return Arguments(places[0] if command.several else places, values)
@@ -203,7 +203,7 @@ def _with_values(command: Command, arguments: Sequence[str]) -> Iterator[str]:
         if argument in lone and not taken:
             argument = f"{argument}={lone[argument]}"
         elif argument.startswith("--") and "=" not in argument and last and argument != "--help":
-            names = [flag.name for flag in command.flags]
+            names = [*(flag.name for flag in command.flags), "help"]
             hint = "" if argument[2:] in names else nearest(argument[2:], names)
             raise UserError(f"argument '{argument}': {_FORM}{hint} (see --help)")
         yield argument

@@ -77,6 +77,7 @@ def _refuse_taken(values: dict[str, str]) -> None:
     resume, run_dir = values.get("resume", "False"), values.get("run_dir", "")
     if resume.lower() not in ("true", "false"):
         RunDirectory(resume).read_config()
+        RunDirectory(resume).refuse_finished()
         RunDirectory(resume).refuse_held()
     elif run_dir.lower() in ("", "none", "null", "~"):
         return  # a new one is made
@@ -143,6 +144,9 @@ def _report(arguments: Sequence[str]) -> None:
     directories, values = read("report", table.REPORT, arguments)
     flags = {key: values.pop(key) for key in _names(table.REPORT) if key in values}
     check_names("report", table.REPORT, values, known_keys(DEFAULT_MODEL))
+    for directory in directories:
+        if not Path(directory).is_dir():
+            RunDirectory(directory).read_config()  # which says what is missing
     look = flags.get("examples", "True").lower() != "false"
     png = flags.get("png", "False").lower() != "false"
     _be_quiet()
@@ -295,6 +299,7 @@ def _prepare(arguments: Sequence[str]) -> None:
 def _check_data(arguments: Sequence[str]) -> None:
     (name,), values = read("check-data", table.CHECK_DATA, arguments)
     check_names("check-data", table.CHECK_DATA, values, known_keys(DEFAULT_MODEL))
+    check_dataset({**values, "dataset": name})
 
     from recbole_etegrec.prepare.check_data import check_data
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from recbole_etegrec.errors import UserError
+from recbole_etegrec.errors import UserError, nearest
 
 # Found, and not imported, which takes seconds.
 _FOUND = find_spec("recbole")
@@ -69,6 +69,12 @@ def find_config_file(file: str) -> str:
     return str(shipped) if shipped.is_file() else file
 
 
+def overlays() -> list[str]:
+    """The names of the config files in `properties/`, as `--config_files` takes them."""
+    folder = properties_dir()
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+
+
 def read_config_files(files: Iterable[str]) -> dict[str, Any]:
     """What the files say, later ones winning.
 
@@ -89,7 +95,9 @@ def _read_mapping(file: str) -> dict[str, Any]:
         where = f" at line {mark.line + 1}" if mark else ""
         raise UserError(f"config file {file}: not valid YAML{where}") from error
     except OSError as error:
-        raise UserError(f"config file {file}: {error.strerror}") from error
+        name = file.removesuffix(".yaml").removeprefix("properties/")
+        hint = nearest(name, overlays()) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"config file {file}: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"config file {file}: not UTF-8 text") from error
     except (ValueError, RecursionError, OverflowError) as error:  # a day such as 2024-02-31

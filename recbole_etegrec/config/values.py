@@ -40,7 +40,8 @@ class UnknownKeyError(UserError):
     """
 
     def __init__(self, key: str, known: Iterable[str], models: str = ""):
-        super().__init__(f"unknown config key '{shown(key)}'{models}{nearest(key, known)}")
+        hint = nearest(key, known) or " (`run --help` says where the keys are listed)"
+        super().__init__(f"unknown config key '{shown(key)}'{models}{hint}")
         self.key = key
 
 

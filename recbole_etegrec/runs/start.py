@@ -107,17 +107,12 @@ def _check_resumable(config: Config, run_dir: RunDirectory) -> None:
     recorded = run_dir.read_config()
     for key in sorted(recorded.keys() - config.known_keys):
         raise earlier_version(run_dir, key)
-    _refuse_finished(run_dir)
+    run_dir.refuse_finished()
     for key, now, then in _changes(config, recorded):
         raise UserError(
             f"resume: {key} ({now}) was {then} when the run in {run_dir.path} began; "
             "leave it out, or start a new run"
         )
-
-
-def _refuse_finished(run_dir: RunDirectory) -> None:
-    if run_dir.result.exists():
-        raise UserError(f"resume: the run in {run_dir.path} has ended; see its result.json")
 
 
 def _changes(config: Config, recorded: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -162,7 +157,7 @@ def held_run_directory(config: Config, resume: bool) -> Iterator[RunDirectory]:
         refuse_other(config, run_dir)
     with run_dir.held() if state.is_main_process else nullcontext():
         if state.is_main_process and resume:
-            _refuse_finished(run_dir)  # while this process began
+            run_dir.refuse_finished()  # while this process began
         elif state.is_main_process:
             refuse_other(config, run_dir)
             run_dir.write_config(config.inputs)  # first: it is what marks the directory as a run's

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,15 @@ class RunDirectory:
                 raise UserError(
                     f"run_dir {self.path}: holds a stopped run; --resume it or choose another"
                 )
+
+    def refuse_finished(self) -> None:
+        """Refuse to go on with a run that has ended.
+
+        Raises:
+            UserError: it has.
+        """
+        if self.result.exists():
+            raise UserError(f"resume: the run in {self.path} has ended; see its result.json")
 
     def refuse_unfinished(self) -> None:
         """Refuse a run that has no model to be used.
@@ -173,8 +183,25 @@ class RunDirectory:
             UserError: there is no config.yaml, or it is damaged.
         """
         if not self.config.is_file():
-            raise UserError(f"run_dir {self.path}: no config.yaml; is it the directory of a run?")
+            raise UserError(
+                f"run_dir {self.path}: no config.yaml; is it the directory of a run?{self._near()}"
+            )
         return read_yaml(self.config, _CONFIG)
+
+    def _near(self) -> str:
+        """The hint that names a run above this directory, in it or beside it, if there is one.
+
+        Of several it is the one with a name like this, else the newest.
+        """
+        parent = self.path.parent
+        for folder, pattern in ((parent, ""), (self.path, "*/"), (parent, "*/")):
+            runs = {file.parent: file for file in folder.glob(f"{pattern}config.yaml")}
+            times = {run: file.stat().st_mtime for run, file in runs.items() if file.is_file()}
+            alike = get_close_matches(self.path.name, [run.name for run in times], n=1)
+            if times:
+                run = max(times, key=lambda run: (run.name in alike, times[run], run))
+                return f" A run near it is {run}"
+        return ""
 
     def read_json(self, name: str, shape: Any = dict) -> dict[str, Any]:
         """What `write_json` wrote to the file `name`; empty where there is no such file.

@@ -42,6 +42,7 @@ def gradient_shares(
             continue
         engine.freeze_all_but(part.trains)
         beside = engine.norms_of(own, micro_batches, part)
+        texts = []
         for name in others:
             norms = engine.norms_of(name, micro_batches, part)
             shares = {
@@ -49,5 +50,6 @@ def gradient_shares(
             }
             found |= {f"share_{name}_{group}": share for group, share in shares.items()}
             listed = ", ".join(f"{share:.2%} on {group}" for group, share in shares.items())
-            logger.info("gradient of %s beside %s: %s", name, own, listed)
+            texts.append(f"{name} {listed}")
+        logger.info("gradients beside that of %s: %s", own, "; ".join(texts))
     return found

@@ -443,7 +443,8 @@ class ETEGRecTrainer(AbstractTrainer):
             range(len(trials)), key=lambda number: self._score(results[number])
         )
         ranker.take(trials[best].chosen)
-        logger.info("ranking: %s, chosen on validation", ranker.chosen)
+        chosen = ", ".join(f"{key} {value}" for key, value in ranker.chosen.items())
+        logger.info("ranking: %s, chosen on validation", chosen)
         self.keeper.describe_best(ranking=ranker.chosen)
         return results[best]
 

@@ -14,7 +14,13 @@ from recbole_etegrec.runs.teaching import FOLDER, find_teacher
 from tests.ensemble.test_ensemble import QUICK, joined, runs  # noqa: F401
 from tests.helpers import small_config, small_data, small_values
 
-LEARNS = {**QUICK, "item_head": True, "candidates": 20, "distill_candidates": 8, "distill_weight": 3.0}
+LEARNS = {
+    **QUICK,
+    "item_head": True,
+    "candidates": 20,
+    "distill_candidates": 8,
+    "distill_weight": 3.0,
+}
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_check_data_looks_at_items_when_there_are_some(tmp_path, capsys):
 def test_check_data_refuses_when_there_is_no_such_dataset(tmp_path, capsys):
     for arguments, message in {
         (): "expected the name of a dataset",
-        ("d", f"--data_path={tmp_path}"): f"no file {tmp_path}/d/d.inter (datasets found there: no",
+        ("d", f"--data_path={tmp_path}"): f"no file {tmp_path}/d/d.inter",
         ("d", "--data_pth=x"): "did you mean 'data_path'?",
     }.items():
         assert main(["check-data", *arguments]) == 2

@@ -6,7 +6,13 @@ from torch.nn import functional as F
 
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.losses import item_loss
-from recbole_etegrec.recommender import Candidates, Recommender, RecommenderSpec, empty_recommender
+from recbole_etegrec.recommender import (
+    Candidates,
+    Recommender,
+    RecommenderSpec,
+    empty_recommender,
+    sample_size,
+)
 from recbole_etegrec.recommender.item_head import joined
 from recbole_etegrec.recommender.repeats import seen_before
 from tests.helpers import small_config, small_item_head, small_model, small_recommender
@@ -129,6 +135,28 @@ def test_whole_sequence_and_encoded_history_ask_alike(layers):
     head = recommender.item_head
     torch.testing.assert_close(output.item_vectors, head.vectors(), **CLOSE)
     assert torch.equal(candidates.places_of(items[:, -1]), items[:, -1])
+
+
+@pytest.mark.parametrize("count", [3, 400])  # vectors are made of what is read alone, or of all
+def test_vectors_are_those_of_targets_and_candidates_when_these_are_a_sample(count):
+    recommender = recommender_of(1)
+    head = recommender.item_head
+    items, codes = torch.randint(1, ITEMS, (2, 3)), torch.randint(0, 8, (2, 3, 4))
+    index, taught = torch.tensor([1, 2]), torch.randint(1, ITEMS, (2, count))
+    candidates = Candidates(torch.tensor([2, 5, 7]), 0.25)
+    with torch.no_grad():
+        output = recommender(codes, index, items=items, candidates=candidates, taught=taught)
+        targets = torch.stack([items[0, 2], items[1, 1]])
+        expected = head.vectors(torch.cat([targets, candidates.ids]))
+    torch.testing.assert_close(output.item_vectors, expected, **CLOSE)
+    torch.testing.assert_close(output.taught_vectors, head.vectors(taught), **CLOSE)
+    assert candidates.places_of(targets).tolist() == [0, 1]
+
+
+def test_targets_are_told_from_a_sixth_of_the_catalogue_within_bounds():
+    sizes = [sample_size(items + 1, None) for items in (1_682, 12_101, 30_000, 1_000_000)]
+    assert sizes == [2048, 2048, 5000, 50_000]
+    assert sample_size(12_102, 300) == 300
 
 
 def test_targets_are_as_likely_in_training_as_they_are_ranked_when_items_repeat():

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 
 import pytest
 
@@ -91,6 +92,25 @@ def test_reading_a_run_names_the_file_when_it_is_missing_or_damaged(tmp_path):
     run_dir.metrics.write_text('{"phase": "codes"}\n{"epoch"\n')
     with pytest.raises(UserError, match=f"{run_dir.metrics}, line 2: damaged"):
         run_dir.read_metrics()
+
+
+def test_reading_a_run_names_one_nearby_when_the_directory_is_another(tmp_path):
+    for age, name in enumerate(("best-of-all", "Pop-ml-100k-2026", "SASRec-ml-100k-2026")):
+        run_dir = RunDirectory.create(tmp_path / "saved" / name)
+        run_dir.write_config({"model": "Pop", "dataset": "d"})
+        os.utime(run_dir.config, (0, 1000 - age))
+    named = {
+        "saved": "best-of-all",  # the newest
+        "saved/RUN": "best-of-all",
+        "saved/Pop-ml-100k-202": "Pop-ml-100k-2026",
+        "saved/SASRec-ml-100k-2026/best": "SASRec-ml-100k-2026",
+    }
+    for path, name in named.items():
+        with pytest.raises(UserError) as caught:
+            RunDirectory(tmp_path / path).read_config()
+        assert str(caught.value).endswith(f"a run? A run near it is {tmp_path / 'saved' / name}")
+    with pytest.raises(UserError, match="a run[?]$"):
+        RunDirectory(tmp_path / "elsewhere" / "RUN").read_config()
 
 
 def test_reading_a_run_takes_what_is_there_when_it_still_goes_on(tmp_path):
