@@ -200,6 +200,7 @@ KEYS: dict[str, Key] = {
     "precision": choice("fp32", "bf16", "fp16"),
     "gradient_checkpointing": boolean(),
     "cuda_graphs": boolean(),
+    "record_searches": boolean(),
     "memory_gib": optional(number(least=0.001, most=1_000_000)),
     "save_steps": integer(0),
 }

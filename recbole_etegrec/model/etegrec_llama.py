@@ -127,7 +127,7 @@ class ETEGRecLlama(SequentialRecommender):
         self.ranker = RANKERS[ranking_of(config)](
             self.recommender, self.codes, self.fields, **ranker_options(config)
         )
-        self.ranker.records = config["cuda_graphs"]
+        self.ranker.records = config["record_searches"]
         self._neighbours: Neighbours | None = None
         self.frozen_digest: str | None = None
         if not item_embedding.is_meta:

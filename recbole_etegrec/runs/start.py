@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "attn_implementation",
     "fused_kernels",
     "cuda_graphs",
+    "record_searches",
     "memory_gib",
     "eval_batch_size",
     "use_gpu",

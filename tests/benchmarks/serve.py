@@ -7,7 +7,7 @@ The server runs in a process of its own, on a loopback port. Without a RUN_DIR i
 default size that was trained on ml-100k for one epoch, in a temporary folder: speed does not depend
 on what it has learned. Clients each ask again when they are answered, for the 10 best items after
 a random history of 1 to 50 items. One client comes first, with a tenth of the requests: its
-requests are ranked one by one. Keys are for the server, as `--cuda_graphs=False` on a GPU.
+requests are ranked one by one. Keys are for the server, as `--record_searches=True` on a GPU.
 """
 
 import argparse
