@@ -110,6 +110,7 @@ def test_exponent_is_the_power_when_time_follows_one():
 
 
 def test_scale_prints_a_row_for_each_measure_with_its_growth(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("pyarrow")
     stages = ["columns", "start", "codes"]
     arguments = ["--sizes", "0.002", "0.004", "--folder", str(tmp_path), "--stages", *stages]
     monkeypatch.setattr("sys.argv", ["scale", *arguments])

@@ -22,6 +22,8 @@ from recbole_etegrec.inference.histories import split_histories, whole_histories
 from recbole_etegrec.quick_start import run
 from tests.helpers import REAL_DATA, small_values
 
+pytest.importorskip("pyarrow")
+
 HEADER = "user_id:token\titem_id:token\ttimestamp:float\n"
 
 

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 STEP_ITEMS = 1024
 SAMPLED_FROM, SAMPLED_STEP = 100_000, 16_384  # items of a catalogue of which a step has a sample
 LEARNING_RATE = 0.001  # RecBole's default, as all that is not named here
-LONG = 10  # minutes of training that are told of
+LONG = 2  # minutes of training that are told of
 _LOOK_AFTER = 20  # steps, after which it is known how long training takes
 
 
