@@ -241,6 +241,8 @@ class Config(recbole.config.Config):
         # A launcher has given this process its device; only a lone process may choose one.
         if "gpu_id" in self.external_config_dict and "LOCAL_RANK" not in os.environ:
             os.environ["CUDA_VISIBLE_DEVICES"] = final["gpu_id"]
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.cuda.is_available():
+            final["use_gpu"] = False  # else each would take itself for the only process
         # Processes wait for the main one while it pretrains the tokenizer, however long that is.
         state = PartialState(cpu=not final["use_gpu"], timeout=timedelta(days=7))
         final["device"] = state.device

@@ -261,7 +261,7 @@ def test_several_processes_write_what_one_does(finished, tmp_path):
     script.write_text("import sys\nfrom recbole_etegrec.cli import main\nsys.exit(main())\n")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port=0"]
     launch += ["--config_file", str(root / "properties" / "accelerate" / "cpu_2.yaml")]
-    arguments = ["recommend", str(finished), "--all", "--k=3", "--use_gpu=False"]
+    arguments = ["recommend", str(finished), "--all", "--k=3"]
     for name, launcher in (("one.csv", [sys.executable]), ("two.csv", launch)):
         command = [*launcher, str(script), *arguments, f"--out={tmp_path / name}"]
         environment = {**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
