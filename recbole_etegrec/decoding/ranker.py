@@ -133,7 +133,7 @@ class CodeRanker(Ranker):
     """
 
     keys: ClassVar[tuple[str, ...]] = ()
-    records = True
+    records = False
 
     def __init__(self, recommender: Recommender, codes: ItemCodes, fields: BatchFields):
         self.recommender, self.codes, self.fields = recommender, codes, fields
