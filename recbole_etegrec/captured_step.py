@@ -39,6 +39,7 @@ class CapturedStep:
         function: of a batch, a named tuple, on the device, and of the kind of step.
         device: batches are brought to it.
         on: whether to record; if not, and on the CPU, the function is called and nothing else.
+        key: of the configuration that turns recording on, for an error to name.
         most_forms: forms that are recorded; further ones are computed as ever.
     """
 
@@ -48,9 +49,11 @@ class CapturedStep:
         device: torch.device,
         *,
         on: bool = True,
+        key: str = "cuda_graphs",
         most_forms: int = _MOST_FORMS,
     ):
         self.function, self.device, self.most_forms = function, device, most_forms
+        self.key = key
         self.on = on and device.type == "cuda"
         self.met: set[Hashable] = set()
         self.recordings: dict[Hashable, _Recording] = {}
@@ -116,7 +119,7 @@ class CapturedStep:
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
             raise TrainingError(
-                f"cuda_graphs (True): a step cannot be recorded ({reason}): set it to False"
+                f"{self.key} (True): a step cannot be recorded ({reason}): set it to False"
             ) from error
         return _Recording(batch, graph, outputs)
 

@@ -51,7 +51,7 @@ class RecordedSearch:
         self, search: Callable[[Asked, int], Any], held: tuple[Any, ...], device: torch.device
     ):
         self._search, self.held = search, held
-        self.step = CapturedStep(self._run, device)
+        self.step = CapturedStep(self._run, device, key="record_searches")
 
     def __call__(self, items: torch.Tensor, width: int, excluded: HistoryIndex | None) -> Any:
         """What the search finds after histories ``[B, T]``.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from recbole.data.interaction import Interaction
 
 from recbole_etegrec.config import Config, is_ours
@@ -79,8 +80,10 @@ def find_teacher(config: Config, train_data: SequenceLoader, identity: Identity)
     if not folder.is_dir():
         try:
             folder.parent.mkdir(exist_ok=True)
-            with atomic_directory(folder) as fresh:
-                _teach(config, fresh, targets, train_data.items, identity)
+            with FileLock(folder.with_suffix(".lock")):  # of several runs at once, one asks
+                if not folder.is_dir():
+                    with atomic_directory(folder) as fresh:
+                        _teach(config, fresh, targets, train_data.items, identity)
         except OSError as error:
             raise UserError(
                 f"distill_from: {folder} cannot be written ({error.strerror or error})"

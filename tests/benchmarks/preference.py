@@ -101,7 +101,7 @@ def measured(run_dir: Path, base: Path, keys: dict[str, Any]) -> dict[str, Any]:
 
 def epochs_for(seconds: float, base: Path, out: Path, keys: dict[str, Any]) -> int:
     """Epochs without candidates that take some time, as one of them tells."""
-    probe = out / "probe"
+    probe = out / f"probe-{base.name}"
     if not (probe / FILE).is_file():
         keys = {**keys, "preference": "likelihood", "preference_epochs": 1}
         train(**keys, preference_from=str(base), run_dir=str(probe))

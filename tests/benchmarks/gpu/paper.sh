@@ -31,8 +31,8 @@ case $what in
     compare --out="$out" --models=ETEGRecLlama --config_files=schedule/paper \
       --ablations="$table4,paper_shared,psa_fixed" --seeds=2020,2021,2022 --jobs=8 --max_tokens=16384 ;;
   schedules)
-    for name in short paper frozen; do
-      compare --out="$out/$name" --models=ETEGRecLlama --config_files="schedule/$name" \
+    for name in schedule/short schedule/paper ablation/fixed_codes; do
+      compare --out="$out/${name#*/}" --models=ETEGRecLlama --config_files="$name" \
         --seeds=2020,2021,2022 --jobs=3 --max_tokens=16384
     done ;;
   *)
