@@ -221,10 +221,10 @@ def test_layers_give_nearly_the_same_by_fewer_kernels(name, tiny_data):
     ).cuda()
     fused = deepcopy(plain)
     fuse(fused, name)
-    inputs, gradients = torch.randn(3, 17, 128, device="cuda"), []
+    inputs, gradients = torch.randn(2, 3, 17, 128, device="cuda"), []
     for model in (plain, fused):
-        states = model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        states.square().sum().backward()
+        states = model(inputs_embeds=inputs[0], use_cache=False).last_hidden_state
+        (states * inputs[1]).sum().backward()
         gradients.append([states.detach(), *(p.grad for p in model.parameters())])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(other, one, atol=1e-3 * float(one.abs().max()), rtol=1e-3)

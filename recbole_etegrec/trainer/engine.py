@@ -31,7 +31,7 @@ from recbole_etegrec.data.padding import pad_batch
 from recbole_etegrec.errors import TrainingError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.storage.run_directory import RunDirectory
-from recbole_etegrec.tokenizer import CodeHealth
+from recbole_etegrec.tokenizer import CodeHealth, ItemCodes
 from recbole_etegrec.trainer.optimizers import make_optimizer
 from recbole_etegrec.trainer.schedule import Stage
 from recbole_etegrec.trainer.trackers import make_trackers
@@ -111,6 +111,7 @@ class Engine:
             model.ranker.records = False  # shards come together anew in each pass
             for method in ("encode_history", "extend"):
                 register_fsdp_forward_method(self.recommender, method)
+            _settle_types(self.recommender, model.codes)
         self.groups = {name: parameter_groups(getattr(model, name)) for name in self.optimizers}
         self.parameters = {
             name: [p for group in groups.values() for p in group]
@@ -500,6 +501,18 @@ def _keep_whole(plugin: FullyShardedDataParallelPlugin, heads: list[nn.Module]) 
             reduce_dtype=torch.float32,
             output_dtype=torch.float32,
         )
+
+
+def _settle_types(recommender: FSDPModule, codes: ItemCodes) -> None:
+    """Have shards settle the types of their gradients while they know what will train.
+
+    They do so in their first pass. It would belong to a stage in which the recommender is frozen,
+    and gradients would then stay in the type of the pass.
+    """
+    items = torch.ones(1, 2, dtype=torch.long, device=codes.table.device)
+    with torch.no_grad():
+        recommender(codes(items), items[0, :1] - 1, items=items)
+    recommender.reshard()  # else what is in no layer waits for a backward pass
 
 
 def _captured_kinds(config: Config, accelerator: Accelerator, sparse: bool) -> tuple[bool, ...]:

@@ -4,8 +4,10 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -163,9 +165,12 @@ def write_random_weights(
 
 
 def in_short(error: Exception) -> str:
-    """The type of an error and its first line."""
+    """The type of an error, its first line, and the last line of ours that led to it."""
     reason = str(error).strip() or "no reason given"
-    return f"{type(error).__name__}: {reason.splitlines()[0][:300]}"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "site-packages" not in frame.filename]
+    place = f" ({Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""
+    return f"{type(error).__name__}: {reason.splitlines()[0][:300]}{place}"
 
 
 def _short(value) -> str:
