@@ -73,6 +73,8 @@ class Engine:
     def __init__(self, config: Config, model: ETEGRecLlama, run_dir: RunDirectory):
         AcceleratorState._reset_state()  # an earlier run of this process may differ
         self.model, self.clip = model, config["clip_grad_norm"] or {}
+        # Training needs the memory of recordings itself, and shards come together anew in each pass.
+        model.ranker.records = False
         self.heads_learning_rate = config["heads_learning_rate"]
         self.bad_steps = 0
         self.unread: list[tuple[StepResult, Stage]] = []
@@ -108,7 +110,6 @@ class Engine:
             model.recommender, optimizer
         )
         if isinstance(self.recommender, FSDPModule):
-            model.ranker.records = False  # shards come together anew in each pass
             for method in ("encode_history", "extend"):
                 register_fsdp_forward_method(self.recommender, method)
             _settle_types(self.recommender, model.codes)
