@@ -102,7 +102,8 @@ class CatalogueParts:
             further = int(torch.bincount(self.excluded[0]).max())
         if self.bonus is not None:
             further += self.history.shape[1]
-        scores, items = index.search(self.query, k + further)
+        items = index.search(self.query, k + further)
+        scores = self._scores_of(items).masked_fill(items == 0, -torch.inf)
         if self.bonus is not None:
             scores = scores.masked_fill(among(items, self.history), -torch.inf)
             never = came_before(self.history) | self.absent[self.history]

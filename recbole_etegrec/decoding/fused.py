@@ -5,6 +5,7 @@ then scored for what it proposes alone, as branches behind the shared history.
 """
 
 import copy
+import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,11 +16,13 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data.seen_items import HistoryIndex
 from recbole_etegrec.decoding.batch import BatchFields
 from recbole_etegrec.decoding.catalogue_parts import AT_ONCE, CatalogueParts, leading
-from recbole_etegrec.decoding.item_index import ItemIndex
+from recbole_etegrec.decoding.item_index import ItemIndex, can_index
 from recbole_etegrec.decoding.ranker import CodeRanker, Part, Ranking, candidate_rules
 from recbole_etegrec.decoding.scoring import score_items
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 from recbole_etegrec.tokenizer import ItemCodes, Trie
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0)  # of the item head, tried on validation
 _WEIGHT = 2.0  # until then
@@ -227,6 +230,7 @@ class FusedRanker(HeadRanker):
         super().__init__(recommender, codes, fields, new_item_bonus=new_item_bonus)
         self.candidates, self.item_index_from = candidates, item_index_from
         self._index: tuple[torch.Tensor, Trie, ItemIndex] | None = None
+        self._told = False  # that there could be one
         self.given = item_score_weight is not None
         self.weight = float(item_score_weight) if self.given else _WEIGHT
         self._memory: dict[str, Any] | None = None
@@ -301,13 +305,22 @@ class FusedRanker(HeadRanker):
     def _present_index(self, parts: CatalogueParts, k: int) -> ItemIndex | None:
         """See :class:`HeadRanker`; it is made anew when vectors or codes are others."""
         least, trie = self.item_index_from, self.codes.trie
-        if least is None or len(trie) < max(least, 1):
-            return None
         vectors = self.recommender.item_head.all_vectors()
+        # A GPU scores all items sooner than an index on the CPU finds some.
+        if least is None or len(trie) < max(least, 1) or vectors.device.type != "cpu":
+            return None
+        if not can_index():
+            if not self._told:
+                logger.warning(
+                    "all %d items are scored: pip install faiss-cpu is quicker", len(trie)
+                )
+            self._told = True
+            return None
         if self._index is None or self._index[0] is not vectors or self._index[1] is not trie:
             items = trie.items[trie.items < self.recommender.item_head.items]
-            index = ItemIndex(vectors[items], items)
-            index.tune(parts.query, k)
+            own = vectors[items]
+            index = ItemIndex(own, items)
+            index.tune(parts.query, own, items, k)
             self._index = vectors, trie, index
         return self._index[2]
 

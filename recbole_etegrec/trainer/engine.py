@@ -73,7 +73,7 @@ class Engine:
     def __init__(self, config: Config, model: ETEGRecLlama, run_dir: RunDirectory):
         AcceleratorState._reset_state()  # an earlier run of this process may differ
         self.model, self.clip = model, config["clip_grad_norm"] or {}
-        # Training needs the memory of recordings itself, and shards come together anew in each pass.
+        # Training needs the memory of recordings, and shards come together anew in each pass.
         model.ranker.records = False
         self.heads_learning_rate = config["heads_learning_rate"]
         self.bad_steps = 0

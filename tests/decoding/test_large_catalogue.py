@@ -72,7 +72,7 @@ def test_index_proposes_what_scoring_all_does_when_all_lists_are_looked_through(
     )
     for left_out in (None, excluded):
         wanted, found = (r.best(batch, 5, left_out) for r in (whole, by_index))
-        by_index._index[2].probes = len(by_index._index[2].centroids)
+        by_index._index[2].probes = by_index._index[2].lists
         found = by_index.best(batch, 5, left_out)
         assert torch.equal(found.items, wanted.items)
         apart = found.scores - wanted.scores  # the sum over all items is estimated
@@ -98,9 +98,23 @@ def test_index_finds_most_of_the_best_when_it_is_tuned():
     ids = torch.arange(5000) + 10
     index = ItemIndex(vectors, ids)
     query = centres[:40] + 0.3 * torch.randn(40, 16, generator=generator)
-    index.tune(query, 20)
-    assert index.recall >= RECALL and index.probes < len(index.centroids)
-    scores, items = index.search(query, 20)
-    torch.testing.assert_close(scores, (query.unsqueeze(1) * vectors[items - 10]).sum(2), **CLOSE)
+    index.tune(query, vectors, ids, 20)
+    assert index.recall >= RECALL and index.probes < index.lists
+    items = index.search(query, 20)
+    assert items.shape == (40, 40) and items.min() >= 10
+    best = (query @ vectors.T).topk(20).indices + 10
+    found = (best.unsqueeze(2) == items.unsqueeze(1)).any(dim=2)
+    assert float(found.float().mean()) == pytest.approx(index.recall)
     again = ItemIndex(vectors, ids)
-    assert torch.equal(again.centroids, index.centroids)
+    again.probes = index.probes
+    assert torch.equal(again.search(query, 20), items)
+
+
+def test_all_items_are_scored_without_faiss(parts, batch, small_parts, monkeypatch, caplog):  # noqa: F811
+    ranker = FusedRanker(*parts, FIELDS, candidates=9, item_score_weight=1.5, item_index_from=1)
+    expected = FusedRanker(*parts, FIELDS, candidates=9, item_score_weight=1.5).best(batch, 5)
+    monkeypatch.setattr(fused_module, "can_index", lambda: False)
+    for _ in range(2):
+        found = ranker.best(batch, 5)
+        assert torch.equal(found.items, expected.items)
+    assert len(caplog.messages) == 1 and "pip install faiss-cpu" in caplog.messages[0]

@@ -23,7 +23,12 @@ def seconds_of_rankers(items: int) -> dict[str, float]:
     rankers = {
         "beam": RANKERS["beam"](recommender, codes, _FIELDS, num_beams=20),
         "fused": RANKERS["fused"](
-            recommender, codes, _FIELDS, candidates=30, item_score_weight=1.0
+            recommender,
+            codes,
+            _FIELDS,
+            candidates=30,
+            item_score_weight=1.0,
+            item_index_from=500_000,
         ),
     }
     histories = torch.randint(1, items + 1, (USERS, HISTORY))
