@@ -1,8 +1,9 @@
 """Makes binary columns of the text of a dataset: numbers its tokens, filters and sorts it.
 
 All is as RecBole's dataset does it (and `checked_dataset.py`, where that departs from it): ids are
-given in the order in which tokens appear in what the filters leave. Text is read a block at a time.
-What grows with the interactions are arrays of 16 bytes each, and 8 more while they are sorted.
+given in the order in which tokens appear in what the filters leave. While text is read, its users
+and items are held; afterwards what grows with the interactions are arrays of 16 bytes each, and 8
+more while they are sorted.
 """
 
 import hashlib
@@ -104,17 +105,18 @@ def _are_whole(times: np.ndarray) -> bool:
 
 def _read_as(config: Config, path: Path, kind: pa.DataType) -> _Rows:
     user, item, time = (config[key] for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"))
-    users, items = _Numbering(), _Numbering()
-    columns: tuple[list, list, list] = ([], [], [])
-    for block in _blocks(config, path, {user: pa.string(), item: pa.string(), time: kind}):
-        found = users(block.column(0)), items(block.column(1)), block.column(2).to_numpy()
-        for column, part in zip(columns, found, strict=True):
-            column.append(part)
-    joined = []
-    for column in columns:  # each in turn: there are never two copies of all
-        joined.append(np.concatenate(column))
-        column.clear()
-    return _Rows(*joined, list(users.ids), list(items.ids))
+    kinds = {user: pa.string(), item: pa.string(), time: kind}
+    table = pa.Table.from_batches(list(_blocks(config, path, kinds)))
+    times, (users, user_tokens) = table[time].to_numpy(), _numbered(table[user])
+    table = table.select([item])  # the users' text is not needed any more
+    items, item_tokens = _numbered(table[item])
+    return _Rows(users, items, times, user_tokens, item_tokens)
+
+
+def _numbered(tokens: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """Numbers of tokens in the order in which they first come, and the tokens of the numbers."""
+    parts = tokens.dictionary_encode().chunks  # they share one dictionary
+    return np.concatenate([part.indices for part in parts]), parts[0].dictionary.to_pylist()
 
 
 def _blocks(config: Config, path: Path, types: dict[str, pa.DataType]) -> Iterator[pa.RecordBatch]:
@@ -127,22 +129,6 @@ def _blocks(config: Config, path: Path, types: dict[str, pa.DataType]) -> Iterat
         csv.ParseOptions(delimiter=files.separator, quote_char=False),
         csv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[]),
     )
-
-
-class _Numbering:
-    """Numbers tokens in the order in which they come.
-
-    Attributes:
-        ids: the number of each token.
-    """
-
-    def __init__(self):
-        self.ids: dict[str, int] = {}
-
-    def __call__(self, tokens: pa.Array) -> np.ndarray:
-        ids, found = self.ids, pc.dictionary_encode(tokens)
-        known = [ids.setdefault(token, len(ids)) for token in found.dictionary.to_pylist()]
-        return np.array(known, dtype=np.int32)[found.indices.to_numpy()]
 
 
 # Filters ------------------------------------------------------------------------------------------
