@@ -312,7 +312,8 @@ class FusedRanker(HeadRanker):
         if not can_index():
             if not self._told:
                 logger.warning(
-                    "all %d items are scored: pip install faiss-cpu is quicker", len(trie)
+                    "all %d items are scored for each user; an index is quicker: pip install faiss-cpu",
+                    len(trie),
                 )
             self._told = True
             return None

@@ -118,8 +118,8 @@ def test_search_in_a_form_asks_the_device_nothing(name, user_codes, batch):
 class Recomputed(CapturedStep):
     """A recording that is replayed by computing it again, into the same outputs."""
 
-    def __init__(self, function, device):
-        super().__init__(function, device)
+    def __init__(self, function, device, **options):
+        super().__init__(function, device, **options)
         self.on = True
 
     def _compute(self, batch, kind):
