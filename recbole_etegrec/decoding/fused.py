@@ -312,7 +312,7 @@ class FusedRanker(HeadRanker):
         if not can_index():
             if not self._told:
                 logger.warning(
-                    "all %d items are scored for each user; an index is quicker: pip install faiss-cpu",
+                    "all %d items are scored for each user; pip install faiss-cpu for an index",
                     len(trie),
                 )
             self._told = True
