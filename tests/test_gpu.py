@@ -20,6 +20,7 @@ from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.errors import Interrupted, TrainingError
 from recbole_etegrec.evaluation.evaluate import evaluate
 from recbole_etegrec.quick_start import run
+from recbole_etegrec.recommender import autocast
 from recbole_etegrec.recommender.backbone import llama_from_scratch
 from recbole_etegrec.recommender.fused_kernels import FUSED_KERNELS, fuse
 from recbole_etegrec.runs.load import load_run
@@ -185,24 +186,29 @@ def test_rankings_are_those_of_the_cpu(tiny_data, tmp_path):
     assert on_gpu == pytest.approx(on_cpu, abs=0.02)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("ranking", ["beam", "fused", "head"])
-def test_rankings_of_few_users_are_those_of_launched_kernels_when_recorded(ranking, tiny_data):
+def test_rankings_of_few_users_are_those_of_launched_kernels_when_recorded(
+    ranking, precision, tiny_data
+):
     values = {"ranking": ranking, "item_head": True, "candidates": 20, "user_codes": 2}
     model, loaders = small_model(small_config(tiny_data, **values))
     model = model.cuda().eval()
     rows = loaders.test._dataset[torch.arange(12)].to("cuda")
-    ranker = model.ranker
-    for users in (1, 3, 12):
-        some = rows[:users]
-        first = ranker.best(some, 2).items
-        excluded = torch.arange(users).repeat_interleave(2), first.flatten().cpu()
-        ranker.records = False
-        expected = ranker.best(some, 10, excluded)
-        ranker.records = True
-        for _ in range(3):  # computed, recorded, replayed
-            found = ranker.best(some, 10, excluded)
-            assert torch.equal(found.items, expected.items)
-            torch.testing.assert_close(found.scores, expected.scores, atol=1e-4, rtol=0)
+    ranker, full = model.ranker, precision == "fp32"
+    with autocast(precision, "cuda"):
+        for users in (1, 3, 12):
+            some = rows[:users]
+            first = ranker.best(some, 2).items
+            excluded = torch.arange(users).repeat_interleave(2), first.flatten().cpu()
+            ranker.records = False
+            expected = ranker.best(some, 10, excluded)
+            ranker.records = True
+            for _ in range(3):  # computed, recorded, replayed
+                found = ranker.best(some, 10, excluded)
+                assert not full or torch.equal(found.items, expected.items)
+                most = 1e-4 if full else 2e-2
+                torch.testing.assert_close(found.scores, expected.scores, atol=most, rtol=0)
     assert ranker._recorded.step.recordings
 
 

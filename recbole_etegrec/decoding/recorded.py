@@ -65,11 +65,14 @@ class RecordedSearch:
         return found._make(part[: len(items)].clone() for part in found)
 
     def _run(self, batch: Asked, kind: _Kind) -> Any:
-        # Weights that autocast keeps in another type would be gone once its block has ended.
-        with torch.autocast(
-            batch.items.device.type, kind.dtype, enabled=kind.autocast, cache_enabled=False
-        ):
-            return self._search(batch, kind.width)
+        # Autocast keeps weights that it has cast. The recording is to cast its own, once for all
+        # steps, and nobody else is to have them: until it is replayed there is nothing in them.
+        torch.clear_autocast_cache()
+        try:
+            with torch.autocast(batch.items.device.type, kind.dtype, enabled=kind.autocast):
+                return self._search(batch, kind.width)
+        finally:
+            torch.clear_autocast_cache()
 
 
 def in_form(items: torch.Tensor, excluded: HistoryIndex | None) -> Asked:
