@@ -5,7 +5,6 @@ nothing heavy, so that a wrong value is refused before torch is loaded.
 """
 
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
@@ -162,15 +161,10 @@ def worded(*names: str, wanted: str | None = None) -> Key:
 def entry(*names: str) -> Key:
     """A name in a table of the package, such as `TOKENIZERS`; `names` are those that it comes with.
 
-    More names can be registered in that table. Whoever does so has imported torch with it, and
-    from then on any text passes here: the part that owns the table refuses unknown names by its
-    rule :func:`recbole_etegrec.config.keys.named_in`.
+    More names can be registered in that table, so any text passes here. The part that owns the
+    table refuses unknown names by its rule :func:`recbole_etegrec.config.keys.named_in`.
     """
-
-    def fits(value: Any) -> bool:
-        return type(value) is str and (value in names or "torch" in sys.modules)
-
-    return replace(choice(*names), fits=fits)
+    return replace(choice(*names), fits=lambda v: type(v) is str)
 
 
 def text(wanted: str = "text") -> Key:
