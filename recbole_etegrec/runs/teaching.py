@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -78,17 +79,28 @@ def find_teacher(config: Config, train_data: SequenceLoader, identity: Identity)
         digest.update(np.ascontiguousarray(array).tobytes())
     folder = directory.path / FOLDER / digest.hexdigest()[:16]
     if not folder.is_dir():
-        try:
-            folder.parent.mkdir(exist_ok=True)
-            with FileLock(folder.with_suffix(".lock")):  # of several runs at once, one asks
-                if not folder.is_dir():
-                    with atomic_directory(folder) as fresh:
-                        _teach(config, fresh, targets, train_data.items, identity)
-        except OSError as error:
-            raise UserError(
-                f"distill_from: {folder} cannot be written ({error.strerror or error})"
-            ) from error
+        _ask_once(config, folder, targets, train_data.items, identity)
     return Teacher(folder, targets.supervised_from)
+
+
+def _ask_once(
+    config: Config, folder: Path, targets: Windows, items: np.ndarray, identity: Identity
+) -> None:
+    """Have a teacher answer; of several runs at a time one asks, and the others wait."""
+    lock = folder.with_suffix(".lock")
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(lock):
+            if not folder.is_dir():
+                with atomic_directory(folder) as fresh:
+                    _teach(config, fresh, targets, items, identity)
+    except OSError as error:
+        raise UserError(
+            f"distill_from: {folder} cannot be written ({error.strerror or error})"
+        ) from error
+    finally:
+        with suppress(OSError):
+            lock.unlink()
 
 
 def _teach(
