@@ -21,6 +21,12 @@ def parts(request):
 
 
 @pytest.fixture
+def faiss():
+    """What an index is made with; it is an extra."""
+    return pytest.importorskip("faiss")
+
+
+@pytest.fixture
 def small_parts(monkeypatch):
     """Parts of seven items at a time."""
     monkeypatch.setattr(catalogue_parts, "AT_ONCE", 7)
@@ -63,6 +69,7 @@ def test_index_proposes_what_scoring_all_does_when_all_lists_are_looked_through(
     parts,
     batch,  # noqa: F811
     small_parts,
+    faiss,
 ):
     best = HeadRanker(*parts, FIELDS).best(batch, 4).items
     excluded = torch.arange(3).repeat_interleave(4), best.flatten()
@@ -79,7 +86,7 @@ def test_index_proposes_what_scoring_all_does_when_all_lists_are_looked_through(
         torch.testing.assert_close(apart, apart[:, :1].expand(-1, 5), **CLOSE)
 
 
-def test_index_is_made_anew_when_vectors_change(parts, batch, small_parts):  # noqa: F811
+def test_index_is_made_anew_when_vectors_change(parts, batch, small_parts, faiss):  # noqa: F811
     ranker = FusedRanker(*parts, FIELDS, candidates=9, item_score_weight=1.5, item_index_from=1)
     ranker.best(batch, 5)
     first = ranker._index[2]
@@ -91,7 +98,7 @@ def test_index_is_made_anew_when_vectors_change(parts, batch, small_parts):  # n
     assert ranker._index[2] is not first
 
 
-def test_index_finds_most_of_the_best_when_it_is_tuned():
+def test_index_finds_most_of_the_best_when_it_is_tuned(faiss):
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(50, 16, generator=generator)
     vectors = centres.repeat(100, 1) + 0.3 * torch.randn(5000, 16, generator=generator)
