@@ -305,7 +305,7 @@ class FusedRanker(HeadRanker):
     def _present_index(self, parts: CatalogueParts, k: int) -> ItemIndex | None:
         """See :class:`HeadRanker`; it is made anew when vectors or codes are others."""
         least, trie = self.item_index_from, self.codes.trie
-        vectors = self.recommender.item_head.all_vectors()
+        vectors = parts.vectors
         # A GPU scores all items sooner than an index on the CPU finds some.
         if least is None or len(trie) < max(least, 1) or vectors.device.type != "cpu":
             return None

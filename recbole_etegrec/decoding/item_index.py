@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 _OF_A_LIST = 64  # vectors that centroids are found of
 _FIRST, _TRIED = 8, 64  # lists that are looked through at first, and queries that are tried
 _MORE = 2  # times as many are found as are wanted: a byte a dimension ranks roughly
-_AT_ONCE = 2**17  # items that are scored at once
 RECALL = 0.98  # of the best items of these queries
 
 
@@ -50,9 +49,7 @@ class ItemIndex:
         self._index.cp.seed = seed
         rows = np.random.default_rng(seed).permutation(len(vectors))[: lists * _OF_A_LIST]
         self._index.train(vectors[torch.from_numpy(rows)].numpy())
-        for start in range(0, len(vectors), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            self._index.add_with_ids(vectors[part].numpy(), ids[part].numpy())
+        self._index.add_with_ids(vectors.numpy(), ids.numpy())
         self.probes, self.recall = min(_FIRST, lists), None
 
     @property
@@ -75,8 +72,13 @@ class ItemIndex:
         Args:
             vectors: those that are indexed ``[N, d]``, with their ids ``[N]``.
         """
-        query = query[:_TRIED]
-        best = ids[_best_rows(query, vectors, k)]
+        import faiss
+
+        query, k = query[:_TRIED], min(k, len(vectors))
+        rows = faiss.knn(
+            query.float().contiguous().numpy(), vectors.numpy(), k, faiss.METRIC_INNER_PRODUCT
+        )[1]
+        best = ids[torch.from_numpy(rows)]
         while True:
             found = self.search(query, k)
             self.recall = float((best.unsqueeze(2) == found.unsqueeze(1)).any(dim=2).float().mean())
@@ -100,12 +102,3 @@ class ItemIndex:
         """
         found = self._index.search(query.float().contiguous().numpy(), _MORE * k)[1]
         return torch.from_numpy(found).clamp_(min=0)
-
-
-def _best_rows(query: torch.Tensor, vectors: torch.Tensor, k: int) -> torch.Tensor:
-    """Rows of the vectors that queries score best ``[B, k]``."""
-    found = [(query @ part.T).topk(min(k, len(part))) for part in vectors.split(_AT_ONCE)]
-    starts = range(0, len(vectors), _AT_ONCE)
-    scores = torch.cat([part.values for part in found], dim=1)
-    rows = torch.cat([p.indices + s for p, s in zip(found, starts, strict=True)], dim=1)
-    return rows.gather(1, scores.topk(min(k, scores.shape[1])).indices)

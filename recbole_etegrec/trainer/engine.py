@@ -14,14 +14,10 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import FullyShardedDataParallelPlugin, broadcast, gather_object
+from accelerate.utils import broadcast, gather_object
 from torch import nn
 from torch.distributed import ReduceOp
-from torch.distributed.fsdp import (
-    FSDPModule,
-    MixedPrecisionPolicy,
-    register_fsdp_forward_method,
-)
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from recbole_etegrec.captured_step import CapturedStep
@@ -31,9 +27,10 @@ from recbole_etegrec.data.padding import pad_batch
 from recbole_etegrec.errors import TrainingError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.storage.run_directory import RunDirectory
-from recbole_etegrec.tokenizer import CodeHealth, ItemCodes
+from recbole_etegrec.tokenizer import CodeHealth
 from recbole_etegrec.trainer.optimizers import make_optimizer
 from recbole_etegrec.trainer.schedule import Stage
+from recbole_etegrec.trainer.sharding import keep_whole, settle_types
 from recbole_etegrec.trainer.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
@@ -105,14 +102,14 @@ class Engine:
             config["optimizer"], model.recommender, config["weight_decay"], on_gpu=on_gpu
         )
         if plugin:
-            _keep_whole(plugin, model.recommender.heads)
+            keep_whole(plugin, model.recommender.heads)
         self.recommender, self.optimizers["recommender"] = self.accelerator.prepare(
             model.recommender, optimizer
         )
         if isinstance(self.recommender, FSDPModule):
             for method in ("encode_history", "extend"):
                 register_fsdp_forward_method(self.recommender, method)
-            _settle_types(self.recommender, model.codes)
+            settle_types(self.recommender, model.codes)
         self.groups = {name: parameter_groups(getattr(model, name)) for name in self.optimizers}
         self.parameters = {
             name: [p for group in groups.values() for p in group]
@@ -489,31 +486,6 @@ _PARTS = {  # a part of a parameter's name → what its gradient norm is reporte
     "_projector": "projectors",
     "_adapter": "adapters",
 }
-
-
-def _keep_whole(plugin: FullyShardedDataParallelPlugin, heads: list[nn.Module]) -> None:
-    """Have FSDP leave alone what ranking and code updates read outside `forward`; it is small."""
-    plugin.ignored_modules = heads
-    plugin.cpu_ram_efficient_loading = False  # it would replace those very parameters
-    if plugin.mixed_precision_policy is not None:
-        # Gradients are summed, and logits leave the model, in fp32.
-        plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=plugin.mixed_precision_policy.param_dtype,
-            reduce_dtype=torch.float32,
-            output_dtype=torch.float32,
-        )
-
-
-def _settle_types(recommender: FSDPModule, codes: ItemCodes) -> None:
-    """Have shards settle the types of their gradients while they know what will train.
-
-    They do so in their first pass. It would belong to a stage in which the recommender is frozen,
-    and gradients would then stay in the type of the pass.
-    """
-    items = torch.ones(1, 2, dtype=torch.long, device=codes.table.device)
-    with torch.no_grad():
-        recommender(codes(items), items[0, :1] - 1, items=items)
-    recommender.reshard()  # else what is in no layer waits for a backward pass
 
 
 def _captured_kinds(config: Config, accelerator: Accelerator, sparse: bool) -> tuple[bool, ...]:
