@@ -102,7 +102,7 @@ class Engine:
             config["optimizer"], model.recommender, config["weight_decay"], on_gpu=on_gpu
         )
         if plugin:
-            keep_whole(plugin, model.recommender.heads)
+            keep_whole(plugin, model.recommender)
         self.recommender, self.optimizers["recommender"] = self.accelerator.prepare(
             model.recommender, optimizer
         )

@@ -2,23 +2,24 @@
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
-from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
+from recbole_etegrec.recommender import Recommender
 from recbole_etegrec.tokenizer import ItemCodes
 
 
-def keep_whole(plugin: FullyShardedDataParallelPlugin, heads: list[nn.Module]) -> None:
+def keep_whole(plugin: FullyShardedDataParallelPlugin, recommender: Recommender) -> None:
     """Have FSDP leave alone what ranking and code updates read outside `forward`; it is small."""
-    plugin.ignored_modules = heads
+    plugin.ignored_modules = recommender.heads
     plugin.cpu_ram_efficient_loading = False  # it would replace those very parameters
     if plugin.mixed_precision_policy is not None:
-        # Gradients are summed, and logits leave the model, in fp32.
+        # Gradients are summed in fp32. Layers are given, and give, the type in which they compute:
+        # before 2.13 torch casts what a layer is given, but not when a checkpoint runs it anew.
+        computes = plugin.mixed_precision_policy.param_dtype
         plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=plugin.mixed_precision_policy.param_dtype,
-            reduce_dtype=torch.float32,
-            output_dtype=torch.float32,
+            param_dtype=computes, reduce_dtype=torch.float32
         )
+        recommender.residual_dtype = computes
 
 
 def settle_types(recommender: FSDPModule, codes: ItemCodes) -> None:

@@ -15,8 +15,11 @@ import sys
 from itertools import count
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
+from torch.utils._pytree import tree_leaves
 
 from recbole_etegrec import cli, quick_start
 from recbole_etegrec.trainer.engine import Engine
@@ -70,6 +73,15 @@ def fail(number: int, arguments: list[str]) -> int:
     return cli.main(arguments)
 
 
+def given_types(expected: torch.dtype, _, inputs: tuple, options: dict) -> None:
+    """Look at what a layer is given before FSDP casts it.
+
+    Before 2.13 torch casts nothing when a checkpoint runs the layer anew.
+    """
+    tensors = [t for t in tree_leaves((inputs, options)) if torch.is_tensor(t)]
+    assert {t.dtype for t in tensors if t.is_floating_point()} == {expected}
+
+
 def shard(arguments: list[str]) -> int:
     """Run a command line whose recommender is sharded; returns its exit code."""
     PartialState(cpu=True)
@@ -82,6 +94,11 @@ def shard(arguments: list[str]) -> int:
         whole = {name for name, kind in kinds.items() if kind != "DTensor"}
         assert self.accelerator.is_fsdp2
         assert whole == {name for name in kinds if not name.startswith("backbone.")}
+        policy = self.accelerator.state.fsdp_plugin.mixed_precision_policy
+        for layer in self.model.recommender.backbone.modules():
+            if policy is not None and isinstance(layer, FSDPModule):
+                given = functools.partial(given_types, policy.param_dtype)
+                layer.register_forward_pre_hook(given, prepend=True, with_kwargs=True)
 
     Engine.__init__ = wrapped
     return cli.main(arguments)

@@ -299,14 +299,17 @@ def test_run_trains_nearly_the_same_when_the_backbone_is_sharded(
     assert result_of(tmp_path / "run")["test_result"]["recall@20"] > 0
 
 
-def test_adapters_learn_in_bf16_when_the_backbone_is_sharded(one_process, tiny_data, tmp_path):
-    values = small_run(tiny_data, tmp_path / "run", **CHANGES["lora"], precision="bf16")
-    values["base_model"] = saved(tmp_path)
+@pytest.mark.parametrize("name", ["lora", "head"])
+def test_run_trains_nearly_the_same_in_bf16_when_the_backbone_is_sharded(
+    name, one_process, tiny_data, tmp_path
+):
+    changes = {**CHANGES[name], "precision": "bf16", "gradient_checkpointing": True}
+    values = small_run(tiny_data, tmp_path / "run", **changes)
+    if name == "lora":
+        values["base_model"] = saved(tmp_path)
     ended = launch(WORKER, "shard", *arguments(values), config="fsdp_bf16")
     assert ended.code == 0, ended.output
-    for full, half in zip(
-        epochs_of(one_process / "lora"), epochs_of(tmp_path / "run"), strict=True
-    ):
+    for full, half in zip(epochs_of(one_process / name), epochs_of(tmp_path / "run"), strict=True):
         if "recommendation" in full:
             assert half["recommendation"] == pytest.approx(full["recommendation"], rel=0.03)
 
