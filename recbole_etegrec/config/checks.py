@@ -4,8 +4,8 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-import torch
 from accelerate import PartialState
+from accelerate.utils import compare_versions, is_torch_version
 from recbole.evaluator import metric_information
 
 from recbole_etegrec.config.models import is_ours
@@ -55,9 +55,12 @@ def _check_launch(config: "Config") -> None:
             "distributed_type (DEEPSPEED): codes and codebooks are rewritten between stages, and "
             "DeepSpeed keeps copies of its own; properties/accelerate/fsdp_bf16.yaml shards as well"
         )
-    old_torch = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7)
-    if launched_with("FSDP") and (old_torch or os.environ.get("FSDP_VERSION") != "2"):
-        raise UserError("distributed_type (FSDP): needs fsdp_version 2 and torch 2.7 or later")
+    # Older ones shard what is to stay whole, or turn frozen weights into fp32.
+    old = not (is_torch_version(">=", "2.7") and compare_versions("accelerate", ">=", "1.13"))
+    if launched_with("FSDP") and (old or os.environ.get("FSDP_VERSION") != "2"):
+        raise UserError(
+            "distributed_type (FSDP): needs fsdp_version 2, torch 2.7 and accelerate 1.13 or later"
+        )
     if launched_with("MEGATRON_LM"):
         raise UserError("distributed_type (MEGATRON_LM) is not supported")
 
