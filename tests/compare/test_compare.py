@@ -34,6 +34,7 @@ ABLATIONS = {
     "fixed_codes": {"schedule", "finetune_epochs"},
     "paper_no_alternation": {"schedule"},
     "paper_fixed_codes": {"schedule", "finetune_epochs"},
+    "paper_no_end_to_end": {"schedule", "finetune_epochs"},
     "psa_fixed": {"psa_weight", "psa_fixed_weight"},
     "paper_shared": {"codebook_update"},
     "separate": {"codebook_update"},
@@ -409,6 +410,20 @@ def test_ablation_changes_its_keys_alone_when_it_is_an_overlay(name):
     changed = Config("ETEGRecLlama", "tiny", [*schedule, f"ablation/{name}"]).inputs
     assert {key for key in plain if plain[key] != changed[key]} == ABLATIONS[name]
     assert read_overlay("ETEGRecLlama", name).keys() == ABLATIONS[name]
+
+
+def test_overlays_keep_up_with_the_defaults_when_those_have_changed():
+    plain = Config("ETEGRecLlama", "tiny").inputs
+    assert Config("ETEGRecLlama", "tiny", ["schedule/short"]).inputs == plain
+    for schedule, overlays in (
+        ([], ["fixed_codes"]),
+        (["schedule/paper"], ["paper_fixed_codes", "paper_no_end_to_end"]),
+    ):
+        base = Config("ETEGRecLlama", "tiny", schedule).inputs
+        of_recommender = base["epochs"] - base["epochs"] // base["cycle_epochs"]
+        for name in overlays:
+            of_final = read_overlay("ETEGRecLlama", name)["finetune_epochs"]
+            assert of_final == of_recommender + base["finetune_epochs"], name
 
 
 def test_ablations_are_all_known_here_when_the_folder_is_listed():
