@@ -45,6 +45,7 @@ STAGES = {
     "final": Stage("final", "recommender", {"recommendation": 1.0}),
     "both": Stage("joint", "both", WEIGHTS["both"]),
 }
+T5 = {"backbone": "t5", "training_rows": "prefixes", "step_targets": 12}
 
 
 def make_engines(data_path: str, run_dir: Path, **more) -> Iterator[tuple[Engine, list, Config]]:
@@ -68,13 +69,17 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 @pytest.mark.parametrize(
-    ("name", "user_codes"), [*((name, 0) for name in STAGES), ("recommender", 2)]
+    ("name", "more"),
+    [
+        *((name, {}) for name in STAGES),
+        ("recommender", {"user_codes": 2}),
+        *((name, T5) for name in ("recommender", "tokenizer", "both")),
+        ("recommender", {**T5, "precision": "bf16"}),
+    ],
 )
-def test_steps_are_those_of_the_eager_path_when_they_are_recorded(
-    name, user_codes, tiny_data, tmp_path
-):
+def test_steps_are_those_of_the_eager_path_when_they_are_recorded(name, more, tiny_data, tmp_path):
     stage, results, weights, start = STAGES[name], [], [], {}
-    for engine, steps, config in make_engines(tiny_data, tmp_path, user_codes=user_codes):
+    for engine, steps, config in make_engines(tiny_data, tmp_path, **more):
         if name == "pretraining":
             items = ItemLoader(engine.model.n_items, batch_size=16, seed=0)
             steps = list(items.iterate())

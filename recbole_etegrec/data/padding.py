@@ -18,21 +18,26 @@ def pad_batch(
 
     It is as wide as one of a few widths, and has as many rows of it as the step's budget allows,
     or, where these are too few, as many of the shortest that are padded to it: a seventh more.
-    Every position is one of its targets, most of them real ones.
+    Every position is one of its targets, most of them real ones; of prefixes, one of each row.
 
     Args:
         batch: on the CPU.
         max_items: the budget of the loader.
         n_items: items of the catalogue, and the padding item.
-        max_rows: that a step has, where it is not filled up to the budget.
+        max_rows: that a step of prefixes has, which is not filled up to the budget.
     """
     shortest, width = _span(batch.items.shape[1])
     most = min(max_items // width, max_rows or max_items)
     rows = most if len(batch.items) <= most else max(max_items // shortest, len(batch.items))
-    places = rows * (width - 1)
     old_width = batch.items.shape[1] - 1
     row = batch.target_index // old_width
     index = row * (width - 1) + batch.target_index - row * old_width
+    if max_rows is None:
+        target_index = torch.arange(rows * (width - 1))
+    else:  # an encoder reads a row once for each of its targets
+        target_index = (torch.arange(rows) * (width - 1)).index_copy_(0, row, index)
+        index = row
+    places = len(target_index)
 
     def spread(values: torch.Tensor) -> torch.Tensor:
         return values.new_zeros(places, *values.shape[1:]).index_copy_(0, index, values)
@@ -44,7 +49,7 @@ def pad_batch(
     padding = (0, width - batch.items.shape[1], 0, further)
     return SequenceBatch(
         items=F.pad(batch.items, padding),
-        target_index=torch.arange(places),
+        target_index=target_index,
         targets=spread(batch.targets),
         distinct=F.pad(batch.distinct, (0, distinct - known)),
         distinct_index=spread(batch.distinct_index),

@@ -491,12 +491,12 @@ _PARTS = {  # a part of a parameter's name → what its gradient norm is reporte
 def _captured_kinds(config: Config, accelerator: Accelerator, sparse: bool) -> tuple[bool, ...]:
     """What of :attr:`Engine.captures` is right for a run.
 
-    Large decoders leave the device no time to wait, and other backbones have not been tried.
+    Large decoders leave the device no time to wait.
     """
     alone = accelerator.num_processes == 1 and accelerator.scaler is None
     if not (config["cuda_graphs"] and alone and accelerator.device.type == "cuda"):
         return ()
-    small = config["backbone"] == "llama" and not config["base_model"]
+    small = not config["base_model"]
     whole = config["gradient_accumulation_steps"] == 1 and not config["gradient_checkpointing"]
     whole = whole and not sparse  # what is as long as the rows that were read cannot be recorded
     return (False, True) if small and whole else (False,)

@@ -1,5 +1,7 @@
 """Batches of few shapes: what is added to them counts nowhere."""
 
+import math
+
 import pytest
 import torch
 
@@ -37,6 +39,30 @@ def test_losses_and_gradients_stay_when_a_step_is_padded(setting, trains):
         assert len(gradients) == len(of_padded) > 0
         for gradient, other in zip(gradients, of_padded, strict=True):
             torch.testing.assert_close(other, gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", ["llama", "t5"])
+def test_rows_of_prefixes_have_one_target_each_when_they_are_padded(backbone, tiny_data):
+    values = {"training_rows": "prefixes", "step_targets": 30, "item_head": False}
+    config = small_config(tiny_data, backbone=backbone, max_tokens=4000, **values)
+    model, loaders = small_model(config)
+    module = model.recommender.requires_grad_(True)
+    rows = math.ceil(loaders.train.targets_a_step) + 2
+
+    def found(batch) -> tuple[float, list]:
+        module.zero_grad()
+        losses = model.losses(WEIGHTS["recommender"], batch)
+        sum(losses.values()).backward()
+        gradients = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+        return [loss.item() for loss in losses.values()], gradients
+
+    for batch in whole_steps(loaders.train)[:4]:
+        padded = pad_batch(batch, loaders.train.max_items, model.n_items, rows)
+        width = padded.items.shape[1] - 1
+        assert (padded.target_index // width).tolist() == list(range(rows))
+        assert padded.targets[padded.real_targets].tolist() == batch.targets.tolist()
+        for value, other in zip(found(batch), found(padded), strict=True):
+            torch.testing.assert_close(other, value, atol=1e-5, rtol=1e-4)
 
 
 def test_padded_steps_have_few_shapes_and_little_padding_when_widths_are_many(setting):

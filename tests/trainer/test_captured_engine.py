@@ -12,6 +12,9 @@ from tests.helpers import parameters_of
 from tests.trainer.test_engine import STAGES, make_engine
 from tests.trainer.trainers import WEIGHTS
 
+# It makes more of sums that have been rounded otherwise: its steps are small.
+T5 = {"backbone": "t5", "training_rows": "prefixes", "step_targets": 12}
+
 
 class _Recomputed(CapturedStep):
     """A recording that is replayed by computing it again, into the same outputs."""
@@ -45,7 +48,9 @@ def nothing_is_pinned(monkeypatch):
     monkeypatch.setattr("recbole_etegrec.captured_step._pinned", lambda tensor: tensor)
 
 
-def trained(data_path: str, run_dir, recorded: bool, **more) -> tuple[dict, list, CapturedStep]:
+def trained(
+    data_path: str, run_dir, recorded: bool, rate: float = 1e-3, **more
+) -> tuple[dict, list, CapturedStep]:
     """Weights and results after some steps of each kind."""
     engine, steps = make_engine(data_path, run_dir, **more)
     if recorded:
@@ -56,7 +61,7 @@ def trained(data_path: str, run_dir, recorded: bool, **more) -> tuple[dict, list
     both = Stage("joint", "both", WEIGHTS["both"])
     results = []
     for name in ("recommender", "tokenizer"):
-        engine.start_optimizer(name, 1e-3)
+        engine.start_optimizer(name, rate)
     for stage, loader in (
         (alone, [*items.iterate()] * 2),
         (STAGES["recommender"], steps * 2),
@@ -70,9 +75,12 @@ def trained(data_path: str, run_dir, recorded: bool, **more) -> tuple[dict, list
     return parameters_of(engine.model), results, engine.captured
 
 
-@pytest.mark.parametrize("user_codes", [0, 2])
-def test_steps_move_the_same_weights_when_they_are_recorded(user_codes, tiny_data, tmp_path):
-    more = {"user_codes": user_codes}
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"user_codes": 2}, {**T5, "rate": 1e-5}],
+    ids=["histories", "users", "t5"],
+)
+def test_steps_move_the_same_weights_when_they_are_recorded(more, tiny_data, tmp_path):
     expected, results, _ = trained(tiny_data, tmp_path / "eager", recorded=False, **more)
     found, others, captured = trained(tiny_data, tmp_path / "captured", recorded=True, **more)
     assert 4 < captured.recorded < captured.replayed
