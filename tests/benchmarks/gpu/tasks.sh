@@ -32,7 +32,7 @@ PY
 case " $* " in *" --base_model="*) base=() ;; *) base=(--base_model="$(weights)") ;; esac
 common=(--dataset="$dataset" --config_files=smollm2_135m "${base[@]}"
   "--schedule=[pretraining,final]" --finetune_epochs=30 --stopping_step=30 --precision=bf16 --max_tokens=4096
-  --show_progress=False)
+  --eval_batch_size=1024 --show_progress=False)
 models=ETEGRecLlama,ETEGRecLlama+tasks,ETEGRecLlama+user_codes,ETEGRecLlama+tasks_user_codes
 models+=,ETEGRecLlama+from_scratch,ETEGRecLlama+from_scratch_user_codes
 limit=()
