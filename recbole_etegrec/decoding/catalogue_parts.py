@@ -51,9 +51,10 @@ class CatalogueParts:
             rows, places = inside.nonzero(as_tuple=True)
             items = self.history[rows, places] - start
             scores[rows, items] = scores[rows, items] + self.bonus  # once, if it is there twice
-        return self._masked(scores, start, end) if ranked else scores
+        return self.masked(scores, start, end) if ranked else scores
 
-    def _masked(self, scores: torch.Tensor, start: int, end: int) -> torch.Tensor:
+    def masked(self, scores: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        """The scores of a range of items, -inf where an item is not to be ranked."""
         scores.masked_fill_(self.absent[start:end], -torch.inf)
         if self.excluded is not None:
             rows, items = self.excluded
@@ -61,12 +62,20 @@ class CatalogueParts:
             scores[rows[inside], items[inside] - start] = -torch.inf
         return scores
 
-    def log_probs_of(self, items: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of given items ``[B, n]``, as those of the head, for learned ones."""
+    def total(self) -> torch.Tensor:
+        """The log of the sum of ``exp(score)`` of the items that the head learned ``[B, 1]``."""
         total = self.query.new_full((len(self.query), 1), -torch.inf)
         for start, end in self.cuts(1, self.learned):
             scores = self.scores(start, end, ranked=False)
             total = torch.logaddexp(total, scores.logsumexp(dim=1, keepdim=True))
+        return total
+
+    def log_probs_of(self, items: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of given items ``[B, n]``, as those of the head, for learned ones.
+
+        Args:
+            total: as :meth:`total` gives it.
+        """
         return (self._scores_of(items) - total).masked_fill(items == 0, -torch.inf)
 
     def _scores_of(self, items: torch.Tensor) -> torch.Tensor:
@@ -88,7 +97,7 @@ class CatalogueParts:
             if start == 0:
                 scores[:, 0] = -torch.inf  # the padding item's
             total = torch.logaddexp(total, scores.logsumexp(dim=1, keepdim=True))
-            part = leading(self._masked(scores, start, end), k, start)
+            part = leading(self.masked(scores, start, end), k, start)
             found = part if found is None else _best_of_both(found, part, k)
         return found, total
 

@@ -17,6 +17,7 @@ from recbole_etegrec.data.seen_items import HistoryIndex
 from recbole_etegrec.decoding.batch import BatchFields
 from recbole_etegrec.decoding.catalogue_parts import AT_ONCE, CatalogueParts, leading
 from recbole_etegrec.decoding.item_index import ItemIndex, can_index
+from recbole_etegrec.decoding.new_items import among_new, spaced
 from recbole_etegrec.decoding.ranker import CodeRanker, Part, Ranking, candidate_rules
 from recbole_etegrec.decoding.scoring import score_items
 from recbole_etegrec.recommender import EncodedHistory, Recommender
@@ -32,9 +33,12 @@ class HeadRanker(CodeRanker):
     """Ranks all items by the item head alone.
 
     Args:
-        new_item_bonus: what the scores of items that came after training get on top, see
-            `inference/exposure.py`.
+        new_item_every: of so many places, one is for an item that came after training, see
+            `decoding/new_items.py`.
+        new_item_bonus: what the scores of these have on top.
     """
+
+    keys = ("new_item_every",)
 
     def __init__(
         self,
@@ -42,10 +46,11 @@ class HeadRanker(CodeRanker):
         codes: ItemCodes,
         fields: BatchFields,
         *,
+        new_item_every: int = 10,
         new_item_bonus: float = 0.0,
     ):
         super().__init__(recommender, codes, fields)
-        self.new_item_bonus = new_item_bonus
+        self.new_item_every, self.new_item_bonus = new_item_every, new_item_bonus
 
     @staticmethod
     def rules(config: Config) -> Iterator[tuple[bool, str]]:
@@ -70,7 +75,8 @@ class HeadRanker(CodeRanker):
     @property
     def held(self) -> tuple[Any, ...]:
         """See :class:`CodeRanker`."""
-        return *super().held, self.recommender.item_head.all_vectors(), self.new_item_bonus
+        own = self.new_item_every, self.new_item_bonus
+        return *super().held, self.recommender.item_head.all_vectors(), *own
 
     @property
     def can_record(self) -> bool:
@@ -93,9 +99,18 @@ class HeadRanker(CodeRanker):
     ) -> Ranking:
         learned, later = self._leading(history, k, excluded)
         scores = torch.cat([learned.scores, later.scores + self.new_item_bonus], dim=1)
-        scores, order = scores.topk(min(k, scores.shape[1], len(self.codes.table) - 1))
-        items = torch.cat([learned.items, later.items], dim=1).gather(1, order)
-        return Ranking(items.masked_fill(scores.isneginf(), 0), scores)
+        items = torch.cat([learned.items, later.items], dim=1)
+        scores, order = self._spaced(scores, items).topk(
+            min(k, scores.shape[1], len(self.codes.table) - 1)
+        )
+        return Ranking(items.gather(1, order).masked_fill(scores.isneginf(), 0), scores)
+
+    def _spaced(self, scores: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """The scores ``[B, n]`` by which items are ranked, new ones among them where there are."""
+        learned = self.recommender.item_head.items
+        if len(self.codes.table) == learned:
+            return scores
+        return spaced(scores, items >= learned, self.new_item_every)
 
     def _leading(
         self, history: EncodedHistory, k: int, excluded: HistoryIndex | None
@@ -118,11 +133,19 @@ class HeadRanker(CodeRanker):
         parts = CatalogueParts(head, history, self._absent(), excluded and self.on_device(excluded))
         index = self._present_index(parts, k)
         found, total = parts.best(k) if index is None else parts.best_by(index, k)
-        later = [parts.scores(start, end) for start, end in parts.cuts(head.items, count)]
-        more = torch.cat([found.scores[:, :0], *later], dim=1) - total
+        more = parts.masked(self._later(parts, history, total), head.items, count)
+        return Ranking(found.items, found.scores - total), leading(more, k, head.items)
+
+    def _later(
+        self, parts: CatalogueParts, history: EncodedHistory, total: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-probabilities of the items that came after training ``[B, n]``, among these."""
+        head, count = self.recommender.item_head, len(self.codes.table)
+        scores = [parts.scores(*cut, ranked=False) for cut in parts.cuts(head.items, count)]
+        more = torch.cat([total[:, :0], *scores], dim=1) - total
         if history.taste is not None and more.shape[1]:
             more += head.likeness * history.taste @ head.alike[head.items :].T
-        return Ranking(found.items, found.scores - total), leading(more, k, head.items)
+        return among_new(more, self._temperature)
 
     def _present_index(self, parts: CatalogueParts, k: int) -> ItemIndex | None:
         """An index of the present vectors of the items that are ranked; None: all are scored."""
@@ -134,7 +157,8 @@ class HeadRanker(CodeRanker):
         """See :class:`Ranker`."""
         scores = self._log_probs(self.encode(interaction), excluded)
         scores[:, self.recommender.item_head.items :] += self.new_item_bonus
-        return scores
+        items = torch.arange(scores.shape[1], device=scores.device)
+        return self._spaced(scores, items.expand_as(scores))
 
     def width(self, k: int) -> int:
         """All items, whatever ``k`` is."""
@@ -149,16 +173,23 @@ class HeadRanker(CodeRanker):
         return parts
 
     def _log_probs_of(self, history: EncodedHistory, items: torch.Tensor) -> torch.Tensor:
-        """Of given items by the head ``[B, n]``."""
+        """Of given items by the head ``[B, n]``, of new ones among these."""
         head = self.recommender.item_head
         if len(self.codes.table) <= AT_ONCE:
-            return head.log_probs(history.query, history.items, history.taste).gather(1, items)
+            return self._all_log_probs(history).gather(1, items)
         parts = CatalogueParts(head, history, self._absent(), None)
-        found = parts.log_probs_of(items)
-        if history.taste is not None:
-            likeness = torch.einsum("bd,bnd->bn", history.taste, head.alike[items])
-            found = found + head.likeness * likeness * (items >= head.items)
-        return found
+        total = parts.total()
+        found = parts.log_probs_of(items, total)
+        if len(self.codes.table) == head.items:
+            return found
+        later = self._later(parts, history, total)
+        later = later.gather(1, (items - head.items).clamp(min=0))
+        return torch.where(items >= head.items, later, found)
+
+    @property
+    def _temperature(self) -> float:
+        """Of the softmax over new items: their score is one log-probability by the head."""
+        return 1.0
 
     def _absent(self) -> torch.Tensor:
         """Which items are not ranked ``[N]``."""
@@ -175,10 +206,16 @@ class HeadRanker(CodeRanker):
         """See :class:`CodeRanker`."""
         self.new_item_bonus = chosen.get("new_item_bonus", self.new_item_bonus)
 
-    def _log_probs(self, history: EncodedHistory, excluded: HistoryIndex | None) -> torch.Tensor:
-        """Of all items by the head ``[B, N]``, -inf of those that are not to be ranked."""
+    def _all_log_probs(self, history: EncodedHistory) -> torch.Tensor:
         head = self.recommender.item_head
         log_probs = head.log_probs(history.query, history.items, history.taste)
+        if log_probs.shape[1] > head.items:
+            log_probs[:, head.items :] = among_new(log_probs[:, head.items :], self._temperature)
+        return log_probs
+
+    def _log_probs(self, history: EncodedHistory, excluded: HistoryIndex | None) -> torch.Tensor:
+        """Of all items by the head ``[B, N]``, -inf of those that are not to be ranked."""
+        log_probs = self._all_log_probs(history)
         if len(self.codes.trie) < log_probs.shape[1] - 1:  # items without codes
             log_probs.masked_fill_(self._absent(), -torch.inf)
         if excluded is not None:
@@ -214,7 +251,7 @@ class FusedRanker(HeadRanker):
         item_index_from: items from which on an index finds what the head proposes; None: never.
     """
 
-    keys = ("candidates", "item_score_weight", "item_index_from")
+    keys = ("candidates", "item_score_weight", "item_index_from", *HeadRanker.keys)
 
     def __init__(
         self,
@@ -225,9 +262,9 @@ class FusedRanker(HeadRanker):
         candidates: int,
         item_score_weight: float | None,
         item_index_from: int | None = None,
-        new_item_bonus: float = 0.0,
+        **of_new_items: Any,
     ):
-        super().__init__(recommender, codes, fields, new_item_bonus=new_item_bonus)
+        super().__init__(recommender, codes, fields, **of_new_items)
         self.candidates, self.item_index_from = candidates, item_index_from
         self._index: tuple[torch.Tensor, Trie, ItemIndex] | None = None
         self._told = False  # that there could be one
@@ -237,16 +274,23 @@ class FusedRanker(HeadRanker):
 
     @staticmethod
     def rules(config: Config) -> Iterator[tuple[bool, str]]:
-        """Candidates must hold what is measured."""
+        """Candidates must hold what is measured, and the others before the first new item."""
         yield from HeadRanker.rules(config)
         yield from candidate_rules(config)
+        candidates, every = config["candidates"], config["new_item_every"]
+        yield (
+            candidates < every,
+            f"new_item_every ({every}) must be <= candidates ({candidates}): raise candidates or "
+            "lower new_item_every",
+        )
 
     def best(
         self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
     ) -> Ranking:
         """See :class:`Ranker`."""
         found = self._propose(interaction, self.width(k), excluded)
-        scores, order = self._fuse(found).topk(min(k, found.items.shape[1]))
+        scores = self._spaced(self._fuse(found), found.items)
+        scores, order = scores.topk(min(k, found.items.shape[1]))
         items = found.items.gather(1, order)
         return Ranking(items.masked_fill(scores.isneginf(), 0), scores)
 
@@ -257,7 +301,7 @@ class FusedRanker(HeadRanker):
         found = self._propose(interaction, self.width(1), excluded)
         shape = len(found.items), len(self.codes.table)
         scores = found.head.new_full(shape, -torch.inf)
-        return scores.scatter_(1, found.items, self._fuse(found))
+        return scores.scatter_(1, found.items, self._spaced(self._fuse(found), found.items))
 
     def width(self, k: int) -> int:
         """See :class:`Ranker`."""
@@ -276,13 +320,23 @@ class FusedRanker(HeadRanker):
         """See :class:`Ranker`."""
         return 1.0 + self.weight
 
+    @property
+    def held(self) -> tuple[Any, ...]:
+        """See :class:`CodeRanker`."""
+        return *super().held, self.weight
+
+    @property
+    def _temperature(self) -> float:
+        """See :class:`HeadRanker`; a score is ``1 + a`` log-probabilities, ``a`` by the head."""
+        return self.mass / self.weight
+
     def trials(self) -> list["FusedRanker"]:
-        """Rankers of the weights in `WEIGHTS`, if none is given.
+        """Rankers of the weights in `WEIGHTS`, if none is given and no items were added.
 
         They score a batch once for all of them, so each batch is to be ranked by all in turn, and
         nothing may be trained meanwhile.
         """
-        if self.given:
+        if self.given or len(self.codes.table) > self.recommender.item_head.items:
             return []
         memory: dict[str, Any] = {}
         rankers = [copy.copy(self) for _ in WEIGHTS]

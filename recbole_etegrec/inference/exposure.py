@@ -1,10 +1,11 @@
-"""How often items that came after training are shown: a bonus on their scores sets it.
+"""How often items that came after training are shown: the bonus on their scores sets it.
 
-A model has met the other items as targets and new ones never, so their scores are not on one scale.
-The bonus is the one with which new items get their share of the first places after validation
+The bonus stands for the probability that the next item is a new one, see `decoding/new_items.py`.
+It is the number with which new items get their share of the first places after validation
 histories: as large as their share of the catalogue, times `new_item_exposure`.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -61,6 +62,11 @@ class _Scores(NamedTuple):
     new: torch.Tensor
     target: torch.Tensor
 
+    @property
+    def users(self) -> int:
+        """How many histories they are of."""
+        return len(self.target)
+
 
 def find_exposure(
     config: Config, model: ETEGRecLlama, loaders: Sequence[AbstractDataLoader]
@@ -68,7 +74,6 @@ def find_exposure(
     """The bonus for the new items of a model; None where its ranker has no use for one.
 
     Args:
-        model: left without a bonus.
         loaders: (train, valid, test).
     """
     if not issubclass(RANKERS[ranking_of(config)], HeadRanker):
@@ -76,21 +81,31 @@ def find_exposure(
     learned = model.trained_items
     if model.n_items == learned:
         return None
-    model.ranker.take({"new_item_bonus": 0.0})
-    k = min(10 if 10 in config["topk"] else max(config["topk"]), learned - 1)
-    scores = _score(config, model, loaders, k)
+    ranker = copy.copy(model.ranker)
+    ranker.take({"new_item_bonus": 0.0})
+    every, ranker.new_item_every = ranker.new_item_every, 1
+    k = max(10 if 10 in config["topk"] else max(config["topk"]), every)
+    k = min(k, learned - 1, ranker.width(k))
+    scores = _score(config, model, ranker, loaders, k)
     wanted = config["new_item_exposure"] * (model.n_items - learned) / (model.n_items - 1)
     # The j-th best new item is among the first k where it passes the known item k - j.
-    needed = (scores.known.flip(1) - scores.new).flatten().sort().values
+    needed = (scores.known.flip(1) - scores.new)[:, : k // every].flatten().sort().values
     needed = needed[~needed.isnan()]
-    count = min(round(wanted * len(needed)), len(needed) - 1)
-    bonus = float(needed[: count + 1][-2:].mean())
-    return _found(scores, bonus if np.isfinite(bonus) else 0.0, k)
+    count = round(wanted * k * scores.users)
+    if count < len(needed):
+        bonus = float(needed[: count + 1][-2:].mean())
+    else:
+        bonus = float(needed[-1]) + 1 if len(needed) else 0.0
+    return _found(scores, bonus if np.isfinite(bonus) else 0.0, k, every)
 
 
 @torch.no_grad()
 def _score(
-    config: Config, model: ETEGRecLlama, loaders: Sequence[AbstractDataLoader], k: int
+    config: Config,
+    model: ETEGRecLlama,
+    ranker: HeadRanker,
+    loaders: Sequence[AbstractDataLoader],
+    k: int,
 ) -> _Scores:
     histories = split_histories(loaders, "valid", model.exclude_history).histories
     part = loaders[1]._dataset
@@ -102,7 +117,7 @@ def _score(
     for some in np.array_split(rows, -(-len(rows) // config["eval_batch_size"])):
         interaction, excluded = histories.batch(some)
         with autocast(model.precision, targets.device.type):
-            scores = model.ranker.score_all(interaction.to(targets.device), excluded)
+            scores = ranker.score_all(interaction.to(targets.device), excluded)
         known, new = scores[:, : model.trained_items], scores[:, model.trained_items :]
         best_new = new.topk(min(k, new.shape[1])).values
         missing = best_new.new_full((len(new), k - best_new.shape[1]), -torch.inf)
@@ -112,15 +127,14 @@ def _score(
     return _Scores(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def _found(scores: _Scores, bonus: float, k: int) -> Exposure:
-    new, target = scores.new + bonus, scores.target.unsqueeze(1)
-    above_known, above_new = (scores.known > target).sum(dim=1), (new > target).sum(dim=1)
-    found = torch.isfinite(scores.target)
+def _found(scores: _Scores, bonus: float, k: int, every: int) -> Exposure:
+    new = (scores.new + bonus > scores.known.flip(1))[:, : k // every].sum(dim=1)
+    above, found = (scores.known > scores.target.unsqueeze(1)).sum(dim=1), scores.target.isfinite()
     return Exposure(
         bonus=bonus,
         k=k,
-        share=float((new > scores.known.flip(1)).float().mean()),
-        before=float((found & (above_known < k)).float().mean()),
-        after=float((found & (above_known + above_new < k)).float().mean()),
-        users=len(target),
+        share=float(new.float().mean()) / k,
+        before=float((found & (above < k)).float().mean()),
+        after=float((found & (above < k - new)).float().mean()),
+        users=scores.users,
     )
