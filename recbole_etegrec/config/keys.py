@@ -136,6 +136,7 @@ KEYS: dict[str, Key] = {
     "distill_codes_weight": weight(),
     "distill_temperature": above_zero(),
     "distill_candidates": integer(2),
+    "distill_ends": boolean(),
     # Schedule
     "schedule": listed(entry(*PHASES), f"a list of phases: {', '.join(PHASES)}", least=1),
     "epochs": integer(0, LONGEST),

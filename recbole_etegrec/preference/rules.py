@@ -33,6 +33,11 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
         "prefixes, for candidates of the last target of a row are drawn by all before it",
     )
     yield (
+        bool(config["distill_from"]) and config["distill_ends"],
+        "schedule (preference) with distill_ends (True): candidates are drawn for the last target "
+        "of a row, which nobody knows then: set it to False",
+    )
+    yield (
         config["backbone"] == "t5",
         "schedule (preference) is for decoders, and backbone (t5) is an encoder and a decoder",
     )

@@ -69,7 +69,7 @@ def find_teacher(config: Config, train_data: SequenceLoader, identity: Identity)
     if not config["distill_from"]:
         return None
     directory = RunDirectory(config["distill_from"])
-    targets = make_prefixes(train_data._dataset.windows, config["MAX_ITEM_LIST_LENGTH"])
+    targets = make_prefixes(train_data.sequences, config["MAX_ITEM_LIST_LENGTH"])
     order = np.argsort(targets.supervised_from, kind="stable")
     targets = Windows(*(column[order] for column in targets))
     model, k = file_digest(directory.best / _SUMS), config["distill_candidates"]

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from recbole.data.interaction import Interaction
 
 from recbole_etegrec import load_run, run
 from recbole_etegrec.data.padding import pad_batch
@@ -49,7 +50,7 @@ def test_teacher_scores_each_target_after_its_own_history(student, joined, tiny_
     (folder,) = (joined / FOLDER).iterdir()
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     loader = loaders.train
-    loader.teacher = find_teacher(config, loader, dataset.identity)
+    loader.take_teacher(find_teacher(config, loader, dataset.identity))
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before  # made once
     _, model, *_ = load_run(str(joined))
     loader.draw(3)
@@ -63,8 +64,6 @@ def test_teacher_scores_each_target_after_its_own_history(student, joined, tiny_
         number = int((batch.target_index // width == row).nonzero()[0])
         place = int(batch.target_index[number]) - row * width
         history = batch.items[row, : place + 1].unsqueeze(0)
-        from recbole.data.interaction import Interaction
-
         asked = Interaction(
             {"item_id_list": history, "item_length": torch.tensor([history.shape[1]])}
         )
@@ -76,6 +75,29 @@ def test_teacher_scores_each_target_after_its_own_history(student, joined, tiny_
     padded = pad_batch(batch, loader.max_items, dataset.item_num)
     real = padded.real_targets
     assert torch.equal(padded.taught_items[real], batch.taught_items)
+
+
+def test_teacher_says_what_comes_after_the_last_items(joined, tiny_data, tmp_path):  # noqa: F811
+    values = {**LEARNS, "distill_from": str(joined), "distill_ends": True}
+    config = small_config(tiny_data, **values)
+    dataset, loaders = small_data(config)
+    loader = loaders.train
+    loader.take_teacher(find_teacher(config, loader, dataset.identity))
+    taught = loader.teacher(loader.ends)
+    drawn = loader.items[loader.ends]
+    assert (drawn[:, None] == taught.items).any(axis=1).all() and (drawn > 0).all()
+    _, model, *_ = load_run(str(joined))
+    sequences = loader._dataset.sequences
+    own = sequences.items[sequences.start[0] : sequences.end[0]][-config["MAX_ITEM_LIST_LENGTH"] :]
+    history = torch.from_numpy(own).long().unsqueeze(0)
+    asked = Interaction({"item_id_list": history, "item_length": torch.tensor([len(own)])})
+    assert taught.items[0].tolist() == model.ranker.best(asked, 8).items[0].tolist()
+    result = run(
+        "ETEGRecLlama",
+        "tiny",
+        config_dict=small_values(tiny_data, **values, run_dir=str(tmp_path / "run")),
+    )
+    assert np.isfinite(list(result["test_result"].values())).all()
 
 
 def test_all_that_must_learn_by_a_teacher_does(joined, tiny_data):  # noqa: F811
