@@ -90,13 +90,14 @@ def find_exposure(
     wanted = config["new_item_exposure"] * (model.n_items - learned) / (model.n_items - 1)
     # The j-th best new item is among the first k where it passes the known item k - j.
     needed = (scores.known.flip(1) - scores.new)[:, : k // every].flatten().sort().values
-    needed = needed[~needed.isnan()]
-    count = round(wanted * k * scores.users)
+    always = int(needed.isneginf().sum())  # where fewer than k known items are ranked
+    needed = needed[needed.isfinite()]
+    count = max(round(wanted * k * scores.users) - always, 0)
     if count < len(needed):
         bonus = float(needed[: count + 1][-2:].mean())
     else:
         bonus = float(needed[-1]) + 1 if len(needed) else 0.0
-    return _found(scores, bonus if np.isfinite(bonus) else 0.0, k, every)
+    return _found(scores, bonus, k, every)
 
 
 @torch.no_grad()
