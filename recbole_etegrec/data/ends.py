@@ -17,10 +17,8 @@ def with_ends(sequences: Sequences, windows: Windows) -> tuple[np.ndarray, Windo
     """
     lengths, first = sequences.lengths, sequences.offsets[:-1] + np.arange(len(sequences.start))
     places = first + lengths
-    items = np.zeros(int(lengths.sum()) + len(lengths), dtype=np.int64)
-    known = np.ones(len(items), dtype=bool)
-    known[places] = False
-    items[known] = np.concatenate([items[:0], *(block.items for block in sequences.blocks())])
+    known = np.concatenate([block.items for block in sequences.blocks()])
+    items = np.insert(known, sequences.offsets[1:], 0)
     sequence = np.searchsorted(sequences.start, windows.start, side="right") - 1
     start, end, supervised_from = (
         at - sequences.start[sequence] + first[sequence] for at in windows
@@ -28,8 +26,7 @@ def with_ends(sequences: Sequences, windows: Windows) -> tuple[np.ndarray, Windo
     last = np.full(len(lengths), -1)
     ends = np.flatnonzero((windows.end == sequences.end[sequence]) & (lengths[sequence] > 0))
     last[sequence[ends]] = ends  # of several the last is written last
-    chosen = last[last >= 0]
-    end[chosen] += 1
+    end[last[last >= 0]] += 1
     return items, Windows(start, end, supervised_from), places[last >= 0]
 
 

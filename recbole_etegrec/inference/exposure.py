@@ -85,7 +85,7 @@ def find_exposure(
     ranker.take({"new_item_bonus": 0.0})
     every, ranker.new_item_every = ranker.new_item_every, 1
     k = max(10 if 10 in config["topk"] else max(config["topk"]), every)
-    k = min(k, learned - 1, ranker.width(k))
+    k = min(k, learned - 1)
     scores = _score(config, model, ranker, loaders, k)
     wanted = config["new_item_exposure"] * (model.n_items - learned) / (model.n_items - 1)
     # The j-th best new item is among the first k where it passes the known item k - j.
