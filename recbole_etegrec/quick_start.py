@@ -33,7 +33,7 @@ from recbole_etegrec.runs.identity import vectors_to_train_with, write_identity
 from recbole_etegrec.runs.load import load_data, load_run, make_model
 from recbole_etegrec.runs.start import held_run_directory, record_settled, start_config
 from recbole_etegrec.runs.tasks import give_tasks
-from recbole_etegrec.runs.teaching import check_teacher, find_teacher
+from recbole_etegrec.runs.teaching import check_teacher, give_teacher
 from recbole_etegrec.storage.logs import start_logging
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import ETEGRecTrainer
@@ -109,7 +109,7 @@ def run_etegrec(
         logger.warning(line)
     with PartialState().main_process_first():  # which leaves the embeddings in the cache
         dataset, (train_data, valid_data, test_data) = load_data(config)
-        train_data.take_teacher(find_teacher(config, train_data, dataset.identity))
+        give_teacher(config, train_data, dataset.identity)
         train_data.dislikes = find_dislikes(config, train_data._dataset)
         give_tasks(config, train_data)
         vectors = vectors_from(config, dataset) or vectors_to_train_with(
@@ -222,7 +222,7 @@ def check(
     """
     config, data, (train_data, *_) = _look(model, dataset, config_file_list, config_dict)
     check_base_model(config)
-    train_data.take_teacher(find_teacher(config, train_data, data.identity))
+    give_teacher(config, train_data, data.identity)
     give_tasks(config, train_data)
     train_data.dislikes = find_dislikes(config, train_data._dataset)
     model = make_model(config, train_data._dataset, item_vectors(config, train_data._dataset))

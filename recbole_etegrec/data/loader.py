@@ -190,8 +190,6 @@ class SequenceLoader:
             more interactions than a window holds.
         cut_probability: share of windows cut at a random item in each epoch.
         whole_histories: whether what comes after a cut has all before it as its history.
-        ends: whether what comes after the last item of each user is a target too: an item that
-            :meth:`take_teacher`'s teacher finds probable, another in each epoch.
     """
 
     def __init__(
@@ -206,32 +204,43 @@ class SequenceLoader:
         seed: int,
         step_targets: int | None = None,
         whole_histories: bool = False,
-        ends: bool = False,
     ):
         self._dataset = dataset
         self.teacher: Teacher | None = None
         self.tasks: TaskRows | None = None
         self.mixes_tasks = False
         self.dislikes: Dislikes | None = None
-        self.items, self.sequences, self.ends = dataset.sequences.items, dataset.windows, None
-        if ends:
-            self.items, self.sequences, self.ends = with_ends(dataset.sequences, dataset.windows)
-        stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
+        self.stride = max(round(dataset.max_item_list_len * (1 - window_overlap)), 1)
         self.step_targets = step_targets
         self.by_prefix = training_rows == "prefixes"
-        if self.by_prefix:
-            self.whole = make_prefixes(self.sequences, dataset.max_item_list_len)
-        else:
-            self.whole = make_windows(self.sequences, dataset.max_item_list_len, stride)
-        self.longest = int((self.whole.end - self.whole.start).max(initial=0))
+        self.ends: np.ndarray | None = None
+        self._take_items(dataset.sequences.items, dataset.windows)
         self.max_items, self.seed = max(max_tokens // code_length, 1), seed
         self.code_length = code_length
         self.cut_probability, self.whole_histories = cut_probability, whole_histories
         self.split()
         self.draw(0)
 
-    def take_teacher(self, teacher: Teacher | None) -> None:
-        """Take a teacher, or none."""
+    def _take_items(self, items: np.ndarray, sequences: Windows) -> None:
+        """Take the items that windows are of, and windows of any length that are cut to size."""
+        self.items, self.sequences = items, sequences
+        most = self._dataset.max_item_list_len
+        if self.by_prefix:
+            self.whole = make_prefixes(sequences, most)
+        else:
+            self.whole = make_windows(sequences, most, self.stride)
+        self.longest = int((self.whole.end - self.whole.start).max(initial=0))
+
+    def add_ends(self) -> None:
+        """Let what comes after the last item of each user be a target too.
+
+        It is an item that a teacher finds probable, another in each epoch: one must be taken next.
+        """
+        items, sequences, self.ends = with_ends(self._dataset.sequences, self._dataset.windows)
+        self._take_items(items, sequences)
+
+    def take_teacher(self, teacher: Teacher) -> None:
+        """Take a teacher, and draw the targets that only it knows."""
         self.teacher = teacher
         self.draw(0)
 
@@ -278,7 +287,7 @@ class SequenceLoader:
         if self.mixes_tasks:
             self.task_steps = self.tasks.draw(epoch, len(self.steps))
         self.rows_a_step = len(lengths) / max(len(steps), 1)
-        if self.ends is not None and self.teacher is not None:
+        if self.ends is not None:
             self.items[self.ends] = draw_ends(self.teacher, self.ends, rng)
 
     def __len__(self) -> int:

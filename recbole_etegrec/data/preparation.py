@@ -91,7 +91,6 @@ def data_preparation(
         step_targets=config["step_targets"],
         seed=config["seed"],
         whole_histories=config["user_codes"] > 0,
-        ends=bool(config["distill_from"]) and config["distill_ends"],
     )
     loaders = {True: FullSortEvalDataLoader, False: SampledLoader}
     valid_data, test_data = (

@@ -56,8 +56,10 @@ def check_teacher(config: Config) -> None:
         )
 
 
-def find_teacher(config: Config, train_data: SequenceLoader, identity: Identity) -> Teacher | None:
-    """The teacher that a config names, its scores computed where they are not there yet.
+def give_teacher(config: Config, train_data: SequenceLoader, identity: Identity) -> None:
+    """Let a loader have the teacher that a config names, if any.
+
+    Its scores are computed where they are not there yet.
 
     Args:
         identity: of the data that is trained on.
@@ -67,7 +69,9 @@ def find_teacher(config: Config, train_data: SequenceLoader, identity: Identity)
     """
     check_teacher(config)
     if not config["distill_from"]:
-        return None
+        return
+    if config["distill_ends"]:
+        train_data.add_ends()
     directory = RunDirectory(config["distill_from"])
     targets = make_prefixes(train_data.sequences, config["MAX_ITEM_LIST_LENGTH"])
     order = np.argsort(targets.supervised_from, kind="stable")
@@ -80,7 +84,7 @@ def find_teacher(config: Config, train_data: SequenceLoader, identity: Identity)
     folder = directory.path / FOLDER / digest.hexdigest()[:16]
     if not folder.is_dir():
         _ask_once(config, folder, targets, train_data.items, identity)
-    return Teacher(folder, targets.supervised_from)
+    train_data.take_teacher(Teacher(folder, targets.supervised_from))
 
 
 def _ask_once(

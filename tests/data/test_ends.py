@@ -49,18 +49,15 @@ def test_items_are_drawn_as_probable_as_the_teacher_says():
 
 
 def test_loader_has_the_same_targets_and_the_ends_when_it_is_to_teach_them(tiny_data):
-    keys = {"distill_from": "nowhere", "item_head": True, "cut_probability": 0.0}
-    loaders = [
-        small_data(small_config(tiny_data, **keys, distill_ends=ends))[1].train
-        for ends in (False, True)
-    ]
-    plain, loader = loaders
+    config = small_config(tiny_data, cut_probability=0.0)
+    plain, loader = (small_data(config)[1].train for _ in range(2))
 
     class Says:
         def __call__(self, places):
             items = np.stack([places % 3 + 1, places % 3 + 2], axis=1)
             return Taught(items, np.zeros(items.shape, dtype=np.float32))
 
+    loader.add_ends()
     loader.take_teacher(Says())
     ends = set(loader.ends.tolist())
     users = len(plain._dataset.sequences.start)

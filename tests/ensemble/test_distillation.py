@@ -11,7 +11,7 @@ from recbole_etegrec import load_run, run
 from recbole_etegrec.data.padding import pad_batch
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.quick_start import check
-from recbole_etegrec.runs.teaching import FOLDER, find_teacher
+from recbole_etegrec.runs.teaching import FOLDER, give_teacher
 from tests.ensemble.test_ensemble import QUICK, joined, runs  # noqa: F401
 from tests.helpers import small_config, small_data, small_values
 
@@ -50,7 +50,7 @@ def test_teacher_scores_each_target_after_its_own_history(student, joined, tiny_
     (folder,) = (joined / FOLDER).iterdir()
     before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     loader = loaders.train
-    loader.take_teacher(find_teacher(config, loader, dataset.identity))
+    give_teacher(config, loader, dataset.identity)
     assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before  # made once
     _, model, *_ = load_run(str(joined))
     loader.draw(3)
@@ -82,7 +82,7 @@ def test_teacher_says_what_comes_after_the_last_items(joined, tiny_data, tmp_pat
     config = small_config(tiny_data, **values)
     dataset, loaders = small_data(config)
     loader = loaders.train
-    loader.take_teacher(find_teacher(config, loader, dataset.identity))
+    give_teacher(config, loader, dataset.identity)
     taught = loader.teacher(loader.ends)
     drawn = loader.items[loader.ends]
     assert (drawn[:, None] == taught.items).any(axis=1).all() and (drawn > 0).all()
@@ -98,6 +98,8 @@ def test_teacher_says_what_comes_after_the_last_items(joined, tiny_data, tmp_pat
         config_dict=small_values(tiny_data, **values, run_dir=str(tmp_path / "run")),
     )
     assert np.isfinite(list(result["test_result"].values())).all()
+    *_, train, _, _ = load_run(str(tmp_path / "run"))  # without the teacher there are no ends
+    assert all((batch.targets > 0).all() for (batch,) in train)
 
 
 def test_all_that_must_learn_by_a_teacher_does(joined, tiny_data):  # noqa: F811
