@@ -43,7 +43,7 @@ def check_teacher(config: Config) -> None:
     """Look whether the teacher that a config names can be one, before any data are read.
 
     Raises:
-        UserError: it is no finished run of the plugin.
+        UserError: it is no finished run of the plugin, or items were added to it.
     """
     if not config["distill_from"]:
         return
@@ -53,6 +53,11 @@ def check_teacher(config: Config) -> None:
         raise UserError(
             f"distill_from ({directory.path}): must be an ensemble, or a finished run of one of "
             "the plugin's models"
+        )
+    if directory.added_items.exists():
+        raise UserError(
+            f"distill_from ({directory.path}): items were added to it, which this run does not "
+            "know: take them out with remove-items --all, or name a run without them"
         )
 
 

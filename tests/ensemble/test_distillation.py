@@ -1,6 +1,7 @@
 """A model that learns from the scores of an ensemble."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from recbole_etegrec.data.padding import pad_batch
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.quick_start import check
 from recbole_etegrec.runs.teaching import FOLDER, give_teacher
+from recbole_etegrec.storage.run_directory import RunDirectory
 from tests.ensemble.test_ensemble import QUICK, joined, runs  # noqa: F401
 from tests.helpers import small_config, small_data, small_values
 
@@ -112,8 +114,11 @@ def test_all_that_must_learn_by_a_teacher_does(joined, tiny_data):  # noqa: F811
 
 
 def test_teacher_is_refused_when_it_is_not_of_these_data(runs, joined, tiny_data, tmp_path):  # noqa: F811
+    grown = shutil.copytree(runs["fused"], tmp_path / "grown")
+    RunDirectory(grown).added_items.touch()
     cases = (
         ({"distill_from": str(tmp_path)}, "is it the directory of a run"),
+        ({"distill_from": str(grown)}, "items were added to it"),
         ({"distill_from": str(runs["SASRec"])}, "must be an ensemble, or a finished run"),
         ({"distill_from": str(joined), "item_head": False}, "needs an item head"),
         (
@@ -127,4 +132,4 @@ def test_teacher_is_refused_when_it_is_not_of_these_data(runs, joined, tiny_data
         with pytest.raises(UserError, match=message):
             run("ETEGRecLlama", "tiny", config_dict=small_values(tiny_data, **values))
     assert set((joined / FOLDER).rglob("*")) == taught
-    assert not any((tmp_path / number).exists() for number in "012")
+    assert not any((tmp_path / number).exists() for number in "0123")
