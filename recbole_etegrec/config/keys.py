@@ -196,7 +196,7 @@ KEYS: dict[str, Key] = {
     "item_score_weight": optional(above_zero()),
     "item_index_from": optional(integer(1)),
     "new_item_likeness": weight(),
-    "new_item_exposure": weight(),
+    "new_item_cost": share(),
     "new_item_every": integer(1),
     # Execution
     "precision": choice("fp32", "bf16", "fp16"),

@@ -223,7 +223,7 @@ class SequenceLoader:
 
     def _take_items(self, items: np.ndarray, sequences: Windows) -> None:
         """Take the items that windows are of, and windows of any length that are cut to size."""
-        self.items, self.sequences = items, sequences
+        self.items, self.uncut = items, sequences
         most = self._dataset.max_item_list_len
         if self.by_prefix:
             self.whole = make_prefixes(sequences, most)

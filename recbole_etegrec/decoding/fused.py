@@ -274,15 +274,9 @@ class FusedRanker(HeadRanker):
 
     @staticmethod
     def rules(config: Config) -> Iterator[tuple[bool, str]]:
-        """Candidates must hold what is measured, and the others before the first new item."""
+        """Candidates must hold what is measured."""
         yield from HeadRanker.rules(config)
         yield from candidate_rules(config)
-        candidates, every = config["candidates"], config["new_item_every"]
-        yield (
-            candidates < every,
-            f"new_item_every ({every}) must be <= candidates ({candidates}): raise candidates or "
-            "lower new_item_every",
-        )
 
     def best(
         self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None

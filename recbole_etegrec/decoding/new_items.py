@@ -5,21 +5,25 @@ likely it is that the next item is a new one. So the score of a new item is
 
     log p(new) + log p(item | new, history)
 
-whose second term is a softmax over the new items alone, and whose first, the bonus, is one number
-for all histories, which `inference/exposure.py` finds. What a new item takes from the others is the
-place below it, so it gets the last of ten places (`new_item_every`), and no more than that one.
+whose second term is a softmax over the best of the new items alone, and whose first, the bonus,
+is one number for all histories, which `inference/exposure.py` finds. A new item takes the last
+place of a list from the others wherever it stands itself, and is not as sure to be right as the
+first of them. So it gets the last of ten places (`new_item_every`), and no more than that one.
 """
 
 import torch
 
+_BEST = 64  # new items that the softmax is over: of many more it would tell users less apart
+
 
 def among_new(scores: torch.Tensor, temperature: float) -> torch.Tensor:
-    """``T log p(item | new, history)``, ``p`` the softmax of ``scores / T`` over new items.
+    """``T log p(item | new, history)``, ``p`` the softmax of ``scores / T`` over the best of them.
 
     Args:
         scores: of all new items ``[B, n]``.
     """
-    return scores - temperature * (scores / temperature).logsumexp(dim=1, keepdim=True)
+    best = scores.topk(min(_BEST, scores.shape[1])).values
+    return scores - temperature * (best / temperature).logsumexp(dim=1, keepdim=True)
 
 
 def spaced(scores: torch.Tensor, new: torch.Tensor, every: int) -> torch.Tensor:

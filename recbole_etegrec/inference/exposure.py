@@ -1,8 +1,9 @@
 """How often items that came after training are shown: the bonus on their scores sets it.
 
 The bonus stands for the probability that the next item is a new one, see `decoding/new_items.py`.
-It is the number with which new items get their share of the first places after validation
-histories: as large as their share of the catalogue, times `new_item_exposure`.
+It is the largest with which new items cost the others no more than `new_item_cost` of their recall
+after validation histories. What is lost is a hit in the last places of a list. Few targets are
+exactly there, so it is estimated from those in the places around the last.
 """
 
 import copy
@@ -14,7 +15,7 @@ import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.decoding import RANKERS, HeadRanker, ranking_of
+from recbole_etegrec.decoding import RANKERS, FusedRanker, HeadRanker, ranking_of
 from recbole_etegrec.inference.histories import split_histories
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.recommender import autocast
@@ -29,23 +30,23 @@ class Exposure(NamedTuple):
         bonus: on the scores of new items.
         k: first places that are looked at.
         share: of them that new items take.
-        before: share of validation's items found in them without new items.
-        after: with new items.
+        recall: share of validation's items that are found in them without new items.
+        cost: the part of these that new items take the places of, as estimated.
         users: whose histories were looked at.
     """
 
     bonus: float
     k: int
     share: float
-    before: float
-    after: float
+    recall: float
+    cost: float
     users: int
 
     def __str__(self) -> str:
         return (
             f"bonus {self.bonus:.2f}: new items take {self.share:.1%} of the first {self.k} places "
-            f"after {self.users} validation histories; recall@{self.k} of the items known before "
-            f"{self.before:.4f} -> {self.after:.4f}"
+            f"after {self.users} validation histories, which costs the items known before "
+            f"{self.cost:.1%} of their recall@{self.k} ({self.recall:.4f})"
         )
 
 
@@ -54,18 +55,13 @@ class _Scores(NamedTuple):
 
     Attributes:
         known: the best of the items known before, descending ``[B, k]``.
-        new: the best of the new ones ``[B, k]``, -inf where there are fewer.
-        target: of the items to be found ``[B]``.
+        new: the best of the new ones ``[B, j]``, -inf where there are fewer.
+        place: of the items to be found among those known before, from 0; -1: none ``[B]``.
     """
 
     known: torch.Tensor
     new: torch.Tensor
-    target: torch.Tensor
-
-    @property
-    def users(self) -> int:
-        """How many histories they are of."""
-        return len(self.target)
+    place: torch.Tensor
 
 
 def find_exposure(
@@ -86,18 +82,37 @@ def find_exposure(
     every, ranker.new_item_every = ranker.new_item_every, 1
     k = max(10 if 10 in config["topk"] else max(config["topk"]), every)
     k = min(k, learned - 1)
-    scores = _score(config, model, ranker, loaders, k)
-    wanted = config["new_item_exposure"] * (model.n_items - learned) / (model.n_items - 1)
+    if isinstance(ranker, FusedRanker):
+        ranker.candidates = max(ranker.candidates, 2 * k)
+    return _largest(_score(config, model, ranker, loaders, k, k // every), config["new_item_cost"])
+
+
+def _largest(scores: _Scores, most: float) -> Exposure:
+    """The largest bonus that costs the known items no more than a part of their recall."""
+    k, around = scores.known.shape[1], scores.known.shape[1] // 3
+    hits = int(((scores.place >= 0) & (scores.place < k)).sum())
+    near = (scores.place - (k - 1)).abs() <= around
+    lost = near.float() / (2 * around + 1) / max(hits, 1)  # with each place that new items take
     # The j-th best new item is among the first k where it passes the known item k - j.
-    needed = (scores.known.flip(1) - scores.new)[:, : k // every].flatten().sort().values
-    always = int(needed.isneginf().sum())  # where fewer than k known items are ranked
-    needed = needed[needed.isfinite()]
-    count = max(round(wanted * k * scores.users) - always, 0)
-    if count < len(needed):
-        bonus = float(needed[: count + 1][-2:].mean())
+    needed = scores.known.flip(1)[:, : scores.new.shape[1]] - scores.new
+    steps, order = needed.flatten().sort(stable=True)
+    costs = lost.repeat_interleave(needed.shape[1])[order].cumsum(0)
+    possible = steps.isfinite()  # not where fewer than k known items are ranked, or no new one
+    steps, costs = steps[possible], costs[possible]
+    count = int((costs <= most).sum())
+    if count < len(steps):
+        bonus = float(steps[: count + 1][-2:].mean())
     else:
-        bonus = float(needed[-1]) + 1 if len(needed) else 0.0
-    return _found(scores, bonus, k, every)
+        bonus = float(steps[-1]) + 1 if len(steps) else 0.0
+    taken = (needed < bonus).sum(dim=1)
+    return Exposure(
+        bonus=bonus,
+        k=k,
+        share=float(taken.float().mean()) / k,
+        recall=hits / len(taken),
+        cost=float((taken * lost).sum()),
+        users=len(taken),
+    )
 
 
 @torch.no_grad()
@@ -107,6 +122,7 @@ def _score(
     ranker: HeadRanker,
     loaders: Sequence[AbstractDataLoader],
     k: int,
+    new_items: int,
 ) -> _Scores:
     histories = split_histories(loaders, "valid", model.exclude_history).histories
     part = loaders[1]._dataset
@@ -120,22 +136,9 @@ def _score(
         with autocast(model.precision, targets.device.type):
             scores = ranker.score_all(interaction.to(targets.device), excluded)
         known, new = scores[:, : model.trained_items], scores[:, model.trained_items :]
-        best_new = new.topk(min(k, new.shape[1])).values
-        missing = best_new.new_full((len(new), k - best_new.shape[1]), -torch.inf)
-        target = scores.gather(1, targets[some].unsqueeze(1)).squeeze(1)
-        best = known.topk(k).values, torch.cat([best_new, missing], dim=1), target
+        target = known.gather(1, targets[some].unsqueeze(1))
+        place = (known > target).sum(dim=1).masked_fill(target.squeeze(1).isneginf(), -1)
+        best_new = new.topk(min(new_items, new.shape[1])).values
+        best = known.topk(k).values, best_new, place
         parts.append([values.float().cpu() for values in best])
     return _Scores(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-
-def _found(scores: _Scores, bonus: float, k: int, every: int) -> Exposure:
-    new = (scores.new + bonus > scores.known.flip(1))[:, : k // every].sum(dim=1)
-    above, found = (scores.known > scores.target.unsqueeze(1)).sum(dim=1), scores.target.isfinite()
-    return Exposure(
-        bonus=bonus,
-        k=k,
-        share=float(new.float().mean()) / k,
-        before=float((found & (above < k)).float().mean()),
-        after=float((found & (above < k - new)).float().mean()),
-        users=scores.users,
-    )

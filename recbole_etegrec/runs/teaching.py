@@ -78,7 +78,7 @@ def give_teacher(config: Config, train_data: SequenceLoader, identity: Identity)
     if config["distill_ends"]:
         train_data.add_ends()
     directory = RunDirectory(config["distill_from"])
-    targets = make_prefixes(train_data.sequences, config["MAX_ITEM_LIST_LENGTH"])
+    targets = make_prefixes(train_data.uncut, config["MAX_ITEM_LIST_LENGTH"])
     order = np.argsort(targets.supervised_from, kind="stable")
     targets = Windows(*(column[order] for column in targets))
     model, k = file_digest(directory.best / _SUMS), config["distill_candidates"]

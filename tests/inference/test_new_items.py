@@ -336,7 +336,7 @@ def shelves(tmp_path_factory) -> Path:
     shelf_items(folder / "shop" / "shop.item", {f"i{n}": n % 4 for n in range(40)})
     values = {"item_head": True, "item_content": "fields", "item_vector_dropout": 0.5}
     values |= {"epochs": 0, "finetune_epochs": 40, "learning_rate": 0.01, "eval_step": 10}
-    values |= {"run_dir": str(folder / "run"), "new_item_exposure": 2.0}
+    values |= {"run_dir": str(folder / "run"), "new_item_cost": 0.5}
     values |= {"semantic_hidden_size": 3}  # less than words, so that they are projected
     run("ETEGRecLlama", "shop", config_dict=small_values(str(folder), **values))
     return folder
@@ -378,23 +378,22 @@ def test_add_items_knows_new_items_by_their_fields_when_vectors_come_from_intera
         assert own.log_probability == pytest.approx(theirs.log_probability, abs=1e-4)
 
 
-def test_new_items_take_their_share_of_the_places_when_the_exposure_is_changed(shop, tmp_path):
+def test_new_items_are_shown_as_often_as_their_cost_may_be(shop, tmp_path):
     new = shelf_items(tmp_path / "new.item", {f"n{n}": n % 4 for n in range(8)})
-    bonus = {}
-    for exposure in (0.0, 0.3, 0.5):
-        add_items(str(shop), str(new), config_dict={"new_item_exposure": exposure})
+    shares = []
+    for cost in (0.0, 0.02, 0.9):
+        shown = add_items(str(shop), str(new), config_dict={"new_item_cost": cost})
         config, model, _, *loaders = load_run(str(shop))
         valid_data = loaders[1]
-        bonus[exposure] = model.ranker.new_item_bonus
         items = [model.ranker.best(batch, 10, seen).items for batch, seen, *_ in valid_data]
         new_ones = torch.cat(items) > 40
-        assert float(new_ones.float().mean()) == pytest.approx(exposure * 8 / 48, abs=0.02)
         assert not new_ones[:, :9].any()
-        found = find_exposure(config, model, loaders)  # as the run itself would be: 2
-        assert found.share == pytest.approx(0.1) and found.after <= found.before
-        assert model.ranker.new_item_bonus == bonus[exposure]
+        shares.append(float(new_ones.float().mean()))
+        assert f"new items take {shares[-1]:.1%} of the first 10 places" in shown
+        found = find_exposure(config, model, loaders)  # as the run itself would be: 0.5
+        assert found.share == pytest.approx(0.1) and found.cost <= 0.5
         assert remove_items(str(shop)) == f"8 items removed from {shop}, 0 stay\n"
-    assert bonus[0.0] < bonus[0.3] < bonus[0.5]
+    assert shares == sorted(shares)
 
 
 def test_remove_items_brings_back_the_run_of_before(shop, tmp_path, capsys):
