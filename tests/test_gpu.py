@@ -79,23 +79,26 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 )
 def test_steps_are_those_of_the_eager_path_when_they_are_recorded(name, more, tiny_data, tmp_path):
     stage, results, weights, start = STAGES[name], [], [], {}
+    # T5 makes more of sums that have been rounded otherwise, and bf16 rounds more.
+    rate = 1e-5 if "backbone" in more else 1e-3
+    close = 5 if "precision" in more else 1
     for engine, steps, config in make_engines(tiny_data, tmp_path, **more):
         if name == "pretraining":
             items = ItemLoader(engine.model.n_items, batch_size=16, seed=0)
             steps = list(items.iterate())
         engine.freeze_all_but(stage.trains)
         for module in ("recommender", "tokenizer"):
-            engine.start_optimizer(module, 1e-3)
+            engine.start_optimizer(module, rate)
         start = parameters_of(engine.model)
         results.append([engine.step(step, stage) for step in steps * 3])
         engine.read_results()
         weights.append(parameters_of(engine.model))
         assert bool(engine.captured.recordings) == config["cuda_graphs"]
     for recorded, eager in zip(*results, strict=True):
-        torch.testing.assert_close(recorded.losses, eager.losses, atol=1e-3, rtol=1e-3)
-        torch.testing.assert_close(recorded.norms, eager.norms, atol=1e-3, rtol=2e-2)
+        torch.testing.assert_close(recorded.losses, eager.losses, atol=1e-3, rtol=close * 1e-3)
+        torch.testing.assert_close(recorded.norms, eager.norms, atol=1e-3, rtol=close * 2e-2)
     recorded, eager = weights
-    assert distance(recorded, eager) < 0.03 * distance(start, eager)
+    assert distance(recorded, eager) < close * 0.03 * distance(start, eager)
 
 
 def test_recorded_dropout_is_drawn_anew_from_the_seed(tiny_data, tmp_path):
