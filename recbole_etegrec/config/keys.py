@@ -192,6 +192,7 @@ KEYS: dict[str, Key] = {
     # Ranking
     "ranking": optional(entry("beam", "exact", "fused", "head")),
     "num_beams": integer(1, 10_000),
+    "repeat_score": optional(number(least=-1000, most=1000)),
     "candidates": integer(1),
     "item_score_weight": optional(above_zero()),
     "item_index_from": optional(integer(1)),

@@ -15,25 +15,32 @@ from torch.nn import functional as F
 from recbole_etegrec.config import Config
 from recbole_etegrec.data.seen_items import HistoryIndex
 from recbole_etegrec.decoding.batch import BatchFields
-from recbole_etegrec.decoding.ranker import CodeRanker, Ranking, needs_all_scores
+from recbole_etegrec.decoding.ranker import Ranking, needs_all_scores
+from recbole_etegrec.decoding.repeats import RepeatAwareRanker
 from recbole_etegrec.decoding.sampling import TrieSampler
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 from recbole_etegrec.tokenizer import ItemCodes, Trie
 
 
-class BeamRanker(CodeRanker):
+class BeamRanker(RepeatAwareRanker):
     """Ranks what a beam search finds, and nothing else.
 
     Args:
         num_beams: beams of a history, at least; with more, other items may be found.
     """
 
-    keys = ("num_beams",)
+    keys = ("num_beams", *RepeatAwareRanker.keys)
 
     def __init__(
-        self, recommender: Recommender, codes: ItemCodes, fields: BatchFields, *, num_beams: int
+        self,
+        recommender: Recommender,
+        codes: ItemCodes,
+        fields: BatchFields,
+        *,
+        num_beams: int,
+        repeat_score: float | None = None,
     ):
-        super().__init__(recommender, codes, fields)
+        super().__init__(recommender, codes, fields, repeat_score=repeat_score)
         self.num_beams = num_beams
 
     @staticmethod
@@ -50,17 +57,25 @@ class BeamRanker(CodeRanker):
         self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None
     ) -> Ranking:
         """See :class:`Ranker`."""
-        ranking = self.find(interaction, self.width(k), excluded)
+        ranking = self._ranking(interaction, self.width(k), excluded)
         return Ranking(ranking.items[:, :k], ranking.scores[:, :k])
 
     def score_all(
         self, interaction: Interaction, excluded: HistoryIndex | None = None
     ) -> torch.Tensor:
         """See :class:`Ranker`; finite are the scores of ``num_beams`` items at most."""
-        ranking = self.find(interaction, self.num_beams, excluded)
+        ranking = self._ranking(interaction, self.num_beams, excluded)
         shape = len(ranking.items), len(self.codes.table)
         scores = ranking.scores.new_full(shape, -torch.inf)
         return scores.scatter_(1, ranking.items, ranking.scores)
+
+    def _ranking(
+        self, interaction: Interaction, width: int, excluded: HistoryIndex | None
+    ) -> Ranking:
+        found = self._found_once(
+            interaction, width, lambda: self.find(interaction, width, excluded)
+        )
+        return self._with_repeats(found, interaction)
 
     def width(self, k: int) -> int:
         """See :class:`Ranker`."""

@@ -12,16 +12,24 @@ from recbole.data.interaction import Interaction
 
 from recbole_etegrec.data.seen_items import HistoryIndex
 from recbole_etegrec.decoding.batch import BatchFields
-from recbole_etegrec.decoding.ranker import CodeRanker, Ranking
+from recbole_etegrec.decoding.ranker import Ranking
+from recbole_etegrec.decoding.repeats import RepeatAwareRanker
 from recbole_etegrec.recommender import EncodedHistory, Recommender
 from recbole_etegrec.tokenizer import ItemCodes, Trie
 
 
-class ExactRanker(CodeRanker):
+class ExactRanker(RepeatAwareRanker):
     """Ranks all items, by scores that are those of the recommender to rounding."""
 
-    def __init__(self, recommender: Recommender, codes: ItemCodes, fields: BatchFields):
-        super().__init__(recommender, codes, fields)
+    def __init__(
+        self,
+        recommender: Recommender,
+        codes: ItemCodes,
+        fields: BatchFields,
+        *,
+        repeat_score: float | None = None,
+    ):
+        super().__init__(recommender, codes, fields, repeat_score=repeat_score)
         self._scores: ExactScores | None = None
 
     def best(
@@ -36,6 +44,14 @@ class ExactRanker(CodeRanker):
         self, interaction: Interaction, excluded: HistoryIndex | None = None
     ) -> torch.Tensor:
         """See :class:`Ranker`."""
+        scores = self._found_once(interaction, 0, lambda: self._by_codes(interaction, excluded))
+        if not self.repeat_score:
+            return scores
+        history = interaction[self.fields.history].to(scores.device)
+        again = torch.zeros_like(scores).scatter_(1, history, self.repeat_score)
+        return scores + again
+
+    def _by_codes(self, interaction: Interaction, excluded: HistoryIndex | None) -> torch.Tensor:
         self.prepare()
         scores = self._scores(self.encode(interaction))
         if excluded is not None:

@@ -4,7 +4,6 @@ The head scores the whole catalogue at the price of one matrix product, so it pr
 then scored for what it proposes alone, as branches behind the shared history.
 """
 
-import copy
 import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -270,7 +269,6 @@ class FusedRanker(HeadRanker):
         self._told = False  # that there could be one
         self.given = item_score_weight is not None
         self.weight = float(item_score_weight) if self.given else _WEIGHT
-        self._memory: dict[str, Any] | None = None
 
     @staticmethod
     def rules(config: Config) -> Iterator[tuple[bool, str]]:
@@ -324,19 +322,11 @@ class FusedRanker(HeadRanker):
         """See :class:`HeadRanker`; a score is ``1 + a`` log-probabilities, ``a`` by the head."""
         return self.mass / self.weight
 
-    def trials(self) -> list["FusedRanker"]:
-        """Rankers of the weights in `WEIGHTS`, if none is given and no items were added.
-
-        They score a batch once for all of them, so each batch is to be ranked by all in turn, and
-        nothing may be trained meanwhile.
-        """
+    def trials(self) -> list[CodeRanker]:
+        """See :class:`CodeRanker`; of the weights in `WEIGHTS`, if none is given."""
         if self.given or len(self.codes.table) > self.recommender.item_head.items:
-            return []
-        memory: dict[str, Any] = {}
-        rankers = [copy.copy(self) for _ in WEIGHTS]
-        for ranker, weight in zip(rankers, WEIGHTS, strict=True):
-            ranker.weight, ranker._memory = weight, memory
-        return rankers
+            return []  # or items were added
+        return self._trials_of("weight", WEIGHTS)
 
     @property
     def chosen(self) -> dict[str, float]:
@@ -380,13 +370,7 @@ class FusedRanker(HeadRanker):
     def _propose(
         self, interaction: Interaction, width: int, excluded: HistoryIndex | None
     ) -> Proposals:
-        memory = self._memory
-        if memory and memory["of"] is interaction and memory["width"] == width:
-            return memory["found"]
-        found = self.find(interaction, width, excluded)
-        if memory is not None:
-            memory.update(of=interaction, width=width, found=found)
-        return found
+        return self._found_once(interaction, width, lambda: self.find(interaction, width, excluded))
 
     def search(
         self,

@@ -1,7 +1,8 @@
 """What every ranker offers, whatever it is made of."""
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -18,6 +19,7 @@ from recbole_etegrec.recommender import EncodedHistory, Recommender
 from recbole_etegrec.tokenizer import ItemCodes
 
 _Read = TypeVar("_Read")
+_Found = TypeVar("_Found")
 
 
 class Ranking(NamedTuple):
@@ -134,6 +136,7 @@ class CodeRanker(Ranker):
 
     keys: ClassVar[tuple[str, ...]] = ()
     records = False
+    _memory: dict[str, Any] | None = None  # of rankers that are tried
 
     def __init__(self, recommender: Recommender, codes: ItemCodes, fields: BatchFields):
         self.recommender, self.codes, self.fields = recommender, codes, fields
@@ -161,8 +164,32 @@ class CodeRanker(Ranker):
         return {"codes": Part(1.0, score_items(self.recommender, history, self.codes(items)))}
 
     def trials(self) -> list["CodeRanker"]:
-        """Rankers of which validation is to choose one; none where there is nothing to choose."""
+        """Rankers of which validation is to choose one; none where there is nothing to choose.
+
+        They search a batch once for all of them, so each batch is to be ranked by all in turn, and
+        nothing may be trained meanwhile.
+        """
         return []
+
+    def _trials_of(self, option: str, values: Sequence[Any]) -> list["CodeRanker"]:
+        """A ranker for each value of an option, by the name of its attribute."""
+        rankers: list[CodeRanker] = [copy.copy(self) for _ in values]
+        memory: dict[str, Any] = {}
+        for ranker, value in zip(rankers, values, strict=True):
+            setattr(ranker, option, value)
+            ranker._memory = memory
+        return rankers
+
+    def _found_once(
+        self, interaction: Interaction, width: int, find: Callable[[], _Found]
+    ) -> _Found:
+        """What is found in a batch, once for all rankers that are tried."""
+        memory = self._memory
+        if memory is None:
+            return find()
+        if memory.get("of") is not interaction or memory["width"] != width:
+            memory.update(of=interaction, width=width, found=find())
+        return memory["found"]
 
     @property
     def chosen(self) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class EncodedHistory(NamedTuple):
         state: the state that predicts the first code after each ``[B, H]``.
         length: tokens of each history ``[B]``.
         encoded: states of their tokens ``[B, T * L, H]``, where there is an encoder.
-        items: ids of their items, padded with 0 ``[B, T]``, where there is an item head.
+        items: ids of their items, padded with 0 ``[B, T]``; None where nobody asks for them.
         query: of the item head ``[B, R * d]``, where there is one.
         taste: what they are of ``[B, d]``, where an item head needs it.
     """

@@ -16,7 +16,7 @@ CLOSE = {"atol": 1e-5, "rtol": 0}
 def ranker(request) -> CodeRanker:
     kind = RANKERS[request.param]
     options = {"num_beams": 12, "candidates": 12, "item_score_weight": 1.5, "item_index_from": None}
-    options |= {"new_item_every": 10}
+    options |= {"new_item_every": 10, "repeat_score": -1.5}
     codes = small_item_codes(n_items=N_ITEMS, code_num=12)
     recommender = small_recommender(code_num=12, head_items=N_ITEMS + 1)
     return kind(recommender, codes, FIELDS, **{key: options[key] for key in kind.keys})

@@ -20,7 +20,7 @@ from tests.helpers import small_item_codes, small_recommender
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-6}
 OPTIONS = {"num_beams": 12, "candidates": 9, "item_score_weight": 1.5, "item_index_from": None}
-OPTIONS |= {"new_item_every": 4}
+OPTIONS |= {"new_item_every": 4, "repeat_score": None}
 
 
 def made(name: str, user_codes: int = 0, backbone: str = "llama") -> CodeRanker:
