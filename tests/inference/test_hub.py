@@ -52,7 +52,8 @@ def plain(finished, tmp_path_factory) -> Path:
 
 def assert_generates_as_beams(run_dir: str, out: Path) -> None:
     """Whether 20 beams of `generate` find the items and scores of ``ranking: beam``."""
-    _, model, dataset, *_ = load_run(run_dir, {"ranking": "beam", "num_beams": 20})
+    values = {"ranking": "beam", "num_beams": 20, "repeat_score": 0.0}
+    _, model, dataset, *_ = load_run(run_dir, values)
     language_model = AutoModelForCausalLM.from_pretrained(out)
     assert type(language_model).__name__.endswith("ForCausalLM")
     expected = recommend(model, dataset, HISTORIES, 20, exclude_history=False)

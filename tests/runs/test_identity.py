@@ -142,10 +142,11 @@ def test_items_are_never_recommended_when_they_are_gone(shop, caplog, capsys):
     out = dataset.token2id("item_id", list(gone))
     scores = model.full_sort_predict(rows)
     assert scores.shape == (len(rows), 31) and scores[:, out].isneginf().all()
-    asked = torch.tensor([[*out, 3]]).expand(len(rows), -1)
+    here = next(item for item in range(1, 31) if item not in out)
+    asked = torch.tensor([[*out, here]]).expand(len(rows), -1)
     scores = model.ranker.score(rows, asked)  # as sampled evaluation does
     assert scores[:, :-1].isneginf().all() and scores[:, -1].isfinite().all()
-    excluded = torch.tensor([0, 0]), torch.tensor([out[0], 3])  # one that is gone anyway
+    excluded = torch.tensor([0, 0]), torch.tensor([out[0], here])  # one that is gone anyway
     assert not set(out) & set(model.ranker.best(rows, 26, excluded).items.flatten().tolist())
     assert recommend(model, dataset, [["i6", "i29"]], 3)  # a history may have them
     with pytest.raises(UserError, match="item i29: gone from the data since the run was trained"):

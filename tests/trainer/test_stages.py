@@ -236,6 +236,7 @@ def test_final_phase_starts_from_the_untrained_recommender_when_it_is_from_scrat
 
 def test_everything_uses_the_new_codes_when_the_tokenizer_was_trained(tiny_data, tmp_path):
     values = {"alternation_tokenizer_learning_rate": 0.05, "ranking": "exact"}
+    values["repeat_score"] = 0.0
     trainer = ready_trainer(tiny_data, tmp_path / "run", **values)
     model = trainer.model
     (rows,) = [interaction for interaction, *_ in trainer.valid_data]
