@@ -6,7 +6,7 @@ per beam or reordered, and every beam is an item of the catalogue.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from recbole.data.interaction import Interaction
@@ -38,9 +38,9 @@ class BeamRanker(RepeatAwareRanker):
         fields: BatchFields,
         *,
         num_beams: int,
-        repeat_score: float | None = None,
+        **of_repeats: Any,
     ):
-        super().__init__(recommender, codes, fields, repeat_score=repeat_score)
+        super().__init__(recommender, codes, fields, **of_repeats)
         self.num_beams = num_beams
 
     @staticmethod

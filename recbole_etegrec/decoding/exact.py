@@ -11,26 +11,16 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_etegrec.data.seen_items import HistoryIndex
-from recbole_etegrec.decoding.batch import BatchFields
 from recbole_etegrec.decoding.ranker import Ranking
 from recbole_etegrec.decoding.repeats import RepeatAwareRanker
 from recbole_etegrec.recommender import EncodedHistory, Recommender
-from recbole_etegrec.tokenizer import ItemCodes, Trie
+from recbole_etegrec.tokenizer import Trie
 
 
 class ExactRanker(RepeatAwareRanker):
     """Ranks all items, by scores that are those of the recommender to rounding."""
 
-    def __init__(
-        self,
-        recommender: Recommender,
-        codes: ItemCodes,
-        fields: BatchFields,
-        *,
-        repeat_score: float | None = None,
-    ):
-        super().__init__(recommender, codes, fields, repeat_score=repeat_score)
-        self._scores: ExactScores | None = None
+    _scores: "ExactScores | None" = None
 
     def best(
         self, interaction: Interaction, k: int, excluded: HistoryIndex | None = None

@@ -74,7 +74,7 @@ def test_scores_of_new_items_are_a_softmax_among_them(ranker, batch):  # noqa: F
     items = torch.arange(N_ITEMS + 1, N_ITEMS + 1 + NEW).expand(3, -1)
     scores = ranker.score(batch, items) - ranker.new_item_bonus
     torch.testing.assert_close((scores / ranker.mass).exp().sum(dim=1), torch.ones(3))
-    torch.testing.assert_close(among_new(scores * 1.0, ranker.mass), scores, **CLOSE)
+    torch.testing.assert_close(among_new(scores, ranker.mass), scores, **CLOSE)
 
 
 def test_every_fourth_place_is_for_a_new_item_at_most(ranker, batch):  # noqa: F811

@@ -27,7 +27,7 @@ table4=no_sia,no_psa,no_alignment,paper_no_alternation,paper_no_end_to_end,paper
 case $what in
   t5)
     compare --out="$out" --models=TIGER,ETEGRec --seeds=2020 --jobs=2 \
-      --precision=bf16 --max_tokens=262144 --eval_batch_size=1024 ;;
+      --precision=bf16 --max_tokens=131072 --eval_batch_size=1024 ;;
   ablations)
     compare --out="$out" --models=ETEGRecLlama --config_files=schedule/paper \
       --ablations="$table4,paper_shared,psa_fixed" --seeds=2020,2021,2022 --jobs=8 ;;
