@@ -26,6 +26,7 @@ from recbole_etegrec.data.item_embedding.text import (
     word_fields,
 )
 from recbole_etegrec.data.item_file import read_rows, read_titles
+from recbole_etegrec.decoding import ranking_of
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.exposure import find_exposure
 from recbole_etegrec.inference.proposed_codes import proposed_codes
@@ -165,9 +166,11 @@ def _keep(
     if not added.tokens:
         directory.added_items.unlink(missing_ok=True)
         return []
+    added = replace(added, bonus=None)
     config, model, _, *loaders = load_run(str(directory.path), config_dict, added)
     exposure = find_exposure(config, model, loaders)
-    write_added_items(directory, replace(added, bonus=exposure.bonus if exposure else 0.0))
+    bonus = {ranking_of(config): exposure.bonus} if exposure else {}
+    write_added_items(directory, replace(added, bonus=bonus))
     return [str(exposure)] if exposure else []
 
 

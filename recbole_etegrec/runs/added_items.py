@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from recbole_etegrec.data import WholeSequenceDataset
+from recbole_etegrec.decoding import HeadRanker
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.storage.atomic import as_readable_as_its_folder, atomic_file
@@ -37,7 +38,8 @@ class AddedItems:
         mean: the mean that was subtracted from the vectors of the run's own items ``[d_z]``.
         scale: the scale by which they were then divided ``[d_z]``.
         base: digest of the code table without these items.
-        bonus: that their scores get, so that they are shown as often as they are to be.
+        bonus: that their scores get by the ranking's name, so that they are shown as often as they
+            are to be; none is found for rankings that have no use for one. None: not found yet.
     """
 
     tokens: list[str]
@@ -48,7 +50,7 @@ class AddedItems:
     mean: torch.Tensor
     scale: torch.Tensor
     base: str
-    bonus: float = 0.0
+    bonus: dict[str, float] | None = None
 
     def without(self, tokens: Collection[str]) -> "AddedItems":
         """The others of them."""
@@ -79,7 +81,10 @@ def read_added_items(directory: RunDirectory) -> AddedItems | None:
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
         if metadata.get("digest") != _digest(metadata["items"], tensors):
             raise ValueError("it is not as it was written")
-        return AddedItems(**json.loads(metadata["items"]), **tensors)
+        added = AddedItems(**json.loads(metadata["items"]), **tensors)
+        if not isinstance(added.bonus, dict):
+            raise ValueError("it is of an earlier version")
+        return added
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _damaged(directory, error) from error
 
@@ -98,12 +103,19 @@ def write_added_items(directory: RunDirectory, added: AddedItems) -> None:
 
 
 def take_added_items(
-    directory: RunDirectory, added: AddedItems, model: ETEGRecLlama, dataset: WholeSequenceDataset
+    directory: RunDirectory,
+    added: AddedItems,
+    model: ETEGRecLlama,
+    dataset: WholeSequenceDataset,
+    ranking: str,
 ) -> None:
     """Add items to a run's model, and their titles to a dataset that knows their tokens.
 
+    Args:
+        ranking: the name of the model's ranker.
+
     Raises:
-        UserError: they were added to another model.
+        UserError: they were added to another model, or for another ranking.
     """
     if added.base != model.codes.digest():
         raise UserError(
@@ -112,7 +124,14 @@ def take_added_items(
         )
     content = added.content if added.content.shape[1] else None
     model.append_items(added.embedding, added.codes, content)
-    model.ranker.take({"new_item_bonus": added.bonus})
+    if added.bonus is not None and isinstance(model.ranker, HeadRanker):
+        if ranking not in added.bonus:
+            raise UserError(
+                f"ranking ({ranking}): how often the items in {directory.added_items} are to be "
+                "shown is not known for it: delete that file and add the items again with "
+                f"--ranking={ranking}"
+            )
+        model.ranker.take({"new_item_bonus": added.bonus[ranking]})
     dataset.further_titles.update(added.titles)
 
 

@@ -168,9 +168,8 @@ def test_export_has_added_items_when_the_run_has(finished, tmp_path):
     model = load_run(str(run_dir))[1]
     vector, base = model.item_embedding[3:4], model.codes.digest()
     codes = model.codes.codes_for(model.codes.table[3:4, :-1])
-    added = AddedItems(
-        ["n1"], {"n1": "New"}, vector, vector[:, :0], codes, vector[0], vector[0], base
-    )
+    tensors = vector, vector[:, :0], codes, vector[0], vector[0]
+    added = AddedItems(["n1"], {"n1": "New"}, *tensors, base, bonus={})
     write_added_items(RunDirectory(run_dir), added)
     export_run(str(run_dir), str(tmp_path / "out"))
     model, catalogue = load_exported(tmp_path / "out")

@@ -396,6 +396,19 @@ def test_new_items_are_shown_as_often_as_their_cost_may_be(shop, tmp_path):
     assert shares == sorted(shares)
 
 
+def test_a_ranking_that_new_items_were_not_added_for_is_refused(shop, tmp_path):
+    new = shelf_items(tmp_path / "new.item", {"n1": 0, "n2": 1})
+    add_items(str(shop), str(new), config_dict={"ranking": "beam"})
+    for ranking in ("beam", "exact"):  # need no bonus
+        assert load_run(str(shop), {"ranking": ranking})[1].n_items == 43
+    with pytest.raises(UserError, match=r"ranking \(fused\).*add the items again with --ranking=f"):
+        load_run(str(shop))
+    remove_items(str(shop), config_dict={"ranking": "beam"})
+    add_items(str(shop), str(new))
+    assert load_run(str(shop))[1].ranker.new_item_bonus != 0
+    assert load_run(str(shop), {"ranking": "beam"})[1].n_items == 43
+
+
 def test_remove_items_brings_back_the_run_of_before(shop, tmp_path, capsys):
     new = shelf_items(tmp_path / "new.item", {"n1": 0, "n2": 1, "n3": 2})
     add_items(str(shop), str(new))
