@@ -145,6 +145,7 @@ KEYS: dict[str, Key] = {
     "finetune_epochs": integer(0, LONGEST),
     "finetune_from": choice("best", "last"),
     "alternation_tokenizer_learning_rate": above_zero(),
+    "code_slack": weight(),
     "learning_rate": above_zero(),
     "finetune_learning_rate": optional(above_zero()),
     "warmup_steps": either(

@@ -202,14 +202,21 @@ class ETEGRecLlama(SequentialRecommender):
 
     # Codes ------------------------------------------------------------------------------------
 
-    def semantic_codes(self) -> torch.Tensor:
-        """What the tokenizer makes of all items ``[N - 1, L - 1]``, collisions dealt with."""
+    def semantic_codes(self, slack: float = 0.0) -> torch.Tensor:
+        """What the tokenizer makes of all items ``[N - 1, L - 1]``, collisions dealt with.
+
+        Args:
+            slack: above 0, items keep their codes while no others are nearer by more.
+        """
         items = self.item_embedding[1:]
-        nearest = self.tokenizer.encode(items)
+        if slack:
+            codes = self.tokenizer.hold(items, self.codes.table[1:, :-1], slack)
+        else:
+            codes = self.tokenizer.encode(items)
         if self.collision == "suffix":
-            return nearest
+            return codes
         return spread_collisions(
-            nearest, self.codes.code_num, lambda rows: self.tokenizer.last_distances(items[rows])
+            codes, self.codes.code_num, lambda rows: self.tokenizer.last_distances(items[rows])
         )
 
     def rebuild_codes(self) -> CodeHealth:

@@ -77,6 +77,12 @@ class Tokenizer(nn.Module):
         return torch.cat([self.quantizer(self.encoder(part)).codes for part in parts])
 
     @torch.no_grad()
+    def hold(self, embedding: torch.Tensor, held: torch.Tensor, slack: float) -> torch.Tensor:
+        """Semantic codes of items that have some, ``[N, levels]``: see `ResidualQuantizer.hold`."""
+        parts = zip(embedding.split(ROWS), held.split(ROWS), strict=True)
+        return torch.cat([self.quantizer.hold(self.encoder(z), own, slack) for z, own in parts])
+
+    @torch.no_grad()
     def last_distances(self, embedding: torch.Tensor) -> torch.Tensor:
         """Squared distances of items' last residuals to the last level's codes ``[N, C]``."""
         return self.quantizer(self.encoder(embedding)).distances[:, -1]

@@ -63,6 +63,27 @@ class ResidualQuantizer(nn.Module):
             v = v - selected.detach()
         return Quantization(*(torch.stack(column, dim=1) for column in zip(*steps, strict=True)))
 
+    @torch.no_grad()
+    def hold(self, v: torch.Tensor, held: torch.Tensor, slack: float) -> torch.Tensor:
+        """Codes of vectors ``[B, D]`` that have codes already: these stay where they are as good.
+
+        The straight-through gradient draws many vectors onto the boundary between two codes, where
+        each step of training tips them over and back. So a code stays until another is nearer by
+        more than a part of the distance; with 0 it is always the nearest.
+
+        Args:
+            held: the present codes ``[B, Q]``.
+            slack: the part, of squared distances.
+        """
+        codes = []
+        for codebook, present in zip(self.codebooks, held.T, strict=True):
+            distance = squared_distances(v, codebook).clamp_min_(0)
+            least, code = distance.min(dim=-1)
+            stays = distance.gather(1, present.unsqueeze(1)).squeeze(1) <= (1 + slack) * least
+            codes.append(torch.where(stays, present, code))
+            v = v - codebook[codes[-1]]
+        return torch.stack(codes, dim=1)
+
     def look_up(self, codes: torch.Tensor) -> torch.Tensor:
         """The sums of the rows that codes ``[B, Q]`` stand for ``[B, D]``."""
         rows = zip(codes.T, self.codebooks, strict=True)

@@ -43,7 +43,7 @@ def _moved_codes(engine: Engine, stage: Stage) -> dict[str, Any]:
         UserError: it has moved the codebooks so that the codes do not any more.
     """
     try:
-        return rebuild_codes(engine)
+        return rebuild_codes(engine, engine.code_slack)
     except UserError as error:
         raise UserError(
             f"{stage.phase}: training has moved the codebooks so far that too many items get the "
@@ -51,14 +51,17 @@ def _moved_codes(engine: Engine, stage: Stage) -> dict[str, Any]:
         ) from error
 
 
-def rebuild_codes(engine: Engine) -> dict[str, Any]:
+def rebuild_codes(engine: Engine, slack: float = 0.0) -> dict[str, Any]:
     """Give all items new codes, the same on every process; returns their health.
+
+    Args:
+        slack: by how much others must be nearer for an item to lose the codes that it has.
 
     Raises:
         UserError: too many items get the same codes.
     """
     model = engine.model
-    health = replace(engine.set_codes(), **model.fidelity())
+    health = replace(engine.set_codes(slack), **model.fidelity())
     items, code_num = model.n_items - 1, model.codes.code_num
     logger.info(
         "codes: %s; %d of %d items have new ones", health, round(health.changed * items), items

@@ -73,6 +73,7 @@ class Engine:
         # Training needs the memory of recordings, and shards come together anew in each pass.
         model.ranker.records = False
         self.heads_learning_rate = config["heads_learning_rate"]
+        self.code_slack = config["code_slack"]
         self.bad_steps = 0
         self.unread: list[tuple[StepResult, Stage]] = []
         self.accelerator = Accelerator(
@@ -374,13 +375,16 @@ class Engine:
 
     # Processes ----------------------------------------------------------------------------------
 
-    def set_codes(self) -> CodeHealth:
+    def set_codes(self, slack: float = 0.0) -> CodeHealth:
         """Give every item the codes that the main process finds for it.
+
+        Args:
+            slack: see :meth:`ETEGRecLlama.semantic_codes`.
 
         Raises:
             TrainingError: processes then have different code tables.
         """
-        health = self.model.set_codes(self._from_main(self.model.semantic_codes()))
+        health = self.model.set_codes(self._from_main(self.model.semantic_codes(slack)))
         digests = gather_object([self.model.codes.digest()])
         if len(set(digests)) > 1:
             raise TrainingError(f"code tables differ between processes: {', '.join(digests)}")

@@ -109,6 +109,27 @@ def test_code_tables_part_from_the_codebooks_when_they_are_separate(tiny_data, t
     assert torch.equal(codes, model.codes.table[1:, :-1])
 
 
+def test_codes_stay_when_no_other_is_nearer_by_more_than_the_slack(tiny_data, tmp_path):
+    stage = Stage("alternation", "tokenizer", {"quantization": 1.0}, rebuild_codes=True)
+    shares = []
+    for slack in (0.0, 0.1, 1e9):
+        values = {"alternation_tokenizer_learning_rate": 0.01, "code_slack": slack}
+        trainer = ready_trainer(tiny_data, tmp_path / f"run {slack}", **values)
+        model = trainer.model
+        held = model.codes.table[1:, :-1].clone()
+        run_stages(trainer, stage)
+        shares.append(metrics_lines(trainer)[-1]["changed"])
+        quantizer = model.tokenizer.quantizer
+        for item, codes in enumerate(model.codes.table[1:, :-1]):
+            left = model.tokenizer.encoder(model.item_embedding[item + 1]).detach()
+            for book, own, before in zip(quantizer.codebooks, codes, held[item], strict=True):
+                distances = (left - book).square().sum(dim=1)
+                stays = distances[before] <= (1 + slack) * distances.min() + 1e-6
+                assert own == (before if stays else distances.argmin())
+                left = left - book[own].detach()
+    assert shares[0] > shares[1] > shares[2] == 0
+
+
 @pytest.mark.parametrize("update", ["shared", "separate", "tokenizer_only"])
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_saved_tokenizer_gives_the_saved_codes_when_training_is_over(
