@@ -284,6 +284,14 @@ class ETEGRecLlama(SequentialRecommender):
         source, target = (theirs, ours) if to == "recommender" else (ours, theirs)
         target.copy_(source)
 
+    @property
+    def can_merge(self) -> bool:
+        """Whether there are adapters that :meth:`merge_adapters` folds."""
+        backbone = self.recommender.backbone
+        if not isinstance(backbone, PeftModel):
+            return False
+        return not getattr(backbone.get_base_model(), "is_quantized", False)
+
     def merge_adapters(self) -> None:
         """Fold LoRA adapters into the decoder's weights, for use after training.
 

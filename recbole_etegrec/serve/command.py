@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from recbole_etegrec.inference.catalogue import Catalogue
+    from recbole_etegrec.inference.command import LoadedRun
     from recbole_etegrec.model.protocol import RankingModel
     from recbole_etegrec.serve.watched import Loaded
 
@@ -149,13 +150,19 @@ def _load(directory: str, values: dict[str, str]) -> _Served:
     from recbole_etegrec.serve.answers import warm_up
     from recbole_etegrec.serve.watched import RunWatch
 
-    def load() -> "Loaded":
+    def open_merged() -> "LoadedRun":
         run = open_to_serve(directory, dict(values))
+        if getattr(run.model, "can_merge", False):  # as in an export: half as many matrix products
+            run.model.merge_adapters()
+        return run
+
+    def load() -> "Loaded":
+        run = open_merged()
         return run.model, run.catalogue
 
     path = RunDirectory(directory)
     # Made before the first look at what was added.
     watch = RunWatch(path, load) if path.config.is_file() else None
-    run = open_to_serve(directory, dict(values))
+    run = open_merged()
     warm_up(run.model)
     return _Served(run.model, run.catalogue, run.exclude, watch)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AttentionInterface
 
+from recbole_etegrec import recommend
 from recbole_etegrec.config import Config
 from recbole_etegrec.decoding import ExactScores, beam_search
 from recbole_etegrec.errors import UserError
@@ -27,6 +28,7 @@ from recbole_etegrec.quick_start import run
 from recbole_etegrec.recommender.base_model import find_base_config, load_base_model
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.load import load_run
+from recbole_etegrec.serve.command import _load as load_served
 from recbole_etegrec.trainer import checkpoint
 from tests.helpers import small_config, small_model, small_values
 from tests.recommender.base_models import DECODERS, saved, smollm2
@@ -328,6 +330,20 @@ def test_merged_adapters_score_nearly_the_same_when_weights_are_bf16(finished):
     after = model.ranker.score(rows, rows["item_id"].unsqueeze(1))
     torch.testing.assert_close(before, after, atol=0.3, rtol=0)
     assert not torch.equal(before, after)
+
+
+def test_served_run_has_its_adapters_merged(finished):
+    _, run_dir = finished
+    _, model, dataset, *_ = load_run(str(run_dir))
+    served = load_served(str(run_dir), {})
+    assert model.can_merge and not served.model.can_merge
+    for own, theirs in zip(
+        recommend(model, dataset, [["i1", "i2"]], 10)[0],
+        recommend(served.model, served.catalogue, [["i1", "i2"]], 10)[0],
+        strict=True,
+    ):
+        assert own.item == theirs.item
+        assert own.log_probability == pytest.approx(theirs.log_probability, abs=1e-4)
 
 
 def test_merge_is_refused_when_there_are_no_adapters(tiny_data):

@@ -39,8 +39,9 @@ def decode(bench: Bench) -> None:
 
 
 def few(bench: Bench) -> None:
-    """Few users: what a request and a step take, beside what a step reads."""
+    """Few users: what a request and a step take, adapters merged as `serve` has them."""
     bench.engine.freeze_all_but("recommender")
+    bench.model.recommender.backbone.merge_adapter()
     for users in (1, 2, 4, 8, 32):
 
         def work(users: int = users) -> dict:
@@ -52,6 +53,7 @@ def few(bench: Bench) -> None:
             return {**figures, "passed": passed}
 
         bench.measure("few", f"{users} users, longest", work)
+    bench.model.recommender.backbone.unmerge_adapter()
 
 
 def rank_as(bench: Bench, config: Config, kind: str) -> dict:
