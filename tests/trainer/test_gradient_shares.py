@@ -79,8 +79,8 @@ def test_epochs_record_shares_when_they_have_objectives_to_weigh(tiny_data, tmp_
 def test_alignment_is_felt_when_the_schedule_is_the_papers(tmp_path):
     """With its weights, after the warm epochs, on users of Beauty.
 
-    SIA grows with the tokenizer's scale, which pretraining brings: with fewer users and half of
-    these epochs of it, its share on the backbone is 2 %.
+    SIA grows with the tokenizer's scale, which pretraining brings: on all of Beauty its share on
+    the backbone is 9 to 21 %.
     """
     values = {
         "data_path": beauty_path(),
@@ -90,7 +90,7 @@ def test_alignment_is_felt_when_the_schedule_is_the_papers(tmp_path):
         "item_inter_num_interval": "[1,inf)",
         "dataset_counts": None,
         "use_gpu": False,
-        "tokenizer_epochs": 40,
+        "tokenizer_epochs": 100,
         "epochs": 4,
         "finetune_epochs": 0,
         "warmup_steps": 0.1,  # there are few steps
