@@ -1,5 +1,7 @@
 """What the keys of the recommender must be together: backbone, pretrained base, adapters."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -64,16 +66,7 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
         f"attn_implementation ({attention}) needs a GPU and the package flash-attn; sdpa uses the "
         "flash kernels of torch where it can",
     )
-    fused = config["fused_kernels"]
-    yield (
-        fused == "liger" and torch.cuda.is_available() and not find_spec("liger_kernel"),
-        f"fused_kernels ({fused}) needs the package liger-kernel: "
-        "pip install 'recbole-etegrec[liger]'",
-    )
-    yield (
-        bool(fused) and config["backbone"] == "t5",
-        f"fused_kernels ({fused}) is for LLaMA's layers, backbone (t5) has others: leave it out",
-    )
+    yield from _fused_rules(config["fused_kernels"], config["backbone"])
     yield (
         attention in FLASH and config["precision"] == "fp32",
         f"attn_implementation ({attention}) needs precision bf16 or fp16",
@@ -141,3 +134,21 @@ def advice(config: Config) -> Iterator[str]:
             f"item_content ({config['item_content']}) is hardly learned from where each item has a "
             "vector of its own: set item_vector_dropout, as properties/new_items.yaml does"
         )
+
+
+def _fused_rules(fused: str | None, backbone: str) -> Iterator[tuple[bool, str]]:
+    on_gpu = torch.cuda.is_available()
+    yield (
+        fused == "liger" and on_gpu and not find_spec("liger_kernel"),
+        f"fused_kernels ({fused}) needs the package liger-kernel: "
+        "pip install 'recbole-etegrec[liger]'",
+    )
+    compiler = os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))
+    yield (
+        fused == "compile" and on_gpu and not compiler,
+        f"fused_kernels ({fused}) needs a C compiler: install gcc, or leave it out",
+    )
+    yield (
+        bool(fused) and backbone == "t5",
+        f"fused_kernels ({fused}) is for LLaMA's layers, backbone (t5) has others: leave it out",
+    )

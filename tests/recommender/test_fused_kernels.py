@@ -127,6 +127,18 @@ def test_config_names_the_package_when_it_is_missing(tiny_data, monkeypatch):
         check_rules(config)
 
 
+def test_config_asks_for_a_compiler_when_there_is_none(tiny_data, monkeypatch):
+    config = small_config(tiny_data, fused_kernels="compile")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    check_rules(config)  # on a CPU nothing is asked of it
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UserError, match=r"fused_kernels \(compile\) needs a C compiler"):
+        check_rules(config)
+    monkeypatch.setenv("CC", "/usr/bin/gcc")
+    check_rules(config)
+
+
 def test_layers_that_are_not_llamas_are_refused(calls):
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 2}
     sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8}
