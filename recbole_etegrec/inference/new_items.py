@@ -26,12 +26,16 @@ from recbole_etegrec.data.item_embedding.text import (
     word_fields,
 )
 from recbole_etegrec.data.item_file import read_rows, read_titles
-from recbole_etegrec.decoding import ranking_of
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.inference.exposure import find_exposure
 from recbole_etegrec.inference.proposed_codes import proposed_codes
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.runs.added_items import AddedItems, read_added_items, write_added_items
+from recbole_etegrec.runs.added_items import (
+    AddedItems,
+    ranked_by,
+    read_added_items,
+    write_added_items,
+)
 from recbole_etegrec.runs.identity import read_identity, read_vectors
 from recbole_etegrec.runs.load import config_of_run, load_run, read_own_config
 from recbole_etegrec.runs.trust import config_to_use, offline
@@ -169,7 +173,7 @@ def _keep(
     added = replace(added, bonus=None)
     config, model, _, *loaders = load_run(str(directory.path), config_dict, added)
     exposure = find_exposure(config, model, loaders)
-    bonus = {ranking_of(config): exposure.bonus} if exposure else {}
+    bonus = {ranked_by(config): exposure.bonus} if exposure else {}
     write_added_items(directory, replace(added, bonus=bonus))
     return [str(exposure)] if exposure else []
 

@@ -13,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from recbole_etegrec.config import Config
 from recbole_etegrec.data import WholeSequenceDataset
-from recbole_etegrec.decoding import HeadRanker
+from recbole_etegrec.decoding import HeadRanker, ranking_of
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.storage.atomic import as_readable_as_its_folder, atomic_file
@@ -38,8 +39,9 @@ class AddedItems:
         mean: the mean that was subtracted from the vectors of the run's own items ``[d_z]``.
         scale: the scale by which they were then divided ``[d_z]``.
         base: digest of the code table without these items.
-        bonus: that their scores get by the ranking's name, so that they are shown as often as they
-            are to be; none is found for rankings that have no use for one. None: not found yet.
+        bonus: that their scores get by how they are ranked, as :func:`ranked_by` says it, so that
+            they are shown as often as they are to be; rankings without a use for one have none.
+            None: not found yet.
     """
 
     tokens: list[str]
@@ -64,6 +66,11 @@ class AddedItems:
             content=self.content[rows],
             codes=self.codes[rows],
         )
+
+
+def ranked_by(config: Config) -> str:
+    """What decides how often added items are shown, as arguments."""
+    return f"--ranking={ranking_of(config)} --new_item_every={config['new_item_every']}"
 
 
 def read_added_items(directory: RunDirectory) -> AddedItems | None:
@@ -107,15 +114,15 @@ def take_added_items(
     added: AddedItems,
     model: ETEGRecLlama,
     dataset: WholeSequenceDataset,
-    ranking: str,
+    ranked: str,
 ) -> None:
     """Add items to a run's model, and their titles to a dataset that knows their tokens.
 
     Args:
-        ranking: the name of the model's ranker.
+        ranked: how, as :func:`ranked_by` says it.
 
     Raises:
-        UserError: they were added to another model, or for another ranking.
+        UserError: they were added to another model, or to be ranked otherwise.
     """
     if added.base != model.codes.digest():
         raise UserError(
@@ -125,13 +132,13 @@ def take_added_items(
     content = added.content if added.content.shape[1] else None
     model.append_items(added.embedding, added.codes, content)
     if added.bonus is not None and isinstance(model.ranker, HeadRanker):
-        if ranking not in added.bonus:
+        if ranked not in added.bonus:
             raise UserError(
-                f"ranking ({ranking}): how often the items in {directory.added_items} are to be "
-                "shown is not known for it: delete that file and add the items again with "
-                f"--ranking={ranking}"
+                f"run_dir: the items in {directory.added_items} were added to be ranked otherwise, "
+                f"so how often they are to be shown is not known: add them again with {ranked}, "
+                "once that file is deleted"
             )
-        model.ranker.take({"new_item_bonus": added.bonus[ranking]})
+        model.ranker.take({"new_item_bonus": added.bonus[ranked]})
     dataset.further_titles.update(added.titles)
 
 

@@ -8,9 +8,13 @@ from recbole_etegrec.config import is_ours
 from recbole_etegrec.config.models import ENSEMBLE, check_own
 from recbole_etegrec.data.identity import known_ids
 from recbole_etegrec.data.input_files import require_files
-from recbole_etegrec.decoding import ranking_of
 from recbole_etegrec.errors import UserError
-from recbole_etegrec.runs.added_items import AddedItems, read_added_items, take_added_items
+from recbole_etegrec.runs.added_items import (
+    AddedItems,
+    ranked_by,
+    read_added_items,
+    take_added_items,
+)
 from recbole_etegrec.runs.baseline import load_baseline
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.ensemble import load_ensemble
@@ -78,7 +82,7 @@ def load_run(
     with offline(when="base_model" not in (config_dict or {})):
         model = trained_model(config, directory, identity, loaders[0]._dataset)
     if added is not None:
-        take_added_items(directory, added, model, dataset, ranking_of(config))
+        take_added_items(directory, added, model, dataset, ranked_by(config))
     model.codes.leave_out(torch.from_numpy(gone))
     return config, model.to(config["device"]).eval(), dataset, *loaders
 
