@@ -31,6 +31,7 @@ from recbole_etegrec.inference.exposure import find_exposure
 from recbole_etegrec.inference.proposed_codes import proposed_codes
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.runs.added_items import (
+    SHOWN_BY,
     AddedItems,
     ranked_by,
     read_added_items,
@@ -166,16 +167,23 @@ def _add(
 def _keep(
     directory: RunDirectory, added: AddedItems, config_dict: dict[str, Any] | None
 ) -> list[str]:
-    """Write the items added to a run, with the bonus that they are to have; says what it does."""
+    """Write the items added to a run, with the bonus that they are to have; says what it does.
+
+    One is found for what the keys ask for, and one for the run as it is.
+    """
     if not added.tokens:
         directory.added_items.unlink(missing_ok=True)
         return []
-    added = replace(added, bonus=None)
-    config, model, _, *loaders = load_run(str(directory.path), config_dict, added)
-    exposure = find_exposure(config, model, loaders)
-    bonus = {ranked_by(config): exposure.bonus} if exposure else {}
+    added, bonus, lines = replace(added, bonus=None), {}, []
+    own = {key: value for key, value in (config_dict or {}).items() if key not in SHOWN_BY}
+    for values in [config_dict] if own == (config_dict or {}) else [config_dict, own]:
+        config, model, _, *loaders = load_run(str(directory.path), values, added)
+        exposure = find_exposure(config, model, loaders)
+        if exposure:
+            bonus[ranked_by(config)] = exposure.bonus
+            lines.append(str(exposure))
     write_added_items(directory, replace(added, bonus=bonus))
-    return [str(exposure)] if exposure else []
+    return lines
 
 
 def _read_tokens(files: AtomicFiles, path: Path) -> list[str]:

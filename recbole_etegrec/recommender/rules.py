@@ -143,10 +143,10 @@ def _fused_rules(fused: str | None, backbone: str) -> Iterator[tuple[bool, str]]
         f"fused_kernels ({fused}) needs the package liger-kernel: "
         "pip install 'recbole-etegrec[liger]'",
     )
-    compiler = os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")  # as Triton
     yield (
-        fused == "compile" and on_gpu and not compiler,
-        f"fused_kernels ({fused}) needs a C compiler: install gcc, or leave it out",
+        bool(fused) and on_gpu and not compiler,
+        f"fused_kernels ({fused}) needs a C compiler: install gcc, or set it to ~",
     )
     yield (
         bool(fused) and backbone == "t5",

@@ -24,6 +24,7 @@ from recbole_etegrec.storage.run_directory import RunDirectory
 
 _TENSORS = ("embedding", "content", "codes", "mean", "scale")
 _WORDS = ("tokens", "titles", "base", "bonus")
+SHOWN_BY = ("ranking", "new_item_every", "new_item_likeness", "item_score_weight")
 
 
 @dataclass
@@ -70,7 +71,9 @@ class AddedItems:
 
 def ranked_by(config: Config) -> str:
     """What decides how often added items are shown, as arguments."""
-    return f"--ranking={ranking_of(config)} --new_item_every={config['new_item_every']}"
+    given = {key: config[key] for key in SHOWN_BY if config[key] is not None}
+    given["ranking"] = ranking_of(config)
+    return " ".join(f"--{key}={value}" for key, value in given.items())
 
 
 def read_added_items(directory: RunDirectory) -> AddedItems | None:
@@ -89,11 +92,13 @@ def read_added_items(directory: RunDirectory) -> AddedItems | None:
         if metadata.get("digest") != _digest(metadata["items"], tensors):
             raise ValueError("it is not as it was written")
         added = AddedItems(**json.loads(metadata["items"]), **tensors)
-        if not isinstance(added.bonus, dict):
-            raise ValueError("it is of an earlier version")
-        return added
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _damaged(directory, error) from error
+    if not isinstance(added.bonus, dict):
+        raise UserError(
+            f"run_dir: {path} is of an earlier version: delete it and add the items again"
+        )
+    return added
 
 
 def write_added_items(directory: RunDirectory, added: AddedItems) -> None:
@@ -134,9 +139,9 @@ def take_added_items(
     if added.bonus is not None and isinstance(model.ranker, HeadRanker):
         if ranked not in added.bonus:
             raise UserError(
-                f"run_dir: the items in {directory.added_items} were added to be ranked otherwise, "
-                f"so how often they are to be shown is not known: add them again with {ranked}, "
-                "once that file is deleted"
+                f"run_dir: how often the items added to {directory.path} are to be shown is not "
+                f"known for {ranked}: give what they were added with, or remove them "
+                "(remove-items --all) and add them again so"
             )
         model.ranker.take({"new_item_bonus": added.bonus[ranked]})
     dataset.further_titles.update(added.titles)

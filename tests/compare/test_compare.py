@@ -37,6 +37,7 @@ ABLATIONS = {
     "paper_no_end_to_end": {"schedule", "finetune_epochs"},
     "psa_fixed": {"psa_weight", "psa_fixed_weight"},
     "paper_shared": {"codebook_update"},
+    "paper_nearest_codes": {"code_slack"},
     "separate": {"codebook_update"},
     "tokenizer_only": {"codebook_update"},
     "mean_pooling": {"alignment_pooling"},

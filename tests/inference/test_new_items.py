@@ -401,13 +401,16 @@ def test_a_ranking_that_new_items_were_not_added_for_is_refused(shop, tmp_path):
     add_items(str(shop), str(new), config_dict={"ranking": "beam"})
     for ranking in ("beam", "exact"):  # need no bonus
         assert load_run(str(shop), {"ranking": ranking})[1].n_items == 43
-    with pytest.raises(UserError, match="add them again with --ranking=fused --new_item_every=10"):
-        load_run(str(shop))
-    remove_items(str(shop), config_dict={"ranking": "beam"})
-    add_items(str(shop), str(new))
-    assert load_run(str(shop))[1].ranker.new_item_bonus != 0
-    with pytest.raises(UserError, match="add them again with --ranking=fused --new_item_every=5"):
-        load_run(str(shop), {"new_item_every": 5})
+    assert load_run(str(shop))[1].ranker.new_item_bonus != 0  # the run's own is known, too
+    for key, value in {"ranking": "head", "new_item_every": 5, "item_score_weight": 7.0}.items():
+        with pytest.raises(
+            UserError, match=rf"not known for .*--{key}={value}.*remove-items --all"
+        ):
+            load_run(str(shop), {key: value})
+    remove_items(str(shop))
+    add_items(str(shop), str(new), config_dict={"new_item_every": 5})
+    bonuses = [load_run(str(shop), {"new_item_every": n})[1].ranker.new_item_bonus for n in (5, 10)]
+    assert bonuses[0] != bonuses[1]
     assert load_run(str(shop), {"ranking": "beam"})[1].n_items == 43
 
 

@@ -30,7 +30,7 @@ case $what in
       --precision=bf16 --max_tokens=131072 --eval_batch_size=1024 ;;
   ablations)
     compare --out="$out" --models=ETEGRecLlama --config_files=schedule/paper \
-      --ablations="$table4,nearest_codes,paper_shared,psa_fixed" --seeds=2020,2021,2022 --jobs=8 ;;
+      --ablations="$table4,paper_nearest_codes,paper_shared,psa_fixed" --seeds=2020,2021,2022 --jobs=8 ;;
   schedules)
     running=()
     for name in schedule/short schedule/paper ablation/fixed_codes; do
