@@ -175,8 +175,9 @@ def _keep(
         directory.added_items.unlink(missing_ok=True)
         return []
     added, bonus, lines = replace(added, bonus=None), {}, []
-    own = {key: value for key, value in (config_dict or {}).items() if key not in SHOWN_BY}
-    for values in [config_dict] if own == (config_dict or {}) else [config_dict, own]:
+    asked = config_dict or {}
+    own = {key: asked[key] for key in asked if key not in ("ranking", *SHOWN_BY)}
+    for values in [asked] if own == asked else [asked, own]:
         config, model, _, *loaders = load_run(str(directory.path), values, added)
         exposure = find_exposure(config, model, loaders)
         if exposure:

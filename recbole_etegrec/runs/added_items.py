@@ -24,7 +24,7 @@ from recbole_etegrec.storage.run_directory import RunDirectory
 
 _TENSORS = ("embedding", "content", "codes", "mean", "scale")
 _WORDS = ("tokens", "titles", "base", "bonus")
-SHOWN_BY = ("ranking", "new_item_every", "new_item_likeness", "item_score_weight")
+SHOWN_BY = ("new_item_every", "new_item_likeness", "item_score_weight")  # and the ranking
 
 
 @dataclass
@@ -70,10 +70,10 @@ class AddedItems:
 
 
 def ranked_by(config: Config) -> str:
-    """What decides how often added items are shown, as arguments."""
-    given = {key: config[key] for key in SHOWN_BY if config[key] is not None}
-    given["ranking"] = ranking_of(config)
-    return " ".join(f"--{key}={value}" for key, value in given.items())
+    """What decides how often added items are shown, as arguments; alike where values are equal."""
+    values = {key: config[key] for key in SHOWN_BY if config[key] is not None}
+    numbers = " ".join(f"--{key}={value:g}" for key, value in values.items())
+    return f"--ranking={ranking_of(config)} {numbers}"
 
 
 def read_added_items(directory: RunDirectory) -> AddedItems | None:

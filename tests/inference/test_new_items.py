@@ -401,8 +401,10 @@ def test_a_ranking_that_new_items_were_not_added_for_is_refused(shop, tmp_path):
     add_items(str(shop), str(new), config_dict={"ranking": "beam"})
     for ranking in ("beam", "exact"):  # need no bonus
         assert load_run(str(shop), {"ranking": ranking})[1].n_items == 43
-    assert load_run(str(shop))[1].ranker.new_item_bonus != 0  # the run's own is known, too
-    for key, value in {"ranking": "head", "new_item_every": 5, "item_score_weight": 7.0}.items():
+    bonus = load_run(str(shop))[1].ranker.new_item_bonus  # the run's own is known, too
+    alike = load_run(str(shop), {"ranking": "fused", "new_item_likeness": 8})[1].ranker
+    assert alike.new_item_bonus == bonus != 0
+    for key, value in {"ranking": "head", "new_item_every": 5, "item_score_weight": 7}.items():
         with pytest.raises(
             UserError, match=rf"not known for .*--{key}={value}.*remove-items --all"
         ):
