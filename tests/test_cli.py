@@ -128,7 +128,7 @@ def test_main_names_the_fault_in_one_line_when_input_is_bad(tiny_data, tmp_path,
         ("compare", "--models=Pop", "--job=2"): "did you mean 'jobs'?",
         ("report",): "expected the directories of runs",
         ("doctor", "--data_pth=x"): "did you mean 'data_path'?",
-        ("prepare",): "must be one of amazon, csv, jsonl, etegrec",
+        ("prepare",): "must be one of amazon, csv, jsonl, sequences, etegrec",
         ("prepare", "amazn"): "did you mean 'amazon'?",
         ("prepare", "csv", "--inputs=x"): "did you mean 'input'?",
     }

@@ -7,6 +7,7 @@ from recbole_etegrec.errors import UserError, nearest
 from recbole_etegrec.prepare.amazon import prepare_amazon
 from recbole_etegrec.prepare.etegrec import prepare_etegrec
 from recbole_etegrec.prepare.kinds import KINDS
+from recbole_etegrec.prepare.sequences import prepare_sequences
 from recbole_etegrec.prepare.table import prepare_csv, prepare_jsonl
 from recbole_etegrec.storage.lock import held_output
 
@@ -14,6 +15,7 @@ READERS: dict[str, Callable[..., str]] = {
     "amazon": prepare_amazon,
     "csv": prepare_csv,
     "jsonl": prepare_jsonl,
+    "sequences": prepare_sequences,
     "etegrec": prepare_etegrec,
 }
 

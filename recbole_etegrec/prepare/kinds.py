@@ -63,6 +63,13 @@ KINDS: dict[str, Kind] = {
         frozenset({"input", "items"}),
         f"--input log.jsonl {_TABLE}",
     ),
+    "sequences": Kind(
+        "Sequences as S3-Rec has them: a line has a user and then its items in their order.",
+        {"input": "the file of sequences"},
+        {},
+        frozenset({"input"}),
+        "--input Beauty.txt",
+    ),
     "etegrec": Kind(
         "The split that ETEGRec was published with.",
         {

@@ -38,14 +38,13 @@ class BadLines:
         return f"{self.count} malformed lines left out (line {', '.join(self._first)}{more})"
 
 
-def read_records(path: Path, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and record of each line that holds one, with a progress bar.
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Number and text of each line of a file, with a progress bar.
 
-    A line is JSON or, as in Amazon's metadata of 2014, a dictionary in Python's spelling. The
-    file may be compressed by gzip, whatever its name.
+    The file may be compressed by gzip, whatever its name.
 
     Raises:
-        UserError: the file cannot be read, is cut short, or holds a JSON array.
+        UserError: the file cannot be read, or is cut short.
     """
     number, size = 0, path.stat().st_size
     bar = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None)
@@ -55,18 +54,30 @@ def read_records(path: Path, bad: BadLines) -> Iterator[tuple[int, dict[str, Any
             for number, line in enumerate(lines, start=1):
                 if number % 10_000 == 0:
                     bar.update(raw.tell() - bar.n)
-                if number == 1 and line.lstrip().startswith(b"["):
-                    raise UserError(f"{path}: holds a JSON array; write one record a line")
-                record = _parse(line)
-                if record is not None:
-                    yield number, record
-                elif line.strip():
-                    bad.add(number, "no record of JSON")
+                yield number, line
             bar.update(size - bar.n)
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(
             f"{path}: damaged or cut short after line {number} ({error}); fetch it again"
         ) from error
+
+
+def read_records(path: Path, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and record of each line that holds one.
+
+    A line is JSON or, as in Amazon's metadata of 2014, a dictionary in Python's spelling.
+
+    Raises:
+        UserError: see :func:`read_lines`; or the file holds a JSON array.
+    """
+    for number, line in read_lines(path):
+        if number == 1 and line.lstrip().startswith(b"["):
+            raise UserError(f"{path}: holds a JSON array; write one record a line")
+        record = _parse(line)
+        if record is not None:
+            yield number, record
+        elif line.strip():
+            bad.add(number, "no record of JSON")
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

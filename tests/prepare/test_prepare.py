@@ -116,7 +116,7 @@ def test_prepare_refuses_in_one_line_when_input_is_bad(tmp_path, capsys):
     out, columns = f"--out={tmp_path / 'S'}", ("--user=user", "--item=item", "--time=time")
     table, sound = (f"--input={tmp_path}/{name}.csv" for name in ("c", "ok"))
     cases = {
-        (): "prepare '': must be one of amazon, csv, jsonl, etegrec",
+        (): "prepare '': must be one of amazon, csv, jsonl, sequences, etegrec",
         ("amazn",): "did you mean 'amazon'?",
         ("amazon", out): "--reviews missing (may have [--meta] [--overwrite])",
         ("amazon", out, "--review=x"): "unknown argument --review; did you mean 'reviews'?",
@@ -124,6 +124,8 @@ def test_prepare_refuses_in_one_line_when_input_is_bad(tmp_path, capsys):
         ("amazon", out, f"--reviews={tmp_path}/empty"): "no review found, no malformed lines",
         ("amazon", out, f"--reviews={tmp_path}/array"): "write one record a line",
         ("amazon", out, f"--reviews={tmp_path}/cut.gz"): "damaged or cut short after line",
+        ("sequences", out, f"--input={tmp_path}/empty"): "no line with a user and its items",
+        ("sequences", out, f"--input={tmp_path}/cut.gz"): "damaged or cut short after line",
         ("csv", out, sound, "--user=usr", *columns[1:]): "no column 'usr' (found item, time, user)",
         ("csv", out, table, *columns): "Expected 3 fields in line 3, saw 4",
         ("csv", out, table, *columns, f"--items={tmp_path}/c.csv"): "give both, or neither",
@@ -177,6 +179,20 @@ def test_prepare_jsonl_writes_items_when_given_their_fields(tmp_path, capsys):
     assert written(tmp_path / "S" / "S.item") == [header, ["1", 'Best" soap', "a b c", "2"]]
     report = capsys.readouterr().out
     assert "2 malformed lines left out (line 2: the rating is no number, 4: no user" in report
+
+
+def test_prepare_sequences_keeps_the_order_of_the_line_as_the_time(tmp_path, capsys):
+    lines = ["u1 a b\ta", "", "u2  c", "u3", "nan a", 'u1 "d"', "ü é"]
+    (tmp_path / "in.txt").write_text("\r\n".join(lines), "utf-8")
+    assert command("sequences", f"--input={tmp_path}/in.txt", f"--out={tmp_path}/S") == 0
+    header, *rows = written(tmp_path / "S" / "S.inter")
+    assert header == ["user_id:token", "item_id:token", "timestamp:float"]
+    of_first = [row[1:] for row in rows if row[0] == "u1"]
+    assert of_first == [["a", "0"], ["b", "1"], ["a", "2"], ['d"', "3"]]
+    assert [row for row in rows if row[0] != "u1"] == [["u2", "c", "0"], ["ü", "é", "0"]]
+    report = capsys.readouterr().out
+    assert "2 malformed lines left out (line 4: no user and items, 5: no user and items)" in report
+    assert "3 users, 5 items, 6 interactions" in report
 
 
 def test_writer_keeps_first_and_order_when_times_are_equal(tmp_path):
