@@ -45,5 +45,5 @@ def encode_items(
     given = {} if recommender.item_head is None else {"items": history}
     if (prefix := codes.prefix(history, real)) is not None:
         given["prefix"] = prefix
-    found = recommender.encode_history(codes(history), real, **given, right_padded=True)
+    found = recommender.encode_history(codes(history), real, **given)
     return found._replace(items=history)

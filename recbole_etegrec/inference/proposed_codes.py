@@ -36,7 +36,7 @@ def read_titles_of(config: Config, model: ETEGRecLlama, titles: list[str]) -> En
     none = torch.zeros(len(titles), 0, dtype=torch.long, device=model.device)
     codes = model.codes(none)
     given = {} if model.recommender.item_head is None else {"items": none}
-    return model.recommender.encode_history(codes, none, **given, prefix=prefix)
+    return model.recommender.encode_history(codes, none > 0, **given, prefix=prefix)
 
 
 @torch.no_grad()

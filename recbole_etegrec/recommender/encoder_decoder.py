@@ -12,7 +12,7 @@ from transformers import EncoderDecoderCache, PreTrainedModel
 
 from recbole_etegrec.recommender.backbone import cached, new_cache
 from recbole_etegrec.recommender.code_embedding import CodeEmbedding
-from recbole_etegrec.recommender.recommender import Recommender, token_mask_of
+from recbole_etegrec.recommender.recommender import Recommender
 from recbole_etegrec.recommender.structures import EncodedHistory, RecommenderOutput
 
 
@@ -80,20 +80,14 @@ class EncoderDecoder(Recommender):
             "start and distances": self.decoder_tokens,
         }
 
-    def forward(
-        self,
-        codes: torch.Tensor,
-        target_index: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-    ) -> RecommenderOutput:
+    def forward(self, codes: torch.Tensor, target_index: torch.Tensor) -> RecommenderOutput:
         """Predict items of sequences, each from a row that is encoded for it alone.
 
         Args:
-            codes: of the items of sequences ``[B, T, L]``.
+            codes: of the items of sequences, padded on the right, where no target's row reaches
+                ``[B, T, L]``.
             target_index: flat index into ``[B, T - 1]`` of positions to predict from ``[n]``;
                 position ``t`` predicts item ``t + 1``.
-            attention_mask: which items are real ``[B, T]``. Without it, padding must be on the
-                right, where no target's row reaches.
         """
         width, length = codes.shape[1] - 1, codes.shape[2]
         # With no target, one is predicted and left out: T5 takes no empty batch.
@@ -101,9 +95,7 @@ class EncoderDecoder(Recommender):
         row, place = index // width, index % width
         position = torch.arange(width, device=codes.device)
         real = position <= place.unsqueeze(1)  # [n, T - 1]
-        if attention_mask is not None:
-            real = real & attention_mask[row, :-1].bool()
-        visible = token_mask_of(real, length)
+        visible = real.repeat_interleave(length, dim=1)
         encoded = self._encode(codes[row, :-1], visible)
         target = self.code_embedding.embed(codes[row, place + 1, :-1])
         tokens = torch.cat([self._start(len(row)), target], dim=1)  # [n, L, H]
@@ -118,16 +110,18 @@ class EncoderDecoder(Recommender):
             self.dec_adapter(hidden[:, 0])[wanted],
         )
 
-    def encode_history(
-        self, codes: torch.Tensor, attention_mask: torch.Tensor, *, right_padded: bool = False
-    ) -> EncodedHistory:
-        """Run histories ``[B, T, L]``, padded on either side, and the decoder's first token.
+    def encode_history(self, codes: torch.Tensor, real: torch.Tensor) -> EncodedHistory:
+        """Run histories and the decoder's first token.
 
         The keys and values of a history are computed once, for all tokens that follow. An encoder
-        sees what is on the right, too, and needs its mask wherever padding is.
+        sees what is on the right, too, so that padding there needs a mask.
+
+        Args:
+            codes: of their items, padded on the right ``[B, T, L]``.
+            real: which of these are no padding, as booleans ``[B, T]``.
         """
         cache = EncoderDecoderCache(new_cache(), new_cache())
-        visible = token_mask_of(attention_mask, codes.shape[-1])
+        visible = real.repeat_interleave(codes.shape[-1], dim=1)
         encoded = self._encode(codes, visible)
         itself = torch.ones(1, 1, 1, dtype=torch.bool, device=codes.device)
         state = self._decode(self._start(len(codes)), itself, encoded, visible, cache)

@@ -51,25 +51,16 @@ class ItemDecoder(nn.Module):
         for linear in (self.enter, self.query):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
 
-    def forward(self, vectors: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
         """States after each item ``[B, T, h]``.
 
         Args:
-            vectors: of the items of histories ``[B, T, d]``.
-            real: which items are no padding ``[B, T]``. Without it, padding must be on the right,
-                where causality hides it.
+            vectors: of the items of histories, padded on the right, where causality hides it
+                ``[B, T, d]``.
         """
         inputs = self.dropout(self.enter(vectors))
-        if real is None:
-            with causal_attention(self.backbone):
-                output = self.backbone(inputs_embeds=inputs, use_cache=False)
-        else:
-            output = self.backbone(
-                inputs_embeds=inputs,
-                attention_mask=real.long(),
-                position_ids=(real.long().cumsum(1) - 1).clamp_min(0),
-                use_cache=False,
-            )
+        with causal_attention(self.backbone):
+            output = self.backbone(inputs_embeds=inputs, use_cache=False)
         return output.last_hidden_state
 
     def ask(self, states: torch.Tensor) -> torch.Tensor:

@@ -208,36 +208,30 @@ class ItemHead(nn.Module):
         """What vectors ``[..., R * d]`` add to the last codes of their items ``[..., H]``."""
         return self.enter(vectors[..., : self.width]).float()
 
-    def read(
-        self, vectors: torch.Tensor, real: torch.Tensor | None, target_index: torch.Tensor
-    ) -> torch.Tensor | None:
+    def read(self, vectors: torch.Tensor, target_index: torch.Tensor) -> torch.Tensor | None:
         """States of the item decoder that predict targets ``[n, h]``; None where there is none.
 
         Args:
-            vectors: of the items of sequences ``[B, T, R * d]``.
-            real: which but the last are no padding ``[B, T - 1]``, see :class:`ItemDecoder`.
+            vectors: of the items of sequences, padded on the right ``[B, T, R * d]``.
             target_index: flat index into ``[B, T - 1]`` of positions to predict from ``[n]``.
         """
         if self.decoder is None:
             return None
-        states = self.decoder(vectors[:, :-1, self.width :], real)
+        states = self.decoder(vectors[:, :-1, self.width :])
         return states.flatten(0, 1).index_select(0, target_index)
 
-    def read_to_end(
-        self, vectors: torch.Tensor, real: torch.Tensor, *, right_padded: bool = False
-    ) -> torch.Tensor | None:
+    def read_to_end(self, vectors: torch.Tensor, real: torch.Tensor) -> torch.Tensor | None:
         """States of the item decoder after histories ``[B, h]``, 0 after those without an item.
 
         Args:
-            vectors: of their items ``[B, T, R * d]``.
+            vectors: of their items, padded on the right ``[B, T, R * d]``.
             real: which of them are no padding ``[B, T]``.
-            right_padded: whether all padding is on the right, so that no mask is needed.
         """
         if self.decoder is None:
             return None
         if not real.shape[1]:
             return vectors.new_zeros(len(vectors), self.decoder.query.in_features)
-        states = self.decoder(vectors[..., self.width :], None if right_padded else real)
+        states = self.decoder(vectors[..., self.width :])
         last = (real * torch.arange(real.shape[1], device=real.device)).argmax(dim=1)
         return states[torch.arange(len(states), device=last.device), last]
 

@@ -4,6 +4,7 @@ It knows codes, and items by their vectors alone where it has a head for them; n
 stages. Layout of a sequence of items, four
 codes each: ``[c0 c1 c2 c3 | c0 c1 c2 c3 | ...]``. Code ``j`` of an item is predicted from the
 state of the token before it, so the state of an item's last code predicts the next item's first.
+All padding is on the right, where causality hides it: reading a sequence takes no mask for it.
 """
 
 import torch
@@ -87,7 +88,6 @@ class Recommender(nn.Module):
         self,
         codes: torch.Tensor,
         target_index: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
         items: torch.Tensor | None = None,
         candidates: Candidates | None = None,
         taught: torch.Tensor | None = None,
@@ -98,28 +98,25 @@ class Recommender(nn.Module):
         """Predict many items of each sequence in one pass.
 
         Args:
-            codes: of the items of sequences ``[B, T, L]``.
+            codes: of the items of sequences, padded on the right ``[B, T, L]``.
             target_index: flat index into ``[B, T - 1]`` of positions to predict from ``[n]``;
                 position ``t`` predicts item ``t + 1``.
-            attention_mask: which items are real ``[B, T]``. Without it, padding must be on the
-                right, where causality hides it.
             items: ids of the items ``[B, T]``, for the item head.
             candidates: the items that the item head is to tell targets from; None: it is not asked.
             taught: items that a teacher scores for each target ``[n, K]``; None: there is none.
             prefix: what stands before the codes, as mixed tokens ``[B, P]``; None: nothing does.
             rows: of texts and codes, which are read apart; None: there are none.
-            branches: items that are asked for besides, in the same pass; no mask can be given then.
+            branches: items that are asked for besides, in the same pass.
         """
         own, vectors, known = self._read_vectors(items, target_index, candidates, taught)
-        token_mask = token_mask_of(attention_mask, codes.shape[-1])
-        hidden, log_probs = self._read_codes(codes, own, token_mask, prefix, branches)
+        hidden, log_probs = self._read_codes(codes, own, prefix, branches)
         # States of the tokens just before each target code: a shift by L - 1 tokens.
         length = codes.shape[-1]
         before = hidden[:, length - 1 :].unflatten(1, (-1, length)).flatten(0, 1)
         before = before.index_select(0, target_index).float()  # [n, L, H]
         state = before[:, 0]
         if self.alignment_pooling == "mean":
-            state = _mean_states(hidden, length, token_mask).index_select(0, target_index)
+            state = _mean_states(hidden, length).index_select(0, target_index)
         output = RecommenderOutput(
             self.code_embedding.logits(before),
             self.enc_adapter(state),
@@ -137,7 +134,7 @@ class Recommender(nn.Module):
             output = output._replace(text_nll=self.text.nothing())
         if vectors is None:
             return output
-        query = self._ask(before[:, 0], own, attention_mask, target_index)
+        query = self.item_head.ask(before[:, 0], self.item_head.read(own, target_index))
         bonus, seen = self.item_head.repeat_bonus, None
         if candidates is not None and bonus is not None:
             seen = seen_before(items, target_index)
@@ -149,7 +146,6 @@ class Recommender(nn.Module):
         self,
         codes: torch.Tensor,
         own: torch.Tensor | None,
-        token_mask: torch.Tensor | None,
         prefix: torch.Tensor | None,
         branches: Branches | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -162,12 +158,11 @@ class Recommender(nn.Module):
             ``[B, T * L - 1, H]``, and log-probabilities ``[B, K, L]``; None: there are no branches.
         """
         embeddings = self._embed(codes, own).flatten(1, 2)[:, :-1]  # nothing follows
-        mask = token_mask if token_mask is None else token_mask[:, :-1]
         first = 0 if prefix is None else prefix.shape[1]
         if prefix is not None:
-            embeddings, mask = self._behind(prefix, embeddings, mask)
+            embeddings = torch.cat([self._embed_mixed(prefix), embeddings], dim=1)
         if branches is None:
-            return self._run(embeddings, mask)[:, first:], None
+            return self._run(embeddings)[:, first:], None
         hidden, log_probs = self._run_with(branches, embeddings, first)
         return hidden[:, first:], log_probs
 
@@ -195,22 +190,6 @@ class Recommender(nn.Module):
             targets = own[:, 1:].flatten(0, 1).index_select(0, target_index)
             vectors = torch.cat([targets, vectors])
         return own, vectors, (known[0] if known else None)
-
-    def _ask(
-        self,
-        states: torch.Tensor,
-        own: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        target_index: torch.Tensor,
-    ) -> torch.Tensor:
-        """Queries of the item head ``[R, n, d]``, for the targets of :meth:`forward`.
-
-        Args:
-            states: that predict the targets' first codes ``[n, H]``.
-            own: vectors of the items of the sequences ``[B, T, R * d]``, where they are read.
-        """
-        real = None if attention_mask is None else attention_mask[:, :-1]
-        return self.item_head.ask(states, self.item_head.read(own, real, target_index))
 
     @torch.no_grad()
     def match_scale(
@@ -241,36 +220,35 @@ class Recommender(nn.Module):
     def encode_history(
         self,
         codes: torch.Tensor,
-        attention_mask: torch.Tensor,
+        real: torch.Tensor,
         items: torch.Tensor | None = None,
         prefix: torch.Tensor | None = None,
-        *,
-        right_padded: bool = False,
     ) -> EncodedHistory:
-        """Run histories ``[B, T, L]``, padded on either side, and keep their cache.
+        """Run histories and keep their cache.
 
         Args:
+            codes: of their items, padded on the right ``[B, T, L]``.
+            real: which of these are no padding, as booleans ``[B, T]``.
             items: ids of the items ``[B, T]``, for the item head.
-            prefix: what stands before the codes, as mixed tokens ``[B, P]``; -1 is padding.
-            right_padded: whether all padding is on the right, where causality hides it: then no
-                mask is made, and the device is not asked whether there must be one.
+            prefix: what stands before the codes, as mixed tokens ``[B, P]``. -1 is padding, which
+                is on the right, too: only a row without items may have it.
         """
         cache = new_cache()
-        visible = token_mask_of(attention_mask, codes.shape[-1])
+        visible = real.repeat_interleave(codes.shape[-1], dim=1)
         own = self._vectors(items)
         embeddings = self._embed(codes, own).flatten(1, 2)
         if prefix is not None:
-            embeddings, visible = self._behind(prefix, embeddings, visible)
-        hidden = self._run(embeddings, None if right_padded else visible, cache)
+            embeddings = torch.cat([self._embed_mixed(prefix.clamp_min(0)), embeddings], dim=1)
+            visible = torch.cat([prefix >= 0, visible], dim=1)
+        hidden = self._run(embeddings, cache)
         position = torch.arange(visible.shape[1], device=codes.device)
         last = (visible * position).argmax(dim=1)
         state = hidden[torch.arange(len(codes), device=codes.device), last].float()
         history = EncodedHistory(cache, visible, state, visible.sum(dim=1), items=items)
         if self.item_head is None:
             return history
-        read = self.item_head.read_to_end(own, attention_mask, right_padded=right_padded)
-        queries = self.item_head.ask(state, read)
-        taste = self.item_head.taste(items, attention_mask)
+        queries = self.item_head.ask(state, self.item_head.read_to_end(own, real))
+        taste = self.item_head.taste(items, real)
         return history._replace(query=joined(queries), taste=taste)
 
     def extend(
@@ -311,15 +289,6 @@ class Recommender(nn.Module):
                 **cached(self.backbone, history.cache),
             )
         return output.last_hidden_state.float()
-
-    def _behind(
-        self, prefix: torch.Tensor, embeddings: torch.Tensor, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Put mixed tokens ``[B, P]`` before others ``[B, S, H]``, of which a mask may tell."""
-        before = self._embed_mixed(prefix.clamp_min(0))
-        if mask is not None:
-            mask = torch.cat([prefix >= 0, mask], dim=1)
-        return torch.cat([before, embeddings], dim=1), mask
 
     def _embed_mixed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Mixed tokens ``[B, S]`` → ``[B, S, H]``."""
@@ -394,7 +363,7 @@ class Recommender(nn.Module):
         begins = first + branches.after.unsqueeze(1) * branches.codes.shape[-1]  # tokens [B, 1]
         causal = (place.unsqueeze(1) >= place).expand(rows, -1, -1)
         if not tree.levels:
-            hidden, further = self._run(embeddings, None), None
+            hidden, further = self._run(embeddings), None
         else:
             tokens = tree.embed(self.code_embedding)
             count = tokens.shape[1]
@@ -426,54 +395,27 @@ class Recommender(nn.Module):
             )
         return self.dropout(output.last_hidden_state)
 
-    def _run(
-        self,
-        embeddings: torch.Tensor,
-        token_mask: torch.Tensor | None,
-        cache: DynamicCache | None = None,
-    ) -> torch.Tensor:
-        """States of tokens ``[B, S, H]``; a mask ``[B, S]`` also sets the positions."""
+    def _run(self, embeddings: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
+        """States of tokens ``[B, S, H]``, of which each sees those before it."""
         inputs = self.dropout(embeddings).to(self.residual_dtype)
-        if token_mask is None:
-            with causal_attention(self.backbone):
-                output = self.backbone(inputs_embeds=inputs, **cached(self.backbone, cache))
-        else:
-            output = self.backbone(
-                inputs_embeds=inputs,
-                attention_mask=token_mask.long(),
-                position_ids=(token_mask.cumsum(1) - 1).clamp_min(0),
-                **cached(self.backbone, cache),
-            )
+        with causal_attention(self.backbone):
+            output = self.backbone(inputs_embeds=inputs, **cached(self.backbone, cache))
         return self.dropout(output.last_hidden_state)
 
     def _run_packed(self, embeddings: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
         """States ``[B, S, H]`` of rows that each see themselves alone, see :class:`MixedRows`."""
         if positions is None:
-            return self._run(embeddings, None)
+            return self._run(embeddings)
         row = (positions == 0).cumsum(dim=1)
         sees = (row.unsqueeze(2) == row.unsqueeze(1)).tril()
         return self._run_masked(embeddings, sees, positions)
 
 
-def token_mask_of(attention_mask: torch.Tensor | None, code_length: int) -> torch.Tensor | None:
-    """Which tokens are real ``[B, T * L]``, from which items are ``[B, T]``."""
-    if attention_mask is None:
-        return None
-    return attention_mask.bool().repeat_interleave(code_length, dim=1)
-
-
-def _mean_states(
-    hidden: torch.Tensor, code_length: int, token_mask: torch.Tensor | None
-) -> torch.Tensor:
+def _mean_states(hidden: torch.Tensor, code_length: int) -> torch.Tensor:
     """Mean state of the history up to each item but the last: ``[B * (T - 1), H]``."""
-    tokens = hidden.shape[1] // code_length * code_length
-    hidden = hidden[:, :tokens].float()
-    real = torch.ones_like(hidden[..., 0])
-    if token_mask is not None:
-        real = token_mask[:, :tokens].to(hidden)
-    total = (hidden * real.unsqueeze(-1)).cumsum(dim=1)
-    mean = total / real.cumsum(dim=1).clamp_min(1).unsqueeze(-1)
-    return mean[:, code_length - 1 :: code_length].flatten(0, 1)
+    total = hidden.float().cumsum(dim=1)[:, code_length - 1 :: code_length]
+    items = torch.arange(1, total.shape[1] + 1, device=hidden.device)
+    return (total / (items * code_length).unsqueeze(-1)).flatten(0, 1)
 
 
 def _rms(tensor: torch.Tensor) -> torch.Tensor:

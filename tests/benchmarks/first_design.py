@@ -5,6 +5,8 @@ the generation of transformers with a Python function that names the codes allow
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,7 +17,6 @@ from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.decoding import Ranking
 from recbole_etegrec.recommender import Recommender
 from recbole_etegrec.recommender.backbone import cached
-from recbole_etegrec.recommender.recommender import token_mask_of
 from recbole_etegrec.tokenizer import ItemCodes, Trie
 
 
@@ -49,6 +50,21 @@ def prefix_loader(
     return loader
 
 
+@contextmanager
+def padding_masked(recommender: Recommender, items: torch.Tensor) -> Iterator[None]:
+    """Let a recommender read sequences with a mask of their padding, as LLaMA is usually given one.
+
+    Args:
+        items: of the sequences ``[B, T]``, padded with 0.
+    """
+    mask = _token_mask(items, len(recommender.code_embedding.tables()))
+    recommender._run = lambda tokens: _run_masked(recommender, tokens, mask[:, : tokens.shape[1]])
+    try:
+        yield
+    finally:
+        del recommender._run
+
+
 @torch.no_grad()
 def generate_uncached(
     recommender: Recommender, codes: ItemCodes, items: torch.Tensor, num_beams: int
@@ -63,7 +79,7 @@ def generate_uncached(
     """
     trie, rows = codes.trie, len(items)
     prefix = codes(items).flatten(1)  # [B, T * L]
-    mask = token_mask_of(items > 0, trie.depth)
+    mask = _token_mask(items, trie.depth)
     user = torch.arange(rows, device=items.device).unsqueeze(1)
     nodes = prefix.new_zeros(rows, 1)
     scores = torch.zeros(rows, 1, device=items.device)
@@ -90,9 +106,27 @@ def _last_log_probs(
     embedding = recommender.code_embedding
     levels = torch.arange(tokens.shape[1], device=tokens.device) % len(embedding.tables())
     rows = embedding.tables().flatten(0, 1)[tokens + levels * embedding.code_num]
-    hidden = recommender._run(embedding.scid_projector(rows).float(), mask)
+    hidden = _run_masked(recommender, embedding.scid_projector(rows).float(), mask)
     logits = embedding.logits(hidden[:, -1:].float(), slice(level, level + 1))
     return logits[:, 0].log_softmax(dim=-1)
+
+
+def _run_masked(
+    recommender: Recommender, embeddings: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """States of tokens ``[n, S, H]``; a mask ``[n, S]`` says which are real, and sets positions."""
+    output = recommender.backbone(
+        inputs_embeds=recommender.dropout(embeddings).to(recommender.residual_dtype),
+        attention_mask=mask.long(),
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+        **cached(recommender.backbone, None),
+    )
+    return recommender.dropout(output.last_hidden_state)
+
+
+def _token_mask(items: torch.Tensor, code_length: int) -> torch.Tensor:
+    """Which tokens are real ``[B, T * L]``, of items ``[B, T]`` padded with 0."""
+    return (items > 0).repeat_interleave(code_length, dim=1)
 
 
 class CodeLM(LlamaForCausalLM):
@@ -167,7 +201,7 @@ def generate_transformers(
     offsets = torch.arange(allowed.depth) * model.code_num
     output = model.generate(
         (codes(items) + offsets).flatten(1),
-        attention_mask=token_mask_of(items > 0, allowed.depth).long(),
+        attention_mask=_token_mask(items, allowed.depth).long(),
         prefix_allowed_tokens_fn=allowed,
         num_beams=num_beams,
         num_return_sequences=num_beams,

@@ -1,5 +1,7 @@
 """What the speed benchmark compares gives the same results on both sides."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,6 +14,7 @@ from tests.benchmarks.first_design import (
     generate_transformers,
     generate_uncached,
     left_padded,
+    padding_masked,
     prefix_loader,
 )
 from tests.benchmarks.flops import beam_flops
@@ -70,12 +73,9 @@ def test_prefix_rows_have_the_loss_of_whole_sequences_when_padding_is_masked(tin
     for loader, masked in ((loaders.train, False), (prefixes, True)):
         total, targets = 0.0, 0
         for batch in whole_steps(loader):
-
-            def recommender(codes, index, mask=batch.items > 0 if masked else None):
-                return model.recommender(codes, index, mask)
-
-            with torch.no_grad():
-                loss = model.losses(["recommendation"], batch, recommender)["recommendation"]
+            way = padding_masked(model.recommender, batch.items) if masked else nullcontext()
+            with torch.no_grad(), way:
+                loss = model.losses(["recommendation"], batch)["recommendation"]
             total += float(loss) * batch.divisor
             targets += batch.step_targets
         sums.append((targets, total / targets))

@@ -25,13 +25,10 @@ def setting(
     return small_recommender(backbone, code_length=code_length, code_num=12), codes, items
 
 
-def encode(
-    recommender: Recommender, codes: ItemCodes, items: list[torch.Tensor], padding: str
-) -> EncodedHistory:
+def encode(recommender: Recommender, codes: ItemCodes, items: list[torch.Tensor]) -> EncodedHistory:
     padded = torch.zeros(len(items), max(LENGTHS) + 1, dtype=torch.long)
     for row, history in enumerate(items):
-        begin = padded.shape[1] - len(history) if padding == "left" else 0
-        padded[row, begin : begin + len(history)] = history
+        padded[row, : len(history)] = history
     with torch.no_grad():
         return recommender.encode_history(codes(padded), padded > 0)
 
@@ -82,12 +79,9 @@ def brute_force(recommender: Recommender, codes: ItemCodes, history: torch.Tenso
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("width", [1, 2, 5, 12])
-@pytest.mark.parametrize("padding", ["left", "right"])
-def test_beam_search_equals_an_uncached_search_when_narrow(backbone, width, padding):
+def test_beam_search_equals_an_uncached_search_when_narrow(backbone, width):
     recommender, codes, items = setting(backbone)
-    ranking = beam_search(
-        recommender, codes.trie, encode(recommender, codes, items, padding), width
-    )
+    ranking = beam_search(recommender, codes.trie, encode(recommender, codes, items), width)
     for row, history in enumerate(items):
         expected, scores = zip(*slow_beams(recommender, codes, history, width), strict=True)
         assert ranking.items[row].tolist() == list(expected)
@@ -96,12 +90,9 @@ def test_beam_search_equals_an_uncached_search_when_narrow(backbone, width, padd
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("code_length", [2, 3, 4])
-@pytest.mark.parametrize("padding", ["left", "right"])
-def test_exact_ranking_equals_teacher_forcing_when_every_item_is_tried(
-    backbone, code_length, padding
-):
+def test_exact_ranking_equals_teacher_forcing_when_every_item_is_tried(backbone, code_length):
     recommender, codes, items = setting(backbone, code_length)
-    found = ExactScores(recommender, codes.trie)(encode(recommender, codes, items, padding))
+    found = ExactScores(recommender, codes.trie)(encode(recommender, codes, items))
     assert found.shape == (3, N_ITEMS + 1)
     assert torch.isneginf(found[:, 0]).all()
     for row, history in enumerate(items):
@@ -114,10 +105,8 @@ def test_exact_ranking_equals_teacher_forcing_when_every_item_is_tried(
 @pytest.mark.parametrize("width", [N_ITEMS, N_ITEMS + 25])
 def test_beam_search_is_the_exact_ranking_when_it_holds_the_catalogue(backbone, code_length, width):
     recommender, codes, items = setting(backbone, code_length)
-    ranking = beam_search(
-        recommender, codes.trie, encode(recommender, codes, items, "right"), width
-    )
-    exact = ExactScores(recommender, codes.trie)(encode(recommender, codes, items, "right"))
+    ranking = beam_search(recommender, codes.trie, encode(recommender, codes, items), width)
+    exact = ExactScores(recommender, codes.trie)(encode(recommender, codes, items))
     scores, order = exact[:, 1:].sort(dim=-1, descending=True)
     assert torch.equal(ranking.items, order + 1)
     torch.testing.assert_close(ranking.scores, scores, **CLOSE)
@@ -130,11 +119,9 @@ def test_beam_search_gives_items_each_once_and_in_order_when_not_exact(
     backbone, width, code_length
 ):
     recommender, codes, items = setting(backbone, code_length)
-    ranking = beam_search(
-        recommender, codes.trie, encode(recommender, codes, items, "right"), width
-    )
+    ranking = beam_search(recommender, codes.trie, encode(recommender, codes, items), width)
     assert ranking.items.shape == ranking.scores.shape == (3, width)
-    exact = ExactScores(recommender, codes.trie)(encode(recommender, codes, items, "right"))
+    exact = ExactScores(recommender, codes.trie)(encode(recommender, codes, items))
     torch.testing.assert_close(ranking.scores, exact.gather(1, ranking.items), **CLOSE)
     assert (ranking.scores.diff(dim=1) <= 0).all()
     for row in ranking.items.tolist():
@@ -146,7 +133,7 @@ def test_beam_search_gives_items_each_once_and_in_order_when_not_exact(
 @pytest.mark.parametrize("chunk_items", [1, 3, 7, 39, 40])
 def test_exact_ranking_is_the_same_when_cut_into_chunks(backbone, chunk_items):
     recommender, codes, items = setting(backbone)
-    history = encode(recommender, codes, items, "right")
+    history = encode(recommender, codes, items)
     whole = ExactScores(recommender, codes.trie)(history)
     chunked = ExactScores(recommender, codes.trie, chunk_items)(history)
     torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=0)
@@ -162,7 +149,7 @@ def test_score_items_equals_exact_ranking_when_candidates_are_many(
     recommender, codes, items = setting(backbone, code_length)
     generator = torch.Generator().manual_seed(2)
     candidates = torch.randint(1, N_ITEMS + 1, (3, 9), generator=generator)
-    history = encode(recommender, codes, items, "left")
+    history = encode(recommender, codes, items)
     found = score_items(recommender, history, codes(candidates))
     exact = ExactScores(recommender, codes.trie)(history)
     torch.testing.assert_close(found, exact.gather(1, candidates), **CLOSE)
@@ -177,7 +164,7 @@ def cache_of(history: EncodedHistory) -> list[torch.Tensor]:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_cache_stays_as_it_was_when_items_are_scored(backbone):
     recommender, codes, items = setting(backbone)
-    history = encode(recommender, codes, items, "right")
+    history = encode(recommender, codes, items)
     before = cache_of(history)
     candidates = codes(torch.arange(1, 8).expand(3, -1))
     results = []
@@ -193,7 +180,7 @@ def test_cache_stays_as_it_was_when_items_are_scored(backbone):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_extend_keeps_branches_apart_when_they_share_a_history(backbone):
     recommender, codes, items = setting(backbone)
-    history = encode(recommender, codes, items, "right")
+    history = encode(recommender, codes, items)
     paths = codes(torch.tensor([[4, 9], [9, 4], [17, 9]]))
     together = score_items(recommender, history, paths)
     alone = [score_items(recommender, history, paths[:, n : n + 1]) for n in range(2)]
@@ -203,10 +190,10 @@ def test_extend_keeps_branches_apart_when_they_share_a_history(backbone):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_ranking_is_the_same_when_a_user_is_alone_or_in_a_batch(backbone):
     recommender, codes, items = setting(backbone)
-    together = encode(recommender, codes, items, "right")
+    together = encode(recommender, codes, items)
     ranking = beam_search(recommender, codes.trie, together, 10)
     for row, history in enumerate(items):
-        alone = encode(recommender, codes, [history], "right")
+        alone = encode(recommender, codes, [history])
         single = beam_search(recommender, codes.trie, alone, 10)
         assert torch.equal(single.items[0], ranking.items[row])
         torch.testing.assert_close(single.scores[0], ranking.scores[row], **CLOSE)
@@ -222,12 +209,12 @@ def test_beam_reaches_no_excluded_item_when_some_are(backbone, num_beams):
     gone[0, [4, 9, 30]] = False
     excluded = gone.nonzero(as_tuple=True)
     excluded = tuple(index[excluded[1] > 0] for index in excluded)
-    history = encode(recommender, codes, items, "right")
+    history = encode(recommender, codes, items)
     ranking = beam_search(recommender, codes.trie, history, num_beams, excluded)
     assert sorted(ranking.items[0, :3].tolist()) == [4, 9, 30]
     assert ranking.items[0, 3:].eq(0).all() and ranking.scores[0, 3:].isneginf().all()
     assert ranking.scores[1:, :5].isfinite().all()
-    exact = ExactScores(recommender, codes.trie)(encode(recommender, codes, items, "right"))
+    exact = ExactScores(recommender, codes.trie)(encode(recommender, codes, items))
     exact[excluded] = -torch.inf
     torch.testing.assert_close(exact.gather(1, ranking.items), ranking.scores, **CLOSE)
     if num_beams == N_ITEMS:

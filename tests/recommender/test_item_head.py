@@ -124,12 +124,12 @@ def test_whole_sequence_and_encoded_history_ask_alike(layers):
     candidates = Candidates(torch.arange(1, ITEMS), 1.0)
     with torch.no_grad():
         output = recommender(codes, torch.tensor([4, 9]), items=items, candidates=candidates)
-        mask = torch.ones(2, 5, dtype=torch.bool)
-        history = recommender.encode_history(codes[:, :-1], mask, items[:, :-1])
+        real = torch.ones(2, 5, dtype=torch.bool)
+        history = recommender.encode_history(codes[:, :-1], real, items[:, :-1])
         torch.testing.assert_close(joined(output.item_query), history.query, **CLOSE)
-        short = mask & torch.tensor([[True] * 5, [False, True, True, True, False]])
+        short = torch.arange(5) < torch.tensor([[5], [3]])
         padded = recommender.encode_history(codes[:, :-1], short, items[:, :-1] * short)
-        alone = recommender.encode_history(codes[1:, 1:4], short[1:, 1:4], items[1:, 1:4])
+        alone = recommender.encode_history(codes[1:, :3], short[1:, :3], items[1:, :3])
     torch.testing.assert_close(padded.query[0], history.query[0], **CLOSE)
     torch.testing.assert_close(padded.query[1:], alone.query, **CLOSE)
     head = recommender.item_head
@@ -181,8 +181,8 @@ def test_targets_are_as_likely_in_training_as_they_are_ranked_when_items_repeat(
             seen=output.item_seen,
             repeat_bonus=output.repeat_bonus,
         )
-        mask = torch.ones(2, 4, dtype=torch.bool)
-        history = recommender.encode_history(codes[:, :4], mask, items[:, :4])
+        real = torch.ones(2, 4, dtype=torch.bool)
+        history = recommender.encode_history(codes[:, :4], real, items[:, :4])
         ranked = head.log_probs(history.query, history.items)
         plain = head.log_probs(history.query)
     torch.testing.assert_close(loss, -ranked[torch.arange(2), targets].sum(), **CLOSE)

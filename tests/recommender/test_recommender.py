@@ -48,32 +48,26 @@ def test_recommender_leaks_nothing_when_later_items_change(backbone):
             assert torch.equal(before, after)
 
 
-def padded_batch(padding: str) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Codes and mask of sequences of LENGTHS items, and the sequences on their own."""
-    width = max(LENGTHS)
-    full = random_codes(len(LENGTHS), width)
-    codes, mask = torch.zeros_like(full), torch.zeros(full.shape[:2], dtype=torch.bool)
-    for row, length in enumerate(LENGTHS):
-        place = slice(width - length, width) if padding == "left" else slice(0, length)
-        codes[row, place], mask[row, place] = full[row, :length], True
-    return codes, mask, [full[row, :length] for row, length in enumerate(LENGTHS)]
+def padded_batch() -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Codes of sequences of LENGTHS items, what is no padding, and the sequences on their own."""
+    full = random_codes(len(LENGTHS), max(LENGTHS))
+    real = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS).unsqueeze(1)
+    sequences = [full[row, :length] for row, length in enumerate(LENGTHS)]
+    return full * real.unsqueeze(2), real, sequences
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-@pytest.mark.parametrize("padding", ["left", "right", "right without mask"])
-def test_recommender_equals_prefix_by_prefix_when_sequences_are_whole(backbone, pooling, padding):
+def test_recommender_equals_prefix_by_prefix_when_sequences_are_whole(backbone, pooling):
     recommender = small_recommender(backbone, pooling=pooling)
-    codes, mask, sequences = padded_batch(padding.split()[0])
+    codes, _, sequences = padded_batch()
     width = codes.shape[1]
-    places = []  # (row, item before the target), in the padded batch and in the sequence
-    for row, length in enumerate(LENGTHS):
-        begin = width - length if padding == "left" else 0
-        places += [(row, begin + t, t) for t in range(length - 1)]
-    index = torch.tensor([row * (width - 1) + t for row, t, _ in places])
+    # Row, and item before the target.
+    places = [(row, t) for row, length in enumerate(LENGTHS) for t in range(length - 1)]
+    index = torch.tensor([row * (width - 1) + t for row, t in places])
     with torch.no_grad():
-        whole = recommender(codes, index, None if "without" in padding else mask)
-        for n, (row, _, t) in enumerate(places):
+        whole = recommender(codes, index)
+        for n, (row, t) in enumerate(places):
             prefix = sequences[row][None, : t + 2]
             alone = recommender(prefix, torch.tensor([t]))
             for one, many in zip(alone[:3], whole[:3], strict=True):
@@ -124,12 +118,11 @@ def test_encoder_decoder_equals_stock_t5_when_distances_are_its_relative_positio
         torch.testing.assert_close(found.preference_latent, preference, **close)
 
 
-@pytest.mark.parametrize("padding", ["left", "right"])
-def test_encode_history_gives_the_last_state_when_padded(padding):
+def test_encode_history_gives_the_last_state_when_padded():
     recommender = small_recommender()
-    codes, mask, sequences = padded_batch(padding)
+    codes, real, sequences = padded_batch()
     with torch.no_grad():
-        history = recommender.encode_history(codes, mask)
+        history = recommender.encode_history(codes, real)
         for row, sequence in enumerate(sequences):
             tokens = recommender.code_embedding.embed(sequence[None]).flatten(1, 2)
             state = recommender.backbone(inputs_embeds=tokens).last_hidden_state[0, -1]
@@ -139,8 +132,8 @@ def test_encode_history_gives_the_last_state_when_padded(padding):
 
 def backward(recommender, *, adapters: bool) -> None:
     """One backward pass of L_REC, and of the latents where `adapters`."""
-    codes, mask, _ = padded_batch("right")
-    index = torch.nonzero(mask[:, 1:].flatten()).squeeze(1)
+    codes, real, _ = padded_batch()
+    index = torch.nonzero(real[:, 1:].flatten()).squeeze(1)
     output = recommender(codes, index)
     loss = recommendation_loss(output.logits, codes[:, 1:].flatten(0, 1)[index]).mean()
     if adapters:

@@ -115,7 +115,7 @@ def evaluation_batches(dataset, size: int) -> list[torch.Tensor]:
 def beams_of(
     recommender: Recommender, codes: ItemCodes, items: torch.Tensor, num_beams: int
 ) -> Ranking:
-    """The package's own beam search, of histories padded on either side."""
+    """The package's own beam search, of histories padded on the right."""
     with torch.no_grad():
         history = recommender.encode_history(codes(items), items > 0)
         return beam_search(recommender, codes.trie, history, num_beams)

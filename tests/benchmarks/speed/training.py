@@ -3,7 +3,6 @@
 import copy
 import tempfile
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from recbole_etegrec.runs.baseline import _make_model, _prepare, _trainer
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.schedule import Stage
-from tests.benchmarks.first_design import prefix_loader
+from tests.benchmarks.first_design import padding_masked, prefix_loader
 from tests.benchmarks.flops import useful_flops
 from tests.benchmarks.speed.measure import Stopwatch, Work, against, limits
 
@@ -113,8 +112,8 @@ def as_first_design(engine: Engine) -> Engine:
     first = copy.copy(engine)
 
     def losses(batch: SequenceBatch, stage: Stage) -> dict[str, torch.Tensor]:
-        recommender = partial(engine.recommender, attention_mask=batch.items > 0)
-        return engine.model.losses(stage.weights, batch, recommender)
+        with padding_masked(engine.model.recommender, batch.items):
+            return engine.model.losses(stage.weights, batch, engine.recommender)
 
     first.losses = losses
     return first
