@@ -109,7 +109,9 @@ def check_base_model(config: Config) -> None:
         UserError: the model cannot be had, or is too short for the histories.
     """
     if config["base_model"]:
-        check_length(config["base_model"], find_base_config(config["base_model"]), _tokens(config))
+        base = config["base_model"]
+        what = "MAX_ITEM_LIST_LENGTH: its histories"
+        check_length(what, base, find_base_config(base), _tokens(config))
 
 
 def _tokens(config: Config) -> int:

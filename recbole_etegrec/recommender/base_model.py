@@ -71,8 +71,11 @@ def without_vocabulary(config: PreTrainedConfig) -> dict[str, Any]:
     return {**values, "vocab_size": 1, **dict.fromkeys(_SPECIAL_TOKENS)}
 
 
-def check_length(base_model: str, config: PreTrainedConfig, tokens: int) -> None:
+def check_length(what: str, base_model: str, config: PreTrainedConfig, tokens: int) -> None:
     """Refuse a base that cannot see as many tokens.
+
+    Args:
+        what: the keys that the tokens come from, and what has them.
 
     Raises:
         UserError: see above.
@@ -81,8 +84,8 @@ def check_length(base_model: str, config: PreTrainedConfig, tokens: int) -> None
         limit = getattr(config, key, None)
         if limit is not None and limit < tokens:
             raise UserError(
-                f"MAX_ITEM_LIST_LENGTH: its histories are up to {tokens} tokens, base_model "
-                f"{base_model} sees {limit} ({key}): lower it"
+                f"{what} are up to {tokens} tokens, base_model {base_model} sees {limit} ({key}): "
+                "lower it"
             )
 
 

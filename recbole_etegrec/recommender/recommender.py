@@ -312,8 +312,11 @@ class Recommender(nn.Module):
             entry = self.item_head.entry(self._vectors(rows.items, vectors))
             flat = tokens.flatten(0, 1).index_add(0, rows.item_index, entry)
             tokens = flat.view_as(tokens)
-        hidden = self._run_packed(tokens, rows.positions).flatten(0, 1)
-        before = hidden.index_select(0, rows.code_index.flatten() - 1).float()
+        # The decoder knows texts as they are: dropout is for what it learns to read anew.
+        text = (rows.tokens >= self.code_embedding.count).unsqueeze(-1)
+        tokens = torch.where(text, tokens, self.dropout(tokens))
+        hidden = self._states_of_rows(tokens, rows.positions).flatten(0, 1)
+        before = self.dropout(hidden.index_select(0, rows.code_index.flatten() - 1)).float()
         logits = self.code_embedding.logits(before.unflatten(0, rows.code_index.shape))
         if self.text is None:
             return {"row_logits": logits}
@@ -376,39 +379,48 @@ class Recommender(nn.Module):
                 dim=1,
             )
             positions = torch.cat([place.expand(rows, -1), begins + tree.depth], dim=1)
-            both = self._run_masked(torch.cat([embeddings, tokens], dim=1), sees, positions)
+            both = torch.cat([embeddings, tokens], dim=1)
+            both = self.dropout(self._masked_states(self.dropout(both), sees, positions))
             hidden, further = both.split([own, count], dim=1)
             further = further.float()
         state = hidden[torch.arange(rows, device=place.device), begins.squeeze(1) - 1].float()
         return hidden, tree.log_probs(self.code_embedding, state, further)
 
-    def _run_masked(
+    def _masked_states(
         self, embeddings: torch.Tensor, sees: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
         """States of tokens ``[B, S, H]``, of which each sees what a mask ``[B, S, S]`` says."""
         with masked_attention(self.backbone):
             output = self.backbone(
-                inputs_embeds=self.dropout(embeddings).to(self.residual_dtype),
+                inputs_embeds=embeddings.to(self.residual_dtype),
                 attention_mask=additive_mask(sees.unsqueeze(1), self.residual_dtype),
                 position_ids=positions,
                 **cached(self.backbone, None),
             )
-        return self.dropout(output.last_hidden_state)
+        return output.last_hidden_state
 
     def _run(self, embeddings: torch.Tensor, cache: DynamicCache | None = None) -> torch.Tensor:
+        """As :meth:`_causal_states`, with dropout before and after."""
+        return self.dropout(self._causal_states(self.dropout(embeddings), cache))
+
+    def _causal_states(
+        self, embeddings: torch.Tensor, cache: DynamicCache | None = None
+    ) -> torch.Tensor:
         """States of tokens ``[B, S, H]``, of which each sees those before it."""
-        inputs = self.dropout(embeddings).to(self.residual_dtype)
+        inputs = embeddings.to(self.residual_dtype)
         with causal_attention(self.backbone):
             output = self.backbone(inputs_embeds=inputs, **cached(self.backbone, cache))
-        return self.dropout(output.last_hidden_state)
+        return output.last_hidden_state
 
-    def _run_packed(self, embeddings: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
+    def _states_of_rows(
+        self, embeddings: torch.Tensor, positions: torch.Tensor | None
+    ) -> torch.Tensor:
         """States ``[B, S, H]`` of rows that each see themselves alone, see :class:`MixedRows`."""
         if positions is None:
-            return self._run(embeddings)
+            return self._causal_states(embeddings)
         row = (positions == 0).cumsum(dim=1)
         sees = (row.unsqueeze(2) == row.unsqueeze(1)).tril()
-        return self._run_masked(embeddings, sees, positions)
+        return self._masked_states(embeddings, sees, positions)
 
 
 def _mean_states(hidden: torch.Tensor, code_length: int) -> torch.Tensor:

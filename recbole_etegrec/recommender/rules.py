@@ -67,6 +67,12 @@ def rules(config: Config) -> Iterator[tuple[bool, str]]:
         "flash kernels of torch where it can",
     )
     yield from _fused_rules(config["fused_kernels"], config["backbone"])
+    masked = "preference" in config["schedule"] or bool(tasks_of(config))
+    yield (
+        attention in FLASH and config["gradient_checkpointing"] and masked,
+        f"attn_implementation ({attention}) with gradient_checkpointing (True) is not for tasks "
+        "and the phase preference, whose rows see what a mask says: set it to sdpa",
+    )
     yield (
         attention in FLASH and config["precision"] == "fp32",
         f"attn_implementation ({attention}) needs precision bf16 or fp16",

@@ -486,6 +486,7 @@ _PARTS = {  # a part of a parameter's name → what its gradient norm is reporte
     "decoder.": "decoder",
     "codebooks": "codebooks",
     "user_table": "user_table",
+    "text.": "text",
     "collision_table": "collision_table",
     "_projector": "projectors",
     "_adapter": "adapters",

@@ -60,7 +60,10 @@ def _task_rules(config: Config) -> Iterator[tuple[bool, str]]:
         f"schedule ({names}) has a phase tasks, and there is no task: give tasks, or leave it out",
     )
     yield (
-        bool(tasks) and not config["mixed_tasks"] and "tasks" not in names,
+        bool(tasks)
+        and not config["mixed_tasks"]
+        and "tasks" not in names
+        and not config["preference_from"],
         f"tasks ({', '.join(tasks)}): nothing would learn by them, for mixed_tasks is False and "
         f"schedule ({names}) has no phase tasks",
     )

@@ -205,7 +205,7 @@ def preference(config: Values) -> Phase:
     The objective is what the key ``preference`` names. That of the final phase stays, weighted by
     ``preference_likelihood``. The item head and the adapters stay as they are.
     """
-    kept = objective_weights(config, "recommender", aligned=False)
+    kept = _weights(config, aligned=False)
     weights = {name: weight * config["preference_likelihood"] for name, weight in kept.items()}
     weights = {name: weight for name, weight in weights.items() if weight}
     if config["preference"] in OBJECTIVES:

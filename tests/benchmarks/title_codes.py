@@ -20,7 +20,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.inference.proposed_codes import read_titles_of
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.recommender import autocast
-from recbole_etegrec.runs.tasks import held_out_items, item_texts
+from recbole_etegrec.runs.tasks import held_out_items, item_texts, items_of_random_codes
 
 
 @torch.no_grad()
@@ -46,7 +46,8 @@ def measure(run_dir: str, values: dict) -> dict[str, float]:
     config, model, _, train_data, *_ = load_run(run_dir, values)
     titles = item_texts(config, train_data._dataset, ["title_to_codes"])["title"]
     known = np.array([item for item, title in enumerate(titles) if title])
-    asked = np.intersect1d(held_out_items(config, model.n_items), known)
+    known = np.setdiff1d(known, items_of_random_codes(config, train_data._dataset))
+    asked = np.intersect1d(held_out_items(config, model.trained_items), known)
     if not len(asked):
         raise SystemExit(f"{run_dir}: no items were held out: train with --task_holdout=0.1")
     first = model.codes.table[:, 0].cpu().numpy()

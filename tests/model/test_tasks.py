@@ -22,6 +22,7 @@ from recbole_etegrec.recommender import MixedRows
 from recbole_etegrec.recommender.base_model import find_base_config, load_base_model
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.tasks import give_tasks, held_out_items, task_rows, vocabulary_of
+from recbole_etegrec.trainer.schedule import SCHEDULES
 from tests.benchmarks.title_codes import measure
 from tests.helpers import changed_since, parameters_of, small_config, small_model, small_values
 from tests.recommender.base_models import saved, saved_with_texts, smollm2
@@ -74,6 +75,19 @@ def test_loss_of_texts_is_that_of_transformers(tied, data, tmp_path):
         labels = torch.tensor([[-100] * (len(row) - 3) + row[-3:]])
         loss = theirs(torch.tensor([row]), labels=labels).loss
         torch.testing.assert_close(found["text_nll"][3 * n : 3 * n + 3].mean(), loss, **CLOSE)
+
+
+def test_dropout_leaves_texts_alone_when_training(data, base):
+    model, _ = made(data, base, dropout=0.5, residual_dropout=0.0)
+    rows = mixed(model.recommender.code_embedding.count, [[7, 200, 31, 9, 44, 256]], 3)
+    found = [model.recommender.train(mode)._read_rows(rows, None) for mode in (False, True)]
+    assert torch.equal(found[0]["text_nll"], found[1]["text_nll"])
+
+
+def test_preference_asks_for_no_task_that_is_not_mixed(data, base):
+    config = small_config(data, **values(base, mixed_tasks=False, item_head=True))
+    (stage, *_) = SCHEDULES["preference"](config).stages
+    assert not TASKS.keys() & stage.weights.keys()
 
 
 @pytest.mark.parametrize("item_head", [False, True])
