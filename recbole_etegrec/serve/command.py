@@ -152,8 +152,9 @@ def _load(directory: str, values: dict[str, str]) -> _Served:
 
     def open_merged() -> "LoadedRun":
         run = open_run(directory, dict(values), exported=True)
-        if getattr(run.model, "can_merge", False):  # as in an export: half as many matrix products
-            run.model.merge_adapters()
+        merge = getattr(run.model, "merge_adapters", None)
+        if merge is not None:  # as in an export: half as many matrix products
+            merge()
         return run
 
     def load() -> "Loaded":
