@@ -18,8 +18,8 @@ from recbole.data.interaction import Interaction
 
 from recbole_etegrec.config import Config, is_ours
 from recbole_etegrec.data.identity import Identity
-from recbole_etegrec.data.loader import SequenceLoader, make_prefixes
-from recbole_etegrec.data.sequences import Windows, pad_runs
+from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.data.sequences import Windows, make_prefixes, pad_runs
 from recbole_etegrec.data.teacher import Teacher, new_tables
 from recbole_etegrec.decoding import Ask, EnsembleRanker, Ranking
 from recbole_etegrec.errors import UserError

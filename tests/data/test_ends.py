@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from recbole_etegrec.data.ends import draw_ends, with_ends
-from recbole_etegrec.data.loader import make_prefixes
-from recbole_etegrec.data.sequences import Sequences, Windows
+from recbole_etegrec.data.sequences import Sequences, Windows, make_prefixes
 from recbole_etegrec.data.teacher import Taught
 from tests.data.test_loader import times_supervised
 from tests.helpers import small_config, small_data
