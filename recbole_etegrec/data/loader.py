@@ -13,7 +13,7 @@ over its targets is divided by the number that a step of the epoch has on averag
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -171,17 +171,20 @@ class SequenceLoader:
             self.whole = make_windows(sequences, most, self.stride)
         self.longest = int((self.whole.end - self.whole.start).max(initial=0))
 
-    def add_ends(self) -> None:
-        """Let what comes after the last item of each user be a target too.
+    def take_teacher(self, ask: Callable[[np.ndarray, Windows], Teacher], *, ends: bool) -> None:
+        """Take a teacher, and draw the targets that only it knows.
 
-        It is an item that a teacher finds probable, another in each epoch: one must be taken next.
+        Args:
+            ask: gives the teacher of items and windows of them, of any length.
+            ends: whether what comes after the last item of each user is a target too: an item that
+                the teacher finds probable, another in each epoch.
         """
-        items, sequences, self.ends = with_ends(self._dataset.sequences, self._dataset.windows)
-        self._take_items(items, sequences)
-
-    def take_teacher(self, teacher: Teacher) -> None:
-        """Take a teacher, and draw the targets that only it knows."""
-        self.teacher = teacher
+        items, sequences, places = self.items, self.uncut, None
+        if ends:
+            items, sequences, places = with_ends(self._dataset.sequences, self._dataset.windows)
+        self.teacher, self.ends = ask(items, sequences), places
+        if ends:
+            self._take_items(items, sequences)
         self.draw(0)
 
     def take_tasks(self, tasks: TaskRows | None, *, mixed: bool) -> None:

@@ -56,8 +56,12 @@ def test_loader_has_the_same_targets_and_the_ends_when_it_is_to_teach_them(tiny_
             items = np.stack([places % 3 + 1, places % 3 + 2], axis=1)
             return Taught(items, np.zeros(items.shape, dtype=np.float32))
 
-    loader.add_ends()
-    loader.take_teacher(Says())
+    def ask(items, windows):
+        assert len(items) == len(plain.items) + len(plain._dataset.sequences.start)
+        assert (windows.end - windows.start).sum() == len(items)
+        return Says()
+
+    loader.take_teacher(ask, ends=True)
     ends = set(loader.ends.tolist())
     users = len(plain._dataset.sequences.start)
     assert len(ends) == users
