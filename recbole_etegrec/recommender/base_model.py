@@ -118,7 +118,8 @@ def load_base_model(
         dtype: of its weights.
         quantized: to 4 bits (NF4, double quantization; QLoRA, NeurIPS 2023), by bitsandbytes.
         device: where it is loaded.
-        text_head: one of `HEADS`; None: token table and head are not wanted, and not kept.
+        text_head: ``none``, ``tied`` to the token table, or its ``own``; None: neither table nor
+            head is wanted, or kept.
 
     Raises:
         UserError: it cannot be found, or its architecture does not fit.
