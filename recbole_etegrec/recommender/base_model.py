@@ -95,7 +95,7 @@ def load_text_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**_source(base_model), trust_remote_code=False)
     except Exception as error:
-        raise hub_refusal("base_model", f"{base_model}, its tokenizer", error) from error
+        raise hub_refusal("base_model", base_model, error, "its tokenizer") from error
     tokenizer.split_special_tokens = True
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.encode_special_tokens = True

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import PeftModel
 from recbole.utils import init_seed
 from safetensors.torch import load_file
@@ -26,7 +27,11 @@ from recbole_etegrec.evaluation.evaluate import evaluate
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import check_base_model
 from recbole_etegrec.quick_start import run
-from recbole_etegrec.recommender.base_model import find_base_config, load_base_model
+from recbole_etegrec.recommender.base_model import (
+    find_base_config,
+    load_base_model,
+    load_text_tokenizer,
+)
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.load import load_run
 from recbole_etegrec.serve.command import _load as load_served
@@ -224,6 +229,12 @@ def test_base_model_is_refused_in_one_line_when_the_hub_refuses_it(
     assert message in line
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_tokenizer_that_is_not_here_is_refused_with_a_command_that_fetches_it(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="some/model, its tokenizer.*`hf download some/model` wh"):
+        load_text_tokenizer("some/model")
 
 
 @pytest.mark.parametrize(
