@@ -33,7 +33,7 @@ _MODULES = {
     "add_items": "inference.new_items",
     "explain": "inference",
     "export_run": "inference.export",
-    "load_data": "runs.load",
+    "load_data": "runs.parts",
     "load_exported": "inference.export",
     "load_run": "runs.load",
     "objective_function": "quick_start",

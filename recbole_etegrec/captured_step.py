@@ -18,7 +18,7 @@ import torch
 
 from recbole_etegrec.errors import TrainingError
 
-_MOST_FORMS = 256  # a graph takes some MiB
+_MOST_FORMS = 256  # further ones are computed as ever: a graph takes some MiB
 
 
 class _Recording(NamedTuple):
@@ -40,7 +40,6 @@ class CapturedStep:
         device: batches are brought to it.
         on: whether to record; if not, and on the CPU, the function is called and nothing else.
         key: of the configuration that turns recording on, for an error to name.
-        most_forms: forms that are recorded; further ones are computed as ever.
     """
 
     def __init__(
@@ -50,10 +49,8 @@ class CapturedStep:
         *,
         on: bool = True,
         key: str = "cuda_graphs",
-        most_forms: int = _MOST_FORMS,
     ):
-        self.function, self.device, self.most_forms = function, device, most_forms
-        self.key = key
+        self.function, self.device, self.key = function, device, key
         self.on = on and device.type == "cuda"
         self.met: set[Hashable] = set()
         self.recordings: dict[Hashable, _Recording] = {}
@@ -76,7 +73,7 @@ class CapturedStep:
         form = (kind, *map(_form, batch))
         if form not in self.recordings:
             if form not in self.met:
-                if len(self.met) < self.most_forms:
+                if len(self.met) < _MOST_FORMS:
                     self.met.add(form)
                 return self._compute(batch, kind)
             self.recordings[form] = self._record(batch, kind)

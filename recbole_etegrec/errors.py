@@ -101,8 +101,12 @@ def _initials(word: str) -> str:
     return "".join(part[:1] for part in word.split("_"))
 
 
-def hub_refusal(key: str, model: str, error: Exception) -> UserError:
-    """Says in one line why the model that the key `key` names could not be loaded."""
+def hub_refusal(key: str, model: str, error: Exception, part: str = "") -> UserError:
+    """Says in one line why the model that the key `key` names could not be loaded.
+
+    Args:
+        part: what of the model it was, if not all of it.
+    """
     if isinstance(error, UserError):
         return error
     causes, cause = [], error
@@ -123,4 +127,4 @@ def hub_refusal(key: str, model: str, error: Exception) -> UserError:
         )
     else:
         reason = " ".join(str(error).split())[:300]
-    return UserError(f"{key} ({model}): {reason}")
+    return UserError(f"{key} ({model}{part and ', '}{part}): {reason}")

@@ -30,15 +30,13 @@ from recbole_etegrec.runs.baseline import run_baseline
 from recbole_etegrec.runs.beginning import begun_config, load_from, vectors_from
 from recbole_etegrec.runs.checks import advice, check_rules
 from recbole_etegrec.runs.identity import vectors_to_train_with, write_identity
-from recbole_etegrec.runs.load import load_data, load_run, make_model
+from recbole_etegrec.runs.parts import load_data, make_model
 from recbole_etegrec.runs.start import held_run_directory, record_settled, start_config
 from recbole_etegrec.runs.tasks import give_tasks
 from recbole_etegrec.runs.teaching import check_teacher, give_teacher
 from recbole_etegrec.storage.logs import start_logging
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import ETEGRecTrainer
-
-__all__ = ["check", "load_data", "load_run", "objective_function", "plan", "run"]
 
 logger = logging.getLogger(__name__)
 

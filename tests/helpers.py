@@ -16,7 +16,7 @@ from recbole_etegrec.data import (
     WholeSequenceDataset,
     create_dataset,
     data_preparation,
-    load_item_embedding,
+    item_vectors,
 )
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.model import MODELS, ETEGRecLlama
@@ -89,7 +89,7 @@ def small_data(config: Config) -> tuple[WholeSequenceDataset, Loaders]:
 def embedding_of(data_path: str, dataset: str = "tiny", **more) -> np.ndarray:
     """The item embeddings of a small configuration."""
     config = small_config(data_path, dataset, **more)
-    return load_item_embedding(config, small_data(config)[1].train._dataset)
+    return item_vectors(config, small_data(config)[1].train._dataset).embedding
 
 
 def whole_steps(loader: SequenceLoader) -> list[SequenceBatch]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from recbole_etegrec import __version__, quick_start
-from recbole_etegrec.cli import main, parse_arguments
+from recbole_etegrec.cli import main
 from recbole_etegrec.cli.arguments import read
 from recbole_etegrec.cli.commands import HANDLERS
 from recbole_etegrec.cli.table import COMMANDS, PREPARE, RUN
@@ -21,9 +21,14 @@ from tests.conftest import write_interactions
 SCRIPT = Path(__file__).parents[1] / "run_recbole.py"
 
 
-def test_parse_arguments_takes_both_forms_of_every_key():
-    values = parse_arguments(["--model", "Pop", "--x=a", "--eval_args={'a':'b=c'}", "--y", "-1"])
-    assert values == {"model": "Pop", "x": "a", "eval_args": "{'a':'b=c'}", "y": "-1"}
+def test_read_takes_both_forms_of_every_key():
+    arguments = ["--model", "Pop", "--x=a", "--eval_args={'a':'b=c'}", "--y", "-1"]
+    assert read("run", RUN, arguments).values == {
+        "model": "Pop",
+        "x": "a",
+        "eval_args": "{'a':'b=c'}",
+        "y": "-1",
+    }
 
 
 @pytest.mark.parametrize(
@@ -79,14 +84,14 @@ def test_program_prints_its_commands_and_trains_nothing_when_it_stands_alone(cap
 @pytest.mark.parametrize(
     "arguments", [["stray"], ["--epochs"], ["--epochs", "--x=1"], ["--=3"], ["-epochs=3"]]
 )
-def test_parse_arguments_refuses_when_the_form_is_another(arguments):
+def test_read_refuses_when_the_form_is_another(arguments):
     with pytest.raises(UserError, match="expected --key=value"):
-        parse_arguments(arguments)
+        read("run", RUN, arguments)
 
 
-def test_parse_arguments_refuses_when_a_key_has_two_values():
+def test_read_refuses_when_a_key_has_two_values():
     with pytest.raises(UserError, match="--seed is given twice: 1 and 2"):
-        parse_arguments(["--seed=1", "--seed=2"])
+        read("run", RUN, ["--seed=1", "--seed=2"])
 
 
 def one_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from recbole_etegrec import run
@@ -13,6 +14,8 @@ from recbole_etegrec.report.curves import loss_charts
 from recbole_etegrec.runs.recorded_run import read_run
 from recbole_etegrec.trainer.schedule import SCHEDULES, Phase, Stage
 from tests.helpers import small_values
+
+pytestmark = pytest.mark.slow  # whole runs
 
 
 def lines_of(run_dir: Path) -> list[dict]:

@@ -16,6 +16,8 @@ from recbole_etegrec.recommender import BACKBONES
 from recbole_etegrec.tokenizer import TOKENIZERS, RQKMeans
 from tests.helpers import small_values
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 def trained(data: str, run_dir: Path, **values) -> tuple[dict, tuple]:
     """What a tiny run returns, and what `load_run` makes of it."""

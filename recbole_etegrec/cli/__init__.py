@@ -8,14 +8,14 @@ import sys
 from collections.abc import Sequence
 
 from recbole_etegrec import __version__
-from recbole_etegrec.cli.arguments import PROGRAM, parse_arguments
+from recbole_etegrec.cli.arguments import PROGRAM
 from recbole_etegrec.cli.commands import HANDLERS
 from recbole_etegrec.cli.table import GROUPS
 from recbole_etegrec.config.files import require_recbole
 from recbole_etegrec.errors import Interrupted, TrainingError, UserError, nearest, unwritable
 from recbole_etegrec.storage.printable import one_line
 
-__all__ = ["main", "parse_arguments"]
+__all__ = ["main"]
 
 _EXIT_CODES = "Exit codes: 0 success, 2 input you can mend, 130 or 143 interrupted, 1 other errors."
 

@@ -138,15 +138,6 @@ def check_names(
         raise UserError(f"{name}: unknown argument --{argument}{hint}")
 
 
-def parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
-    """Read a command line that has nothing but keys, whatever their names; values are texts.
-
-    Raises:
-        UserError: an argument has another form, or a key comes twice with different values.
-    """
-    return read("arguments", Command("", keys="a run"), arguments).values
-
-
 def _parser(name: str, command: Command, keys: Collection[str]) -> ArgumentParser:
     parser = _Parser(
         f"{PROGRAM} {name}",

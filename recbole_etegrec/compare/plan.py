@@ -26,7 +26,7 @@ from recbole_etegrec.data.rules import CLASSIFIERS
 from recbole_etegrec.errors import UserError, nearest
 from recbole_etegrec.report.compared import compared_runs
 from recbole_etegrec.runs.checks import check_rules
-from recbole_etegrec.runs.load import config_of_run
+from recbole_etegrec.runs.parts import config_of_run
 from recbole_etegrec.runs.start import MAY_CHANGE
 from recbole_etegrec.runs.trust import config_to_use
 from recbole_etegrec.storage.run_directory import RunDirectory

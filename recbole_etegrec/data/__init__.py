@@ -8,7 +8,6 @@ from recbole_etegrec.data.item_embedding import (
     check_item_embedding,
     embedding_width,
     item_vectors,
-    load_item_embedding,
     make_content,
     width_of,
 )
@@ -31,7 +30,6 @@ __all__ = [
     "data_preparation",
     "embedding_width",
     "item_vectors",
-    "load_item_embedding",
     "make_content",
     "width_of",
 ]

@@ -13,8 +13,8 @@ over its targets is divided by the number that a step of the epoch has on averag
 """
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +23,16 @@ from recbole_etegrec.data.dataset import WholeSequenceDataset
 from recbole_etegrec.data.dislikes import Dislikes
 from recbole_etegrec.data.ends import draw_ends, with_ends
 from recbole_etegrec.data.group import Group
-from recbole_etegrec.data.sequences import Windows, place_in_run
+from recbole_etegrec.data.sequences import (
+    Windows,
+    cut_windows,
+    make_prefixes,
+    make_windows,
+    place_in_run,
+)
 from recbole_etegrec.data.tasks import TaskBatch
+from recbole_etegrec.data.tasks.rows import TaskRows
 from recbole_etegrec.data.teacher import Teacher
-
-if TYPE_CHECKING:
-    from recbole_etegrec.data.tasks.rows import TaskRows
 
 
 class SequenceBatch(NamedTuple):
@@ -87,70 +91,6 @@ class SequenceBatch(NamedTuple):
     def divisor(self) -> float | torch.Tensor:
         """What sums over targets are divided by."""
         return self.step_targets if self.targets_a_step is None else self.targets_a_step
-
-
-def make_windows(sequences: Windows, max_history: int, stride: int) -> Windows:
-    """Cut sequences into windows so that every target of theirs stays one once.
-
-    A sequence of up to ``max_history + 1`` items is one window, and each of its targets sees
-    exactly what a prefix row would hold. A longer one becomes windows of that length which
-    overlap: those after the first supervise their last ``stride`` items.
-
-    Args:
-        sequences: windows of any length.
-        max_history: items of history at most.
-        stride: new targets of each further window.
-    """
-    start = np.maximum(sequences.start, sequences.supervised_from - max_history)
-    lengths = sequences.end - start
-    beyond = np.maximum(lengths - 1 - max_history, 0)
-    counts = np.where(sequences.end > sequences.supervised_from, 1 + -(-beyond // stride), 0)
-    sequence = np.repeat(np.arange(len(lengths)), counts)
-    nth = place_in_run(counts)
-    first, length = start[sequence], lengths[sequence]
-    end = np.minimum(max_history + 1 + nth * stride, length)
-    start = np.maximum(end - max_history - 1, 0)
-    further = first + max_history + 1 + (nth - 1) * stride
-    supervised_from = np.where(nth == 0, sequences.supervised_from[sequence], further)
-    return Windows(first + start, first + end, supervised_from)
-
-
-def make_prefixes(sequences: Windows, max_history: int) -> Windows:
-    """A window for every target of sequences: the item, its only target, and those before.
-
-    Args:
-        sequences: see :func:`make_windows`.
-        max_history: items of history at most.
-    """
-    counts = np.maximum(sequences.end - sequences.supervised_from, 0)
-    sequence = np.repeat(np.arange(len(counts)), counts)
-    target = sequences.supervised_from[sequence] + place_in_run(counts)
-    return Windows(np.maximum(sequences.start[sequence], target - max_history), target + 1, target)
-
-
-def cut_windows(
-    windows: Windows, probability: float, rng: np.random.Generator, *, whole: bool = False
-) -> Windows:
-    """Cut each window in two at a random item with the given probability.
-
-    The second part starts at the cut, so its targets see a history with a random start, while
-    every target of the epoch is still supervised exactly once.
-
-    Args:
-        whole: whether the second part has all that comes before the cut as its history instead.
-    """
-    first_cut = np.maximum(windows.start + 1, windows.supervised_from)
-    choices = windows.end - 1 - first_cut  # a part must keep at least one target
-    cut = first_cut + np.floor(rng.random(len(choices)) * np.maximum(choices, 0)).astype(np.int64)
-    chosen = (rng.random(len(choices)) < probability) & (choices > 0)
-    cut = cut[chosen]
-    end = windows.end.copy()
-    end[chosen] = cut + 1
-    return Windows(
-        np.concatenate([windows.start, windows.start[chosen] if whole else cut]),
-        np.concatenate([end, windows.end[chosen]]),
-        np.concatenate([windows.supervised_from, cut + 1]),
-    )
 
 
 def split_by_budget(order: np.ndarray, lengths: np.ndarray, max_items: int) -> list[np.ndarray]:
@@ -231,20 +171,23 @@ class SequenceLoader:
             self.whole = make_windows(sequences, most, self.stride)
         self.longest = int((self.whole.end - self.whole.start).max(initial=0))
 
-    def add_ends(self) -> None:
-        """Let what comes after the last item of each user be a target too.
+    def take_teacher(self, ask: Callable[[np.ndarray, Windows], Teacher], *, ends: bool) -> None:
+        """Take a teacher, and draw the targets that only it knows.
 
-        It is an item that a teacher finds probable, another in each epoch: one must be taken next.
+        Args:
+            ask: gives the teacher of items and windows of them, of any length.
+            ends: whether what comes after the last item of each user is a target too: an item that
+                the teacher finds probable, another in each epoch.
         """
-        items, sequences, self.ends = with_ends(self._dataset.sequences, self._dataset.windows)
-        self._take_items(items, sequences)
-
-    def take_teacher(self, teacher: Teacher) -> None:
-        """Take a teacher, and draw the targets that only it knows."""
-        self.teacher = teacher
+        items, sequences, places = self.items, self.uncut, None
+        if ends:
+            items, sequences, places = with_ends(self._dataset.sequences, self._dataset.windows)
+        self.teacher, self.ends = ask(items, sequences), places
+        if ends:
+            self._take_items(items, sequences)
         self.draw(0)
 
-    def take_tasks(self, tasks: "TaskRows | None", *, mixed: bool) -> None:
+    def take_tasks(self, tasks: TaskRows | None, *, mixed: bool) -> None:
         """Take rows of tasks.
 
         Args:

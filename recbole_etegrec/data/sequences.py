@@ -127,6 +127,70 @@ def whole_sequences(offsets: np.ndarray) -> Windows:
     return Windows(offsets[:-1], offsets[1:], offsets[:-1] + 1)
 
 
+def make_windows(sequences: Windows, max_history: int, stride: int) -> Windows:
+    """Cut sequences into windows so that every target of theirs stays one once.
+
+    A sequence of up to ``max_history + 1`` items is one window, and each of its targets sees
+    exactly what a prefix row would hold. A longer one becomes windows of that length which
+    overlap: those after the first supervise their last ``stride`` items.
+
+    Args:
+        sequences: windows of any length.
+        max_history: items of history at most.
+        stride: new targets of each further window.
+    """
+    start = np.maximum(sequences.start, sequences.supervised_from - max_history)
+    lengths = sequences.end - start
+    beyond = np.maximum(lengths - 1 - max_history, 0)
+    counts = np.where(sequences.end > sequences.supervised_from, 1 + -(-beyond // stride), 0)
+    sequence = np.repeat(np.arange(len(lengths)), counts)
+    nth = place_in_run(counts)
+    first, length = start[sequence], lengths[sequence]
+    end = np.minimum(max_history + 1 + nth * stride, length)
+    start = np.maximum(end - max_history - 1, 0)
+    further = first + max_history + 1 + (nth - 1) * stride
+    supervised_from = np.where(nth == 0, sequences.supervised_from[sequence], further)
+    return Windows(first + start, first + end, supervised_from)
+
+
+def make_prefixes(sequences: Windows, max_history: int) -> Windows:
+    """A window for every target of sequences: the item, its only target, and those before.
+
+    Args:
+        sequences: see :func:`make_windows`.
+        max_history: items of history at most.
+    """
+    counts = np.maximum(sequences.end - sequences.supervised_from, 0)
+    sequence = np.repeat(np.arange(len(counts)), counts)
+    target = sequences.supervised_from[sequence] + place_in_run(counts)
+    return Windows(np.maximum(sequences.start[sequence], target - max_history), target + 1, target)
+
+
+def cut_windows(
+    windows: Windows, probability: float, rng: np.random.Generator, *, whole: bool = False
+) -> Windows:
+    """Cut each window in two at a random item with the given probability.
+
+    The second part starts at the cut, so its targets see a history with a random start, while
+    every target of the epoch is still supervised exactly once.
+
+    Args:
+        whole: whether the second part has all that comes before the cut as its history instead.
+    """
+    first_cut = np.maximum(windows.start + 1, windows.supervised_from)
+    choices = windows.end - 1 - first_cut  # a part must keep at least one target
+    cut = first_cut + np.floor(rng.random(len(choices)) * np.maximum(choices, 0)).astype(np.int64)
+    chosen = (rng.random(len(choices)) < probability) & (choices > 0)
+    cut = cut[chosen]
+    end = windows.end.copy()
+    end[chosen] = cut + 1
+    return Windows(
+        np.concatenate([windows.start, windows.start[chosen] if whole else cut]),
+        np.concatenate([end, windows.end[chosen]]),
+        np.concatenate([windows.supervised_from, cut + 1]),
+    )
+
+
 def join_rows(
     users: np.ndarray, items: np.ndarray, ends: np.ndarray, lengths: np.ndarray, targets: np.ndarray
 ) -> JoinedRows:

@@ -35,9 +35,13 @@ class HeadRanker(CodeRanker):
         new_item_every: of so many places, one is for an item that came after training, see
             `decoding/new_items.py`.
         new_item_bonus: what the scores of these have on top.
+
+    Attributes:
+        candidates: items that are scored at least; here it is all of them, whatever it says.
     """
 
     keys = ("new_item_every",)
+    candidates = 0
 
     def __init__(
         self,

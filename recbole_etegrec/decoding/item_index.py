@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _OF_A_LIST = 64  # vectors that centroids are found of
 _FIRST, _TRIED = 8, 64  # lists that are looked through at first, and queries that are tried
 _MORE = 2  # times as many are found as are wanted: a byte a dimension ranks roughly
+_SEED = 0  # of the items that centroids are found of, and of where they begin
 RECALL = 0.98  # of the best items of these queries
 
 
@@ -37,7 +38,7 @@ class ItemIndex:
             until :meth:`tune`.
     """
 
-    def __init__(self, vectors: torch.Tensor, ids: torch.Tensor, seed: int = 0):
+    def __init__(self, vectors: torch.Tensor, ids: torch.Tensor):
         logging.getLogger("faiss").setLevel("WARNING")
         import faiss
 
@@ -46,8 +47,8 @@ class ItemIndex:
         logger.info("item index: of %d items, made once", len(vectors))
         kind = f"IVF{lists},SQ8"
         self._index = faiss.index_factory(vectors.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
-        self._index.cp.seed = seed
-        rows = np.random.default_rng(seed).permutation(len(vectors))[: lists * _OF_A_LIST]
+        self._index.cp.seed = _SEED
+        rows = np.random.default_rng(_SEED).permutation(len(vectors))[: lists * _OF_A_LIST]
         self._index.train(vectors[torch.from_numpy(rows)].numpy())
         self._index.add_with_ids(vectors.numpy(), ids.numpy())
         self.probes, self.recall = min(_FIRST, lists), None

@@ -4,6 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -204,11 +205,8 @@ class CodeRanker(Ranker):
 
     def encode(self, interaction: Interaction) -> EncodedHistory:
         """The histories of a batch, run through the recommender; to be left as they are."""
-        return self._once(interaction, self.encode_anew)
-
-    def encode_anew(self, interaction: Interaction) -> EncodedHistory:
-        """The same for one use, after which it may be another."""
-        return encode_batch(self.recommender, self.codes, self.fields, interaction)
+        read = partial(encode_batch, self.recommender, self.codes, self.fields)
+        return self._once(interaction, read)
 
     def on_device(self, index: HistoryIndex) -> HistoryIndex:
         """Pairs of row and item where the codes are."""

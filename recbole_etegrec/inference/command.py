@@ -14,6 +14,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from recbole_etegrec.config import Config, is_ours
+from recbole_etegrec.config.models import check_own
 from recbole_etegrec.errors import Interrupted, UserError, nearest
 from recbole_etegrec.inference.catalogue import Catalogue, cut
 from recbole_etegrec.inference.explain import explain
@@ -29,7 +30,7 @@ from recbole_etegrec.inference.output import PartedFile, Row
 from recbole_etegrec.inference.recbole_model import RecBoleModel
 from recbole_etegrec.inference.recommend import item_ids, named, rank
 from recbole_etegrec.model.protocol import RankingModel
-from recbole_etegrec.runs.load import load_run, read_own_config
+from recbole_etegrec.runs.load import load_run
 from recbole_etegrec.storage.digests import file_digest
 from recbole_etegrec.storage.printable import one_line
 from recbole_etegrec.storage.run_directory import RunDirectory
@@ -84,60 +85,43 @@ class LoadedRun(NamedTuple):
         return UserHistories(np.array([""]), given_histories(self.model, known, self.exclude))
 
 
-def open_run(run_dir: str, values: dict[str, str]) -> LoadedRun:
-    """Load a finished run of one of the plugin's models.
+def open_run(
+    directory: str, values: dict[str, str], *, recbole: bool = False, exported: bool = False
+) -> LoadedRun:
+    """Load whatever ranks: a finished run, or an exported model.
 
     Args:
-        values: override keys of its config; ``exclude-history`` stands for ``exclude_history``.
+        values: override keys of a run's config, and an exported model has none to be overridden;
+            ``exclude-history`` stands for ``exclude_history``.
+        recbole: whether it may be a run of a model of RecBole, which has no codes to show.
+        exported: whether it may be an exported model.
 
     Raises:
         UserError: anything the user can mend.
     """
-    directory = RunDirectory(run_dir)
-    read_own_config(directory, joined=True)
-    if not directory.best.is_dir():
-        raise UserError(f"run_dir {run_dir}: the run has no best/, its model was not kept")
+    run = RunDirectory(directory)
+    if exported and not run.config.is_file() and (run.path / "config.json").is_file():
+        return _open_exported(run, values)
+    kept = run.read_config()
+    if not recbole:
+        check_own(kept, run.path)
+    run.refuse_unfinished()
     if "exclude-history" in values:
         values["exclude_history"] = values.pop("exclude-history")
-    config, model, *data = load_run(run_dir, values)
-    return LoadedRun(directory, config, model, Catalogue.from_dataset(data[0]), tuple(data))
+    config, model, *data = load_run(directory, values)
+    model = model if is_ours(config) else RecBoleModel(model, config)
+    return LoadedRun(run, config, model, Catalogue.from_dataset(data[0]), tuple(data))
 
 
-def open_to_recommend(directory: str, values: dict[str, str]) -> LoadedRun:
-    """Load whatever ranks: a run of the plugin's models or of RecBole's, or an exported model.
-
-    Args:
-        values: as `open_run` takes them; an exported model has no keys to be overridden.
-
-    Raises:
-        UserError: anything the user can mend.
-    """
-    run = RunDirectory(directory)
-    if run.config.is_file() and not is_ours(run.read_config()):
-        run.refuse_unfinished()
-        if "exclude-history" in values:
-            values["exclude_history"] = values.pop("exclude-history")
-        config, model, *data = load_run(directory, values)
-        catalogue = Catalogue.from_dataset(data[0])
-        return LoadedRun(run, config, RecBoleModel(model, config), catalogue, tuple(data))
-    return open_to_serve(directory, values)
-
-
-def open_to_serve(directory: str, values: dict[str, str]) -> LoadedRun:
-    """As `open_to_recommend`, but for runs of RecBole's models, which have no codes to show."""
-    run = RunDirectory(directory)
-    if run.config.is_file():
-        return open_run(directory, values)
-    if not (run.path / "config.json").is_file():
-        run.read_config()  # which says that there is none
+def _open_exported(directory: RunDirectory, values: dict[str, str]) -> LoadedRun:
     given = values.pop("exclude-history", None)
     if values:
         raise UserError(f"{next(iter(values))}: an exported model takes no keys of a run")
-    model, catalogue = load_exported(directory)
+    model, catalogue = load_exported(directory.path)
     if given is not None:
         model.exclude_history = given.lower() != "false"
-    config = {"dataset": directory, "eval_batch_size": 1, "show_progress": False}
-    return LoadedRun(run, config, model, catalogue, ())
+    config = {"dataset": str(directory.path), "eval_batch_size": 1, "show_progress": False}
+    return LoadedRun(directory, config, model, catalogue, ())
 
 
 def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
@@ -160,7 +144,7 @@ def recommend_command(run_dir: str, values: dict[str, str]) -> Iterator[str]:
     if split is not None and (split not in SPLITS or kind == "history"):
         raise UserError(f"split ({split}): {' or '.join(SPLITS)}, for users of the dataset")
     file = None if out is None else PartedFile(out)
-    run = open_to_recommend(run_dir, values)
+    run = open_run(run_dir, values, recbole=True, exported=True)
     users, histories = run.given(text) if kind == "history" else run.histories(split)
     rows = np.arange(len(users)) if asked is None else _rows(users, asked, run, split)
     parts = _Parts(run, UserHistories(users, histories), rows, k)

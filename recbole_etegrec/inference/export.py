@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -106,11 +105,7 @@ def export_run(
         raise UserError(f"format ({form}): must be one of {', '.join(FORMATS)}")
     directory, folder = RunDirectory(run_dir), Path(out).absolute()
     values = read_own_config(directory, joined=True)
-    if values.get("tuning") == "qlora":
-        raise UserError(
-            "tuning (qlora): its adapters cannot be merged into weights of 4 bits without losing "
-            "digits; keep the run itself, or train with lora"
-        )
+    _check_tuning(values)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -127,6 +122,15 @@ def export_run(
         return _sizes(folder)
 
 
+def _check_tuning(config: Config | dict[str, Any]) -> None:
+    """Refuse what is quantized: its adapters stay beside it, and are no part of an export."""
+    if "tuning" in config and config["tuning"] == "qlora":
+        raise UserError(
+            "tuning (qlora): its adapters cannot be merged into weights of 4 bits without losing "
+            "digits; keep the run itself, or train with lora"
+        )
+
+
 def _export(
     directory: RunDirectory,
     folder: Path,
@@ -134,8 +138,8 @@ def _export(
     form: str = "own",
 ) -> None:
     config, model, dataset, *_ = load_run(str(directory.path), config_dict)
-    if isinstance(model.recommender.backbone, PeftModel):
-        model.merge_adapters()
+    _check_tuning(config)  # of a member of an ensemble, too
+    model.merge_adapters()
     catalogue = Catalogue.from_dataset(dataset)
     try:
         with atomic_directory(folder) as fresh:

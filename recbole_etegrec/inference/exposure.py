@@ -15,7 +15,7 @@ import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.decoding import RANKERS, FusedRanker, HeadRanker, ranking_of
+from recbole_etegrec.decoding import RANKERS, HeadRanker, ranking_of
 from recbole_etegrec.inference.histories import split_histories
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.recommender import autocast
@@ -82,8 +82,7 @@ def find_exposure(
     every, ranker.new_item_every = ranker.new_item_every, 1
     k = max(10 if 10 in config["topk"] else max(config["topk"]), every)
     k = min(k, learned - 1)
-    if isinstance(ranker, FusedRanker):
-        ranker.candidates = max(ranker.candidates, 2 * k)
+    ranker.candidates = max(ranker.candidates, 2 * k)
     return _largest(_score(config, model, ranker, loaders, k, k // every), config["new_item_cost"])
 
 

@@ -38,7 +38,8 @@ from recbole_etegrec.runs.added_items import (
     write_added_items,
 )
 from recbole_etegrec.runs.identity import read_identity, read_vectors
-from recbole_etegrec.runs.load import config_of_run, load_run, read_own_config
+from recbole_etegrec.runs.load import load_run, read_own_config
+from recbole_etegrec.runs.parts import config_of_run
 from recbole_etegrec.runs.trust import config_to_use, offline
 from recbole_etegrec.storage.run_directory import RunDirectory
 

@@ -284,32 +284,25 @@ class ETEGRecLlama(SequentialRecommender):
         source, target = (theirs, ours) if to == "recommender" else (ours, theirs)
         target.copy_(source)
 
-    @property
-    def can_merge(self) -> bool:
-        """Whether there are adapters that :meth:`merge_adapters` folds."""
-        backbone = self.recommender.backbone
-        if not isinstance(backbone, PeftModel):
-            return False
-        return not getattr(backbone.get_base_model(), "is_quantized", False)
-
-    def merge_adapters(self) -> None:
+    def merge_adapters(self) -> bool:
         """Fold LoRA adapters into the decoder's weights, for use after training.
 
         Recommendations stay the same but for the rounding of the sums to the type of the weights:
         none to speak of in fp32, as much as that of any bf16 computation in bf16.
 
-        Raises:
-            ValueError: there are none, or the sums would have to be quantized to 4 bits anew,
-                after which recommendations are others.
+        Returns:
+            Whether it was done. It is not where there are none, nor where the sums would have to be
+            quantized to 4 bits anew, after which recommendations are others.
         """
         backbone = self.recommender.backbone
         if not isinstance(backbone, PeftModel):
-            raise ValueError("no adapters to merge: the run was not tuned with lora")
+            return False
         if getattr(backbone.get_base_model(), "is_quantized", False):
-            raise ValueError("adapters of qlora cannot be merged: the sums would lose their digits")
+            return False
         self.recommender.backbone = backbone.merge_and_unload()
         self.recommender.backbone.token_rms = backbone.token_rms
         self.frozen_names, self.frozen_digest = set(), None
+        return True
 
     @property
     def left_out(self) -> torch.Tensor:

@@ -98,7 +98,7 @@ def load_text_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**_source(base_model), trust_remote_code=False)
     except Exception as error:
-        raise hub_refusal("base_model", f"{base_model}, its tokenizer", error) from error
+        raise hub_refusal("base_model", base_model, error, "its tokenizer") from error
     tokenizer.split_special_tokens = True
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.encode_special_tokens = True
@@ -121,7 +121,8 @@ def load_base_model(
         dtype: of its weights.
         quantized: to 4 bits (NF4, double quantization; QLoRA, NeurIPS 2023), by bitsandbytes.
         device: where it is loaded.
-        text_head: one of `HEADS`; None: token table and head are not wanted, and not kept.
+        text_head: ``none``, ``tied`` to the token table, or its ``own``; None: neither table nor
+            head is wanted, or kept.
 
     Raises:
         UserError: it cannot be found, or its architecture does not fit.

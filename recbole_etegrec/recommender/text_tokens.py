@@ -8,7 +8,6 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from recbole_etegrec.errors import UserError
 
-HEADS = ("none", "tied", "own")
 _AT_ONCE = 1024  # tokens whose logits, a whole vocabulary each, are held at once
 _FURTHER = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
@@ -62,7 +61,7 @@ def empty_text_tokens(vocabulary: int, hidden_size: int, head: str) -> TextToken
 
     Args:
         vocabulary: rows of the table.
-        head: one of `HEADS`.
+        head: ``none``, ``tied`` to the table, or its ``own``.
     """
     own = nn.Linear(hidden_size, vocabulary, bias=False) if head == "own" else None
     return TextTokens(nn.Embedding(vocabulary, hidden_size), own)

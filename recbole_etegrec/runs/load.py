@@ -19,24 +19,9 @@ from recbole_etegrec.runs.baseline import load_baseline
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.ensemble import load_ensemble
 from recbole_etegrec.runs.identity import items_gone, read_identity
-from recbole_etegrec.runs.parts import (
-    config_of_run,
-    earlier_version,
-    load_data,
-    make_model,
-    trained_model,
-)
+from recbole_etegrec.runs.parts import config_of_run, load_data, trained_model
 from recbole_etegrec.runs.trust import config_to_use, offline
 from recbole_etegrec.storage.run_directory import RunDirectory
-
-__all__ = [
-    "config_of_run",
-    "earlier_version",
-    "load_data",
-    "load_run",
-    "make_model",
-    "read_own_config",
-]
 
 
 def load_run(

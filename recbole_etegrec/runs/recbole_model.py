@@ -6,8 +6,6 @@ the file of weights, and the data to the JSON, with their names in it.
 """
 
 import json
-import pickle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +22,6 @@ from recbole_etegrec.storage.digests import damaged_file, write_checksums
 from recbole_etegrec.storage.run_directory import RunDirectory
 
 _WEIGHTS, _OTHERS = "model.safetensors", "model.json"
-_FORMER = "best.pth"  # of earlier versions, as RecBole writes it
 _MODEL, _MORE = "state.", "other."  # what the names of tensors begin with
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError)
 
@@ -49,12 +46,10 @@ def load_best(model: AbstractRecommender, run_dir: RunDirectory, device: torch.d
     """Put back what :func:`save_best` wrote; some trainers save nothing, and the model stays.
 
     Raises:
-        UserError: it is damaged, of another model, or of an earlier version that wrote pickles.
+        UserError: it is damaged, or of another model.
     """
-    if (run_dir.path / _FORMER).exists() and not run_dir.best.exists():
-        return _load_former(model, run_dir.path / _FORMER, device)
     if not run_dir.best.exists():
-        return None
+        return
     if damaged := damaged_file(run_dir.best, _WEIGHTS, _OTHERS):
         raise UserError(
             f"run_dir {run_dir.path}: best/ is damaged ({damaged} is missing or not as it was "
@@ -73,16 +68,6 @@ def load_best(model: AbstractRecommender, run_dir: RunDirectory, device: torch.d
         raise UserError(
             f"run_dir {run_dir.path}: best/ is damaged, or of another model ({reason}): keep the "
             "dataset and the sizes of the run, or train it anew"
-        ) from error
-
-
-def _load_former(model: AbstractRecommender, path: Path, device: torch.device) -> None:
-    try:
-        model.load_state_dict(torch.load(path, device, weights_only=True)["state_dict"])
-    except (*_UNREADABLE, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{path}: a pickle as earlier versions wrote it, which could run anything and is not "
-            "read: train the run anew"
         ) from error
 
 

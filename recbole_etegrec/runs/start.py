@@ -13,7 +13,7 @@ from recbole_etegrec.config.config import BY_CATALOGUE
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.runs.beginning import begun_config
 from recbole_etegrec.runs.checks import check_rules
-from recbole_etegrec.runs.load import config_of_run, earlier_version
+from recbole_etegrec.runs.parts import config_of_run, earlier_version
 from recbole_etegrec.storage.logs import start_logging
 from recbole_etegrec.storage.run_directory import RunDirectory, new_default
 

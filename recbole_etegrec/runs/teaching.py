@@ -18,8 +18,8 @@ from recbole.data.interaction import Interaction
 
 from recbole_etegrec.config import Config, is_ours
 from recbole_etegrec.data.identity import Identity
-from recbole_etegrec.data.loader import SequenceLoader, make_prefixes
-from recbole_etegrec.data.sequences import Windows, pad_runs
+from recbole_etegrec.data.loader import SequenceLoader
+from recbole_etegrec.data.sequences import Windows, make_prefixes, pad_runs
 from recbole_etegrec.data.teacher import Teacher, new_tables
 from recbole_etegrec.decoding import Ask, EnsembleRanker, Ranking
 from recbole_etegrec.errors import UserError
@@ -75,21 +75,23 @@ def give_teacher(config: Config, train_data: SequenceLoader, identity: Identity)
     check_teacher(config)
     if not config["distill_from"]:
         return
-    if config["distill_ends"]:
-        train_data.add_ends()
     directory = RunDirectory(config["distill_from"])
-    targets = make_prefixes(train_data.uncut, config["MAX_ITEM_LIST_LENGTH"])
-    order = np.argsort(targets.supervised_from, kind="stable")
-    targets = Windows(*(column[order] for column in targets))
-    model, k = file_digest(directory.best / _SUMS), config["distill_candidates"]
-    told = [model, k, *identity.tokens.values()]
-    digest = hashlib.sha256(json.dumps(told, default=str).encode())
-    for array in (train_data.items, *targets):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    folder = directory.path / FOLDER / digest.hexdigest()[:16]
-    if not folder.is_dir():
-        _ask_once(config, folder, targets, train_data.items, identity)
-    train_data.take_teacher(Teacher(folder, targets.supervised_from))
+
+    def ask(items: np.ndarray, sequences: Windows) -> Teacher:
+        targets = make_prefixes(sequences, config["MAX_ITEM_LIST_LENGTH"])
+        order = np.argsort(targets.supervised_from, kind="stable")
+        targets = Windows(*(column[order] for column in targets))
+        model, k = file_digest(directory.best / _SUMS), config["distill_candidates"]
+        told = [model, k, *identity.tokens.values()]
+        digest = hashlib.sha256(json.dumps(told, default=str).encode())
+        for array in (items, *targets):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        folder = directory.path / FOLDER / digest.hexdigest()[:16]
+        if not folder.is_dir():
+            _ask_once(config, folder, targets, items, identity)
+        return Teacher(folder, targets.supervised_from)
+
+    train_data.take_teacher(ask, ends=config["distill_ends"])
 
 
 def _ask_once(

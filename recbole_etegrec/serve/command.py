@@ -146,14 +146,15 @@ def bound_socket(host: str, port: str) -> socket.socket:
 
 
 def _load(directory: str, values: dict[str, str]) -> _Served:
-    from recbole_etegrec.inference.command import open_to_serve
+    from recbole_etegrec.inference.command import open_run
     from recbole_etegrec.serve.answers import warm_up
     from recbole_etegrec.serve.watched import RunWatch
 
     def open_merged() -> "LoadedRun":
-        run = open_to_serve(directory, dict(values))
-        if getattr(run.model, "can_merge", False):  # as in an export: half as many matrix products
-            run.model.merge_adapters()
+        run = open_run(directory, dict(values), exported=True)
+        merge = getattr(run.model, "merge_adapters", None)
+        if merge is not None:  # as in an export: half as many matrix products
+            merge()
         return run
 
     def load() -> "Loaded":

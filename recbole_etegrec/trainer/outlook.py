@@ -4,11 +4,15 @@ from collections.abc import Iterable, Sequence
 
 from recbole_etegrec.trainer.schedule import Phase, Stage
 
+# How many epochs a phase has; of a user's own it is not known.
 _KEYS = {
     "pretraining": "tokenizer_epochs",
     "tasks": "task_epochs",
     "alternation": "epochs",
     "joint": "epochs",
+    "final": "finetune_epochs",
+    "polish": "finetune_epochs",
+    "final_from_scratch": "finetune_epochs",
     "preference": "preference_epochs",
 }
 _EVALUATION = "evaluation"
@@ -29,9 +33,8 @@ class Outlook:
     def __str__(self) -> str:
         alone, others = [], []
         for phase in self.phases:
-            text = (
-                f"{len(phase.stages)} of {phase.name} ({_KEYS.get(phase.name, 'finetune_epochs')})"
-            )
+            key = f" ({_KEYS[phase.name]})" if phase.name in _KEYS else ""
+            text = f"{len(phase.stages)} of {phase.name}{key}"
             (alone if phase.loader == "items" else others).append(text)
         before = f"epochs of the tokenizer alone: {', '.join(alone)}; then " if alone else ""
         return f"{before}{self.epochs} epochs at most: {', '.join(others) or 'none'}"

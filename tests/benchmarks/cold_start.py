@@ -36,7 +36,6 @@ import torch
 from recbole.data.interaction import Interaction
 from torch.nn import functional as F
 
-from recbole_etegrec.cli import parse_arguments
 from recbole_etegrec.config import Config, properties_dir
 from recbole_etegrec.config.files import read_config_files
 from recbole_etegrec.data import create_dataset
@@ -52,6 +51,7 @@ from recbole_etegrec.recommender import autocast
 from recbole_etegrec.runs.identity import read_identity, read_vectors
 from recbole_etegrec.runs.load import load_run
 from recbole_etegrec.storage.run_directory import RunDirectory
+from tests.benchmarks.arguments import parse_arguments
 
 CUTOFFS = (10, 50)
 LAST = 3  # items of a history whose vectors the baseline takes the mean of

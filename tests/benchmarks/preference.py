@@ -21,11 +21,11 @@ from typing import Any
 from unittest.mock import patch
 
 from recbole_etegrec import quick_start
-from recbole_etegrec.cli import parse_arguments
 from recbole_etegrec.config.files import read_config_files
-from recbole_etegrec.runs.load import load_data
+from recbole_etegrec.runs.parts import load_data
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer import ETEGRecTrainer
+from tests.benchmarks.arguments import parse_arguments
 
 METRICS = ("recall@1", "recall@5", "recall@10", "recall@50", "ndcg@10", "itemcoverage@10")
 EQUAL = "equal"

@@ -15,12 +15,12 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from recbole_etegrec import load_run
-from recbole_etegrec.cli import parse_arguments
 from recbole_etegrec.config import Config
 from recbole_etegrec.inference.proposed_codes import read_titles_of
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.recommender import autocast
 from recbole_etegrec.runs.tasks import held_out_items, item_texts, items_of_random_codes
+from tests.benchmarks.arguments import parse_arguments
 
 
 @torch.no_grad()

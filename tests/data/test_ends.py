@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from recbole_etegrec.data.ends import draw_ends, with_ends
-from recbole_etegrec.data.loader import make_prefixes
-from recbole_etegrec.data.sequences import Sequences, Windows
+from recbole_etegrec.data.sequences import Sequences, Windows, make_prefixes
 from recbole_etegrec.data.teacher import Taught
 from tests.data.test_loader import times_supervised
 from tests.helpers import small_config, small_data
@@ -57,8 +56,12 @@ def test_loader_has_the_same_targets_and_the_ends_when_it_is_to_teach_them(tiny_
             items = np.stack([places % 3 + 1, places % 3 + 2], axis=1)
             return Taught(items, np.zeros(items.shape, dtype=np.float32))
 
-    loader.add_ends()
-    loader.take_teacher(Says())
+    def ask(items, windows):
+        assert len(items) == len(plain.items) + len(plain._dataset.sequences.start)
+        assert (windows.end - windows.start).sum() == len(items)
+        return Says()
+
+    loader.take_teacher(ask, ends=True)
     ends = set(loader.ends.tolist())
     users = len(plain._dataset.sequences.start)
     assert len(ends) == users

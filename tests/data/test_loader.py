@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_etegrec.data.loader import (
-    SequenceBatch,
-    SequenceLoader,
+from recbole_etegrec.data.loader import SequenceBatch, SequenceLoader, split_by_budget
+from recbole_etegrec.data.sequences import (
+    Windows,
     cut_windows,
     make_prefixes,
     make_windows,
-    split_by_budget,
+    whole_sequences,
 )
-from recbole_etegrec.data.sequences import Windows, whole_sequences
 from recbole_etegrec.losses import ForwardPass
 from tests.helpers import beauty_path, micro_batches_of, small_config, small_data, whole_steps
 

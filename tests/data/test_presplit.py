@@ -10,8 +10,7 @@ from recbole.data.dataset import SequentialDataset
 from recbole_etegrec.config import Config
 from recbole_etegrec.data import create_dataset, create_recbole_dataset
 from recbole_etegrec.data.dataset_files import check_dataset_files
-from recbole_etegrec.data.loader import make_windows
-from recbole_etegrec.data.sequences import join_rows
+from recbole_etegrec.data.sequences import join_rows, make_windows
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.quick_start import run
 from recbole_etegrec.runs.checks import check_rules

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recbole_etegrec.cli import main
-from recbole_etegrec.inference.command import open_to_recommend
+from recbole_etegrec.inference.command import open_run
 from recbole_etegrec.inference.recommend import rank
 from recbole_etegrec.quick_start import run
 
@@ -30,7 +30,7 @@ def items_of(loaded, user: str, k: int = 5) -> tuple[list[int], list[float]]:
 
 
 def test_sasrec_ranks_after_all_that_a_user_has_done(runs, tiny_data):
-    loaded = open_to_recommend(runs["SASRec"], {})
+    loaded = open_run(runs["SASRec"], {}, recbole=True)
     model, dataset = loaded.model, loaded.data[0]
     lines = Path(tiny_data, "tiny", "tiny.inter").read_text().splitlines()[1:]
     rows = [line.split("\t") for line in lines]
@@ -50,7 +50,7 @@ def test_sasrec_ranks_after_all_that_a_user_has_done(runs, tiny_data):
 
 
 def test_history_is_left_out_when_it_is_asked_for(runs):
-    loaded = open_to_recommend(runs["SASRec"], {"exclude-history": "True"})
+    loaded = open_run(runs["SASRec"], {"exclude-history": "True"}, recbole=True)
     users, histories = loaded.histories(None)
     row = np.flatnonzero(users == "u0")
     seen = histories.batch(row)[1][1].tolist()
@@ -60,7 +60,7 @@ def test_history_is_left_out_when_it_is_asked_for(runs):
 
 
 def test_bpr_ranks_for_users_and_leaves_their_histories_out_as_recbole_does(runs, capsys):
-    loaded = open_to_recommend(runs["BPR"], {})
+    loaded = open_run(runs["BPR"], {}, recbole=True)
     user = loaded.data[0].token2id("user_id", "u3")
     scores = loaded.model.model.full_sort_predict({"user_id": torch.tensor([user])}).view(1, -1)
     users, histories = loaded.histories(None)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recbole_etegrec import explain, export_run, load_exported, load_run, recommend, run
-from recbole_etegrec.data.loader import Windows, cut_windows
+from recbole_etegrec.data.sequences import Windows, cut_windows
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.quick_start import check
 from recbole_etegrec.runs.checks import check_rules

@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaModel
 
-from recbole_etegrec.data import load_item_embedding
+from recbole_etegrec.data import item_vectors
 from recbole_etegrec.data.tasks import TASKS
 from recbole_etegrec.decoding import RANKERS
 from recbole_etegrec.errors import UserError
@@ -49,7 +49,7 @@ def base(tmp_path_factory):
 def planned(config):
     """The plan of a config, its model without weights, and its loaders."""
     loaders = small_data(config)[1]
-    embedding = torch.from_numpy(load_item_embedding(config, loaders.train._dataset))
+    embedding = torch.from_numpy(item_vectors(config, loaders.train._dataset).embedding)
     return MemoryPlan(config, loaders.train, embedding.shape[1]), loaders
 
 
@@ -134,7 +134,7 @@ def test_plan_is_within_a_twentieth_of_the_measured_peak_when_there_are_tasks(
     )
     loaders = small_data(config)[1]
     give_tasks(config, loaders.train)
-    embedding = torch.from_numpy(load_item_embedding(config, loaders.train._dataset))
+    embedding = torch.from_numpy(item_vectors(config, loaders.train._dataset).embedding)
     plan = MemoryPlan(config, loaders.train, embedding.shape[1])
     model = MODELS["ETEGRecLlama"](config, loaders.train._dataset)
     engine = Engine(config, model, RunDirectory(tmp_path))

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
+from peft import PeftModel
 from recbole.utils import init_seed
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AttentionInterface
 
-from recbole_etegrec import recommend
+from recbole_etegrec import export_run, recommend
 from recbole_etegrec.config import Config
 from recbole_etegrec.decoding import ExactScores, beam_search
 from recbole_etegrec.errors import UserError
@@ -25,7 +27,11 @@ from recbole_etegrec.evaluation.evaluate import evaluate
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import check_base_model
 from recbole_etegrec.quick_start import run
-from recbole_etegrec.recommender.base_model import find_base_config, load_base_model
+from recbole_etegrec.recommender.base_model import (
+    find_base_config,
+    load_base_model,
+    load_text_tokenizer,
+)
 from recbole_etegrec.runs.checks import check_rules
 from recbole_etegrec.runs.load import load_run
 from recbole_etegrec.serve.command import _load as load_served
@@ -225,6 +231,12 @@ def test_base_model_is_refused_in_one_line_when_the_hub_refuses_it(
     assert not (tmp_path / "run").exists()
 
 
+def test_tokenizer_that_is_not_here_is_refused_with_a_command_that_fetches_it(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="some/model, its tokenizer.*`hf download some/model` wh"):
+        load_text_tokenizer("some/model")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -312,7 +324,7 @@ def test_merged_adapters_recommend_the_same_when_folded_into_the_base(finished):
     _, model, _, _, _, test_data = load_run(str(run_dir))
     rows = test_data._dataset[torch.arange(len(test_data._dataset.inter_feat))]
     before = model.ranker.best(rows, 10)
-    model.merge_adapters()
+    assert model.merge_adapters()
     assert not [name for name, _ in model.named_parameters() if "lora_" in name]
     after = model.ranker.best(rows, 10)
     assert torch.equal(before.items, after.items)
@@ -336,7 +348,8 @@ def test_served_run_has_its_adapters_merged(finished):
     _, run_dir = finished
     _, model, dataset, *_ = load_run(str(run_dir))
     served = load_served(str(run_dir), {})
-    assert model.can_merge and not served.model.can_merge
+    assert isinstance(model.recommender.backbone, PeftModel)
+    assert not isinstance(served.model.recommender.backbone, PeftModel)
     for own, theirs in zip(
         recommend(model, dataset, [["i1", "i2"]], 10)[0],
         recommend(served.model, served.catalogue, [["i1", "i2"]], 10)[0],
@@ -346,10 +359,10 @@ def test_served_run_has_its_adapters_merged(finished):
         assert own.log_probability == pytest.approx(theirs.log_probability, abs=1e-4)
 
 
-def test_merge_is_refused_when_there_are_no_adapters(tiny_data):
+def test_nothing_is_merged_when_there_are_no_adapters(tiny_data):
     model, _ = small_model(small_config(tiny_data))
-    with pytest.raises(ValueError, match="no adapters"):
-        model.merge_adapters()
+    backbone = model.recommender.backbone
+    assert not model.merge_adapters() and model.recommender.backbone is backbone
 
 
 @pytest.mark.parametrize(("autocast", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
@@ -473,8 +486,9 @@ def test_run_learns_when_the_base_is_quantized(tiny_data, tmp_path):
     config, model, _, train_data, _, test_data = load_run(outcome["run_dir"])
     kinds = {type(m).__name__ for m in model.recommender.backbone.modules()}
     assert "Linear4bit" in kinds
-    with pytest.raises(ValueError, match="qlora cannot be merged"):
-        model.merge_adapters()
+    assert not model.merge_adapters()
+    with pytest.raises(UserError, match="tuning .qlora.: its adapters cannot be merged"):
+        export_run(outcome["run_dir"], str(tmp_path / "out"))
     assert evaluate(model, test_data, train_data._dataset, config) == outcome["test_result"]
     kept = load_file(tmp_path / "run" / "best" / "model.safetensors")
     assert all("lora_" in n for n in kept if n.startswith("recommender.backbone."))

@@ -11,7 +11,7 @@ from recbole_etegrec.compare.measures import is_finished
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.report.compared import compared_runs
 from recbole_etegrec.report.page import report
-from recbole_etegrec.runs.load import config_of_run
+from recbole_etegrec.runs.parts import config_of_run
 from recbole_etegrec.runs.recorded_run import read_run
 from recbole_etegrec.storage.digests import write_checksums
 from recbole_etegrec.storage.run_directory import RunDirectory

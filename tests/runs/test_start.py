@@ -10,7 +10,7 @@ import pytest
 from recbole_etegrec.cli import main
 from recbole_etegrec.errors import UserError
 from recbole_etegrec.quick_start import run
-from recbole_etegrec.runs.load import load_data
+from recbole_etegrec.runs.parts import load_data
 from recbole_etegrec.runs.start import held_run_directory, record_settled, start_config
 from recbole_etegrec.storage.run_directory import RunDirectory
 from tests.helpers import small_config, small_model, small_values

@@ -1,11 +1,13 @@
 """What is said of a training before and while it goes on."""
 
 import logging
+import re
 
 import pytest
 
 from recbole_etegrec.trainer.outlook import Outlook, duration
-from recbole_etegrec.trainer.schedule import Phase, Stage
+from recbole_etegrec.trainer.schedule import SCHEDULES, Phase, Stage
+from tests.helpers import small_config
 from tests.trainer.trainers import make_trainer
 
 
@@ -26,6 +28,18 @@ def test_outlook_says_how_many_epochs_and_by_which_keys():
         "epochs of the tokenizer alone: 3 of pretraining (tokenizer_epochs); then 6 epochs at "
         "most: 4 of alternation (epochs), 2 of final (finetune_epochs)"
     )
+
+
+def test_outlook_names_no_key_when_a_phase_is_a_users_own():
+    own = Phase("mine", (Stage("mine", "recommender"),), {})
+    assert str(Outlook([own])) == "1 epochs at most: 1 of mine"
+
+
+def test_every_phase_of_the_table_has_its_key(tiny_data):
+    config = small_config(tiny_data)
+    for name in SCHEDULES:
+        text = str(Outlook([SCHEDULES[name](config)]))
+        assert re.search(rf"\d+ of {name} \((\w+)\)", text)[1] in config
 
 
 def test_time_left_is_that_of_all_phases_once_epochs_of_each_kind_are_known():

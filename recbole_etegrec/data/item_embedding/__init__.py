@@ -36,7 +36,6 @@ __all__ = [
     "embedding_sources",
     "embedding_width",
     "item_vectors",
-    "load_item_embedding",
     "make_content",
     "standardise",
     "standardised",
@@ -58,11 +57,6 @@ class ItemVectors(NamedTuple):
     mean: np.ndarray
     scale: np.ndarray
     content: ItemContent | None = None
-
-
-def load_item_embedding(config: Config, dataset: WholeSequenceDataset) -> np.ndarray:
-    """The ``embedding`` of :func:`item_vectors`."""
-    return item_vectors(config, dataset).embedding
 
 
 def item_vectors(config: Config, dataset: WholeSequenceDataset) -> ItemVectors:
@@ -114,7 +108,7 @@ def _predict_unseen(
 
 
 def embedding_width(config: Config, dataset: WholeSequenceDataset) -> int:
-    """The width that :func:`load_item_embedding` gives; what takes long to make is not made."""
+    """The width of what :func:`item_vectors` gives; what takes long to make is not made."""
     width = 0
     for name in embedding_sources(config):
         trained = name == "collaborative" or (name == "sasrec" and not config["sasrec_run"])

@@ -16,7 +16,6 @@ class Task(NamedTuple):
     """What a task gives and asks for.
 
     Attributes:
-        prompt: its name in the file of prompts.
         source: what is given, which is also the name that stands in braces in the prompt: the
             ``title`` or the ``description`` of an item, an ``item`` as its codes, or the
             ``titles`` or ``items`` (as codes) of a history.
@@ -25,7 +24,6 @@ class Task(NamedTuple):
         says: the task, as reports call it.
     """
 
-    prompt: str
     source: str
     target: str
     says: str
@@ -36,16 +34,13 @@ class Task(NamedTuple):
         return self.source in ("titles", "items")
 
 
+# By the names that they have in files of prompts too.
 TASKS: dict[str, Task] = {
-    "title_to_codes": Task("title_to_codes", "title", "codes", "Title to codes"),
-    "description_to_codes": Task(
-        "description_to_codes", "description", "codes", "Description to codes"
-    ),
-    "codes_to_title": Task("codes_to_title", "item", "title", "Codes to title"),
-    "titles_to_codes": Task("titles_to_codes", "titles", "codes", "Titles of a history to codes"),
-    "codes_to_next_title": Task(
-        "codes_to_next_title", "items", "title", "Codes of a history to the next title"
-    ),
+    "title_to_codes": Task("title", "codes", "Title to codes"),
+    "description_to_codes": Task("description", "codes", "Description to codes"),
+    "codes_to_title": Task("item", "title", "Codes to title"),
+    "titles_to_codes": Task("titles", "codes", "Titles of a history to codes"),
+    "codes_to_next_title": Task("items", "title", "Codes of a history to the next title"),
 }
 
 

@@ -48,11 +48,11 @@ def read_prompts(name: str, tasks: list[str]) -> tuple[dict[str, Prompt], str]:
 
 
 def _prompt(path: Path, values: dict, task: str) -> Prompt:
-    name, brace = TASKS[task].prompt, "{" + TASKS[task].source + "}"
-    text = values.get(name)
+    brace = "{" + TASKS[task].source + "}"
+    text = values.get(task)
     if not isinstance(text, str) or text.count(brace) != 1:
         raise UserError(
-            f"prompts: {path} must have a text '{name}' in which {brace} stands once, for what the "
+            f"prompts: {path} must have a text '{task}' in which {brace} stands once, for what the "
             "task is given"
         )
     before, _, after = text.partition(brace)

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recbole_etegrec.data.loader import make_prefixes
-from recbole_etegrec.data.sequences import Windows
+from recbole_etegrec.data.sequences import Windows, make_prefixes
 from recbole_etegrec.data.tasks import TASKS, Task
 from recbole_etegrec.data.tasks.batch import Row, TaskBatch, task_batches
 from recbole_etegrec.data.tasks.prompts import Prompt

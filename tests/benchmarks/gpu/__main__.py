@@ -26,8 +26,8 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from recbole_etegrec.cli import parse_arguments
 from recbole_etegrec.config import Config, properties_dir
+from tests.benchmarks.arguments import parse_arguments
 from tests.benchmarks.gpu import small
 from tests.benchmarks.gpu.bench import SMALL_CARD, Bench, in_short, write_random_weights
 from tests.benchmarks.gpu.checks import CHECKS

@@ -23,7 +23,7 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.config.compat import versions
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.preflight.memory_plan import GIB, MemoryPlan
-from recbole_etegrec.quick_start import load_data
+from recbole_etegrec.runs.parts import load_data
 from recbole_etegrec.runs.tasks import give_tasks
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine

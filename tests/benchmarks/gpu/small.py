@@ -32,7 +32,7 @@ from recbole_etegrec.data.item_loader import ItemLoader
 from recbole_etegrec.evaluation.evaluate import collect_rankings
 from recbole_etegrec.losses import objective_weights
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.quick_start import load_data
+from recbole_etegrec.runs.parts import load_data
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.schedule import Stage

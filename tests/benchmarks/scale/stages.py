@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from recbole_etegrec.config import Config
-from recbole_etegrec.data import create_dataset, data_preparation, load_item_embedding
+from recbole_etegrec.data import create_dataset, data_preparation, item_vectors
 from recbole_etegrec.data.dataset_files import check_dataset_files
 
 Measured = dict[str, float]
@@ -95,7 +95,7 @@ def embedding(folder: Path, _millions: float) -> Measured:
     config, marks = config_of(folder, item_embedding="collaborative"), Marks("embedding")
     train = create_dataset(config).build()[0]
     with marks.part("collaborative"):
-        load_item_embedding(config, train)
+        item_vectors(config, train)
     return marks.all()
 
 

@@ -9,8 +9,8 @@ from recbole_etegrec.data.item_embedding import embedding_sources
 from recbole_etegrec.decoding import ExactScores, Ranking, beam_search
 from recbole_etegrec.model import ETEGRecLlama
 from recbole_etegrec.model.build import recommender_spec, tuning_of
-from recbole_etegrec.quick_start import load_data
 from recbole_etegrec.recommender import Recommender, build_recommender
+from recbole_etegrec.runs.parts import load_data
 from recbole_etegrec.tokenizer import ItemCodes
 from tests.benchmarks.first_design import (
     AllowedTokens,

@@ -11,8 +11,8 @@ from recbole_etegrec.config import Config
 from recbole_etegrec.data.item_embedding import embedding_sources
 from recbole_etegrec.data.loader import SequenceBatch, SequenceLoader
 from recbole_etegrec.model import ETEGRecLlama
-from recbole_etegrec.quick_start import load_data
 from recbole_etegrec.runs.baseline import _make_model, _prepare, _trainer
+from recbole_etegrec.runs.parts import load_data
 from recbole_etegrec.storage.run_directory import RunDirectory
 from recbole_etegrec.trainer.engine import Engine
 from recbole_etegrec.trainer.schedule import Stage

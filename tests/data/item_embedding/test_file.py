@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from recbole_etegrec.data import create_dataset, load_item_embedding
+from recbole_etegrec.data import create_dataset, item_vectors
 from recbole_etegrec.errors import UserError
 from tests.helpers import embedding_of, small_config, small_data
 
@@ -157,7 +157,7 @@ def test_file_counts_rows_in_the_log_when_the_dataset_lacks_their_items(
     config = small_config(tiny_data, item_embedding="file", item_embedding_file=file)
     train = small_data(config)[1].train._dataset
     with caplog.at_level(logging.INFO, "recbole_etegrec"):
-        load_item_embedding(config, train)
+        item_vectors(config, train)
     assert "has rows for all 40 items, and 7 for others" in caplog.text
 
 

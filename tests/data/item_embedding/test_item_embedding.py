@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from scipy import sparse
 
 from recbole_etegrec import quick_start
-from recbole_etegrec.data import create_dataset, embedding_width, load_item_embedding
+from recbole_etegrec.data import create_dataset, embedding_width, item_vectors
 from recbole_etegrec.data.item_embedding import ITEM_EMBEDDINGS
 from recbole_etegrec.data.item_embedding.cache import cached
 from recbole_etegrec.data.item_embedding.collaborative import (
@@ -94,7 +94,7 @@ def test_embedding_follows_the_seed_alone_when_made_anew(source, tiny_data, tmp_
         train = small_data(config)[1].train._dataset
         torch.manual_seed(len(found))
         state = torch.get_rng_state()
-        found[name] = load_item_embedding(config, train)
+        found[name] = item_vectors(config, train).embedding
         assert torch.equal(torch.get_rng_state(), state)  # cached or not, a run goes on alike
     assert np.array_equal(found["first"], found["second"])
     # A factorisation has one answer, whatever vector it starts from.
@@ -123,7 +123,7 @@ def test_embedding_comes_from_a_source_when_it_is_registered_in_the_table(tiny_d
     config = small_config(tiny_data, item_embedding=["collaborative", "mine"])
     check_rules(config)
     train_dataset = small_data(config)[1].train._dataset
-    assert load_item_embedding(config, train_dataset).shape == (41, 10 + 41)
+    assert item_vectors(config, train_dataset).embedding.shape == (41, 10 + 41)
     assert embedding_width(config, train_dataset) == 10 + 41
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file
 
 from recbole_etegrec.config import Config, find_recbole_model
-from recbole_etegrec.data import create_dataset, load_item_embedding
+from recbole_etegrec.data import create_dataset, item_vectors
 from recbole_etegrec.data.item_embedding import sasrec, standardised
 from recbole_etegrec.data.loader import SequenceLoader
 from recbole_etegrec.errors import UserError
@@ -86,7 +86,7 @@ def test_log_says_what_else_there_is_when_training_takes_long(
     config = small_config(tiny_data, item_embedding="sasrec", embedding_cache=str(tmp_path))
     config["sasrec_epochs"] = 1
     with caplog.at_level(logging.INFO, "recbole_etegrec"):
-        load_item_embedding(config, small_data(config)[1].train._dataset)
+        item_vectors(config, small_data(config)[1].train._dataset)
     lines = [m for m in caplog.messages if "item_embedding: collaborative does without" in m]
     assert len(lines) == (minutes == 0)
 
@@ -95,7 +95,7 @@ def test_training_lowers_the_loss_when_sequences_can_be_learned(tiny_data, caplo
     with caplog.at_level(logging.INFO, "recbole_etegrec"):
         config = small_config(tiny_data, item_embedding="sasrec", semantic_hidden_size=32)
         config["sasrec_epochs"], config["seed"] = 60, 1
-        load_item_embedding(config, small_data(config)[1].train._dataset)
+        item_vectors(config, small_data(config)[1].train._dataset)
     (line,) = (m for m in caplog.messages if m.startswith("item embeddings: SASRec, 60 epochs"))
     first, last = (float(word) for word in line.replace(",", "").split() if "." in word)
     assert first == pytest.approx(np.log(41), abs=0.2)  # all items alike
@@ -109,10 +109,10 @@ def test_embedding_draws_vectors_when_items_have_no_neighbour_in_training(tmp_pa
     config = small_config(str(tmp_path), "cold", item_embedding="sasrec", sasrec_epochs=2)
     train = small_data(config)[1].train._dataset
     with caplog.at_level(logging.INFO, "recbole_etegrec"):
-        found = load_item_embedding(config, train)
+        found = item_vectors(config, train).embedding
     assert "11 of 21 items have no neighbour in training" in caplog.text
     assert len(np.unique(found, axis=0)) == len(found)
-    assert np.array_equal(load_item_embedding(config, train), found)  # from the cache, then
+    assert np.array_equal(item_vectors(config, train).embedding, found)  # from the cache, then
 
 
 def test_cache_is_not_hit_when_what_sasrec_learns_from_differs(tiny_data, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from recbole_etegrec.data import create_dataset, load_item_embedding
+from recbole_etegrec.data import create_dataset, item_vectors
 from recbole_etegrec.data.atomic_files import AtomicFiles
 from recbole_etegrec.data.input_files import require_files
 from recbole_etegrec.data.item_embedding.text import check_text_model, encode_texts, item_texts
@@ -96,7 +96,7 @@ def test_item_texts_joins_fields_in_the_items_order_when_some_are_empty(shop, tm
 def test_text_puts_items_close_when_they_read_alike(shop, caplog):
     config = small_config(shop, "shop", **text_values(text_model=encoder()))
     with caplog.at_level(logging.INFO, "recbole_etegrec"):
-        found = load_item_embedding(config, small_data(config)[1].train._dataset)
+        found = item_vectors(config, small_data(config)[1].train._dataset).embedding
     assert "6 distinct ones of 7 items with text" in caplog.text
     assert "2 of 9 items have no text" in caplog.text
     assert found.shape == (10, 384)
